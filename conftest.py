@@ -1,0 +1,17 @@
+"""Names that docstring examples may use without importing them."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import perceptual_at
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(doctest_namespace):
+    doctest_namespace.update({name: getattr(perceptual_at, name) for name in perceptual_at.__all__})
+    doctest_namespace.update(torch=torch, nn=nn, functools=functools)

@@ -1,0 +1,66 @@
+"""Composable losses and attacks for adversarial training in PyTorch.
+
+Small pure functions: threat models, attacks, losses, partitions and metrics, which you put together in a
+training loop of your own.
+"""
+
+from perceptual_at import objectives
+from perceptual_at.attacks import dlr, fgsm, frozen, kl_to, margin, pgd
+from perceptual_at.averaging import call_with, ema_update, snapshot
+from perceptual_at.divergences import cosine_distance, js_divergence, kl_divergence, squared_error
+from perceptual_at.evaluation import Evaluation, evaluate
+from perceptual_at.losses import (
+    boosted_cross_entropy,
+    consistency_loss,
+    dicar_loss,
+    mart_loss,
+    robust_perception_kl_loss,
+    robust_perception_loss,
+    trades_loss,
+    weighted_kl_loss,
+)
+from perceptual_at.metrics import accuracy, mean_score, nrr
+from perceptual_at.partitions import Partition, boundary_partition
+from perceptual_at.paths import draw_beta, interpolate
+from perceptual_at.threats import L1, L2, Linf, Threat
+
+__version__ = "0.1.0"
+
+# In reading order: how far, along which path, by which attack, with which loss, measured how.
+__all__ = [  # noqa: RUF022
+    "Threat",
+    "Linf",
+    "L2",
+    "L1",
+    "interpolate",
+    "draw_beta",
+    "pgd",
+    "fgsm",
+    "frozen",
+    "margin",
+    "dlr",
+    "kl_to",
+    "robust_perception_loss",
+    "robust_perception_kl_loss",
+    "dicar_loss",
+    "trades_loss",
+    "mart_loss",
+    "boosted_cross_entropy",
+    "weighted_kl_loss",
+    "consistency_loss",
+    "boundary_partition",
+    "Partition",
+    "squared_error",
+    "kl_divergence",
+    "js_divergence",
+    "cosine_distance",
+    "snapshot",
+    "ema_update",
+    "call_with",
+    "accuracy",
+    "mean_score",
+    "nrr",
+    "evaluate",
+    "Evaluation",
+    "objectives",
+]

@@ -1,0 +1,149 @@
+"""Argument checks with one message form: function, argument, what came, what was wanted.
+
+They read metadata only (shapes, dtypes, devices, Python numbers), so nothing here waits for a device,
+with one exception: labels that already lie in CPU memory are compared with the number of classes.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensor(function: str, name: str, value: Any) -> None:
+    """Require a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
+
+
+def module(function: str, value: Any) -> None:
+    """Require a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{function}: `model` must be a torch.nn.Module, got {type(value).__name__}.")
+
+
+def floating(function: str, **tensors: Tensor) -> None:
+    """Require tensors of a floating dtype with a batch dimension."""
+    for name, value in tensors.items():
+        tensor(function, name, value)
+        if not value.is_floating_point():
+            hint = " Scale images to [0, 1] first, e.g. `x.float() / 255`." if value.dtype == torch.uint8 else ""
+            raise TypeError(f"{function}: `{name}` must be a floating-point tensor, got {value.dtype}.{hint}")
+        if value.ndim < 1:
+            raise ValueError(f"{function}: `{name}` must have a batch dimension, got a scalar tensor.")
+
+
+def same_shape(function: str, **tensors: Tensor) -> None:
+    """Require floating tensors of one shape and on one device; the first is the reference."""
+    floating(function, **tensors)
+    (first, reference), *others = tensors.items()
+    for name, value in others:
+        if value.shape != reference.shape:
+            raise ValueError(
+                f"{function}: `{name}` has shape {tuple(value.shape)} but `{first}` has shape "
+                f"{tuple(reference.shape)}; the two must be equal."
+            )
+        same_device(function, name, value.device, first, reference.device)
+
+
+def same_device(function: str, name: str, device: torch.device, other_name: str, other_device: torch.device) -> None:
+    """Require that two things live on one device."""
+    if device != other_device:
+        raise ValueError(
+            f"{function}: `{name}` is on {device} but `{other_name}` is on {other_device}; "
+            "move both to the same device."
+        )
+
+
+def logits(function: str, **tensors: Tensor) -> None:
+    """Require logits `(B, K)` of one shape with at least two classes."""
+    same_shape(function, **tensors)
+    name, value = next(iter(tensors.items()))
+    if value.ndim != 2 or value.shape[1] < 2:
+        raise ValueError(
+            f"{function}: `{name}` must be logits of shape (B, K) with K >= 2 classes, got shape {tuple(value.shape)}."
+        )
+
+
+def labels(function: str, value: Tensor, batch: int, *, classes: int | None = None) -> None:
+    """Require integer class indices `(B,)`, below `classes` where that can be read without waiting."""
+    tensor(function, "labels", value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(
+            f"{function}: `labels` must be integer class indices of shape ({batch},), got {value.dtype} of "
+            f"shape {tuple(value.shape)}."
+        )
+    if value.shape != (batch,):
+        raise ValueError(
+            f"{function}: `labels` must be integer class indices of shape ({batch},), got shape {tuple(value.shape)}."
+        )
+    if classes is None or batch == 0 or value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
+        low, high = (int(extreme) for extreme in torch.aminmax(value))
+    except RuntimeError:  # inside vmap, or traced: the values cannot be read
+        return
+    label_range(function, low, high, classes)
+
+
+def label_range(function: str, low: int, high: int, classes: int) -> None:
+    """Require labels in `[0, classes)`, given their extremes."""
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{function}: `labels` must lie in [0, {classes - 1}] for {classes} classes, got values from {low} "
+            f"to {high}."
+        )
+
+
+def mask(function: str, name: str, value: Tensor, batch: int) -> None:
+    """Require a boolean mask `(B,)`."""
+    tensor(function, name, value)
+    if value.dtype != torch.bool or value.shape != (batch,):
+        raise ValueError(
+            f"{function}: `{name}` must be a boolean mask of shape ({batch},), got {value.dtype} of shape "
+            f"{tuple(value.shape)}."
+        )
+
+
+def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Require one of a few words."""
+    if not isinstance(value, str) or value not in allowed:
+        words = ", ".join(repr(word) for word in allowed)
+        raise ValueError(f"{function}: `{name}` must be one of {words}, got {value!r}.")
+
+
+def number(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Require a finite Python number inside an interval (open ends: `above`, `below`)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}: `{name}` must be a number, got {type(value).__name__} {value!r}.")
+    left = f"({above}" if above is not None else f"[{at_least}" if at_least is not None else "(-inf"
+    right = f"{below})" if below is not None else f"{at_most}]" if at_most is not None else "inf)"
+    value = float(value)
+    inside = (
+        math.isfinite(value)
+        and (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (below is None or value < below)
+        and (at_most is None or value <= at_most)
+    )
+    if not inside:
+        raise ValueError(f"{function}: `{name}` must lie in {left}, {right}, got {value!r}.")
+
+
+def count(function: str, name: str, value: Any) -> None:
+    """Require a Python integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: `{name}` must be an integer, got {type(value).__name__} {value!r}.")
+    if value < 1:
+        raise ValueError(f"{function}: `{name}` must be at least 1, got {value}.")

@@ -1,0 +1,25 @@
+"""The one place where per-sample values become a loss."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def reduce(function: str, per_sample: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce values `(B,)`: their mean, their sum, or themselves. The mean of no samples is 0."""
+    _check.choice(function, "reduction", reduction, ("mean", "sum", "none"))
+    if reduction == "none":
+        return per_sample
+    if reduction == "sum" or per_sample.shape[0] == 0:
+        return per_sample.sum()
+    return per_sample.mean()
+
+
+def masked(per_sample: Tensor, keep: Tensor | None) -> Tensor:
+    """Set the samples that are not kept to exactly 0, with zero gradient."""
+    return per_sample if keep is None else torch.where(keep, per_sample, torch.zeros_like(per_sample))

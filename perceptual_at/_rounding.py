@@ -1,0 +1,61 @@
+"""Rounding that never leaves a set: the arithmetic behind "inside the ball exactly"."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """Dtype to compute in: that of the tensors, and float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def accumulator(tensor: Tensor) -> torch.dtype:
+    """Dtype for sums over a sample: float64, except on devices without it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def round_down(value: float, dtype: torch.dtype) -> float:
+    """Largest number of `dtype` that is not above `value`."""
+    if value == 0 or math.isinf(value):
+        return value
+    info = torch.finfo(dtype)
+    _, exponent = math.frexp(value)
+    spacing = max(info.eps * 2.0 ** (exponent - 1), info.smallest_normal * info.eps)
+    return math.floor(value / spacing) * spacing
+
+
+def add_inward(x: Tensor, delta: Tensor) -> Tensor:
+    """`x + delta`, rounded so that the result is never further from `x` than `delta`."""
+    total = x + delta
+    back = total - x
+    error = (x - (total - back)) + (delta - back)  # exact rounding error of the sum (Knuth's TwoSum)
+    overshoots = torch.where(delta > 0, error < 0, error > 0)
+    return torch.where(overshoots, torch.nextafter(total, x), total)
+
+
+def cast_toward(value: Tensor, x: Tensor) -> Tensor:
+    """`value` in the dtype of `x`, rounded towards `x` wherever rounding would move it away."""
+    if value.dtype == x.dtype:
+        return value
+    rounded = value.to(x.dtype)
+    center, back = x.to(value.dtype), rounded.to(value.dtype)
+    beyond = torch.where(value > center, back > value, back < value)
+    return torch.where(beyond, _neighbour(rounded, x), rounded)
+
+
+def _neighbour(value: Tensor, target: Tensor) -> Tensor:
+    """Next number of the dtype from `value` towards `target`."""
+    if value.dtype in (torch.float32, torch.float64):
+        return torch.nextafter(value, target)
+    # Sixteen-bit floats are sign and magnitude: neighbours differ by one in their bits. Zero is its own case.
+    bits = value.view(torch.int16)
+    upwards = target > value
+    away_from_zero = torch.where(value > 0, upwards, ~upwards)
+    stepped = torch.where(away_from_zero, bits + 1, bits - 1)
+    smallest = torch.where(upwards, torch.full_like(bits, 1), torch.full_like(bits, -32767))
+    return torch.where(value == 0, smallest, stepped).view(value.dtype)

@@ -1,0 +1,138 @@
+"""What an attack ascends: per-sample functions `(logits, labels) -> (B,)`.
+
+Any function of that shape can be given to an attack as `loss`. It should return one value per sample: the
+attack sums them, so that a sample's perturbation does not depend on who shares its batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perceptual_at import _check
+from perceptual_at.divergences import kl_divergence
+
+AttackLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Cross entropy of each sample, $-\log p_y$.
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`, or class probabilities `(B, K)` (mixed images).
+
+    Returns:
+        Shape `(B,)`, in nats.
+
+    Raises:
+        IndexError: if a label is out of range (by torch, on the CPU).
+
+    Source:
+        Madry et al. 2018, Eq. 2.1.
+
+    Examples:
+        >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))  # log 2
+        tensor([0.6931])
+        >>> cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: the logits' difference
+        tensor([100.])
+    """
+    target = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
+    return functional.cross_entropy(logits, target, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Largest wrong logit minus the right one: positive exactly when the sample is misclassified.
+
+    $$ \max_{k \ne y} z_k - z_y $$
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`.
+
+    Returns:
+        Shape `(B,)`.
+
+    Source:
+        Carlini and Wagner 2017, the objective $f_6$ without its cap; RPAT, Sec. 5.1 calls PGD on it C&W.
+
+    Examples:
+        >>> margin(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([0]))
+        tensor([2.])
+        >>> margin(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([1]))
+        tensor([-2.])
+    """
+    index = labels.long()[:, None]
+    right = logits.gather(1, index).squeeze(1)
+    return logits.scatter(1, index, -math.inf).amax(dim=1) - right
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Difference-of-logits ratio: the margin in units of the spread of the three largest logits.
+
+    $$ -\frac{z_y - \max_{k \ne y} z_k}{z_{\pi_1} - z_{\pi_3} + 10^{-12}} $$
+
+    Unchanged when all logits are shifted or scaled, so saturated models do not stop it. Two classes have
+    no third logit: there the margin itself is returned.
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`.
+
+    Returns:
+        Shape `(B,)`.
+
+    Source:
+        Croce and Hein 2020 (AutoAttack), Eq. 6.
+
+    Examples:
+        >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))  # -(4 - 2) / (4 - 0)
+        tensor([-0.5000])
+        >>> dlr(torch.tensor([[40.0, 20.0, 0.0]]), torch.tensor([0]))
+        tensor([-0.5000])
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl_to(reference_logits: Tensor) -> AttackLoss:
+    r"""Distance of the prediction from a fixed one: the function TRADES attacks with.
+
+    $$ z \mapsto \mathrm{KL}\big( \mathrm{softmax}(z_{\mathrm{ref}}) \,\|\, \mathrm{softmax}(z) \big) $$
+
+    Its gradient vanishes where the prediction equals the reference, so an attack on it must not start at the
+    clean input. Labels are ignored.
+
+    Args:
+        reference_logits: shape `(B, K)`; held fixed.
+
+    Returns:
+        A function `(logits, labels) -> (B,)` for batches in the same order.
+
+    Raises:
+        TypeError: if `reference_logits` are no floating-point tensor.
+        ValueError: if they are not of shape `(B, K)`.
+
+    Source:
+        Zhang et al. 2019 (TRADES), Algorithm 1.
+
+    Examples:
+        >>> loss = kl_to(torch.zeros(1, 2))
+        >>> loss(torch.ones(1, 2), torch.tensor([0]))
+        tensor([0.])
+        >>> loss(torch.tensor([[0.0, 100.0]]), torch.tensor([0])) > 40
+        tensor([True])
+    """
+    _check.logits("kl_to", reference_logits=reference_logits)
+    with torch.inference_mode(False):
+        reference = reference_logits.detach()
+        reference = reference.clone() if reference.is_inference() else reference
+
+    def kl_to_reference(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
+        return kl_divergence(reference, logits)
+
+    return kl_to_reference

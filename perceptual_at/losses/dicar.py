@@ -1,0 +1,98 @@
+"""RAAT's alignment term: domain interpolation consistency adversarial regularisation (DICAR)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._reduce import Reduction, masked, reduce
+from perceptual_at.divergences import js_of_logs, log_distribution
+from perceptual_at.paths import fraction
+
+
+def dicar_loss(
+    mixed_logits: Tensor,
+    clean_logits_1: Tensor,
+    clean_logits_2: Tensor,
+    *,
+    mix: float | Tensor,
+    space: Literal["probabilities", "logits"] = "probabilities",
+    temperature: float = 1.0,
+    keep: Tensor | None = None,
+    average: Literal["selected", "all"] = "selected",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""How far the prediction of mixed adversarial views is from the mixture of the clean predictions.
+
+    For two augmentations $x_1, x_2$ of an image and their adversarial versions,
+
+    $$ \ell = \mathrm{JS}\big( p(\beta x_1^{\mathrm{adv}} + (1 - \beta) x_2^{\mathrm{adv}}),\
+              \beta\, p(x_1) + (1 - \beta)\, p(x_2) \big), \qquad p = \mathrm{softmax}(f / T), $$
+
+    where $\beta$ is `mix`. `space="logits"` mixes $f(x_1)$ and $f(x_2)$ before the softmax, as the
+    released code does (with $T = 0.5$). The two have different zero sets: a model whose logits are affine
+    on the path has zero loss in logit space only. Gradients flow into all three arguments.
+
+    Args:
+        mixed_logits: $f(\beta x_1^{\mathrm{adv}} + (1 - \beta) x_2^{\mathrm{adv}})$, shape `(B, K)`.
+        clean_logits_1: $f(x_1)$, the same shape.
+        clean_logits_2: $f(x_2)$, the same shape.
+        mix: weight of view 1 in [0, 1], the one used for the inputs; a tensor `(B,)` is taken as it is.
+        space: where the clean predictions are mixed.
+        temperature: divides all logits.
+        keep: boolean mask `(B,)` of the pairs that count; the others give exactly 0.
+        average: with `reduction="mean"`, divide by the number of `"selected"` pairs (the released code) or
+            of `"all"` pairs (the paper's average over n samples).
+        reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
+
+    Returns:
+        The loss in nats, in [0, log 2]; exactly 0 when no pair is kept.
+
+    Raises:
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if shapes or devices differ, `mix` is outside [0, 1], `temperature` is not positive, `keep`
+            is no boolean mask, a word is unknown, or `average="all"` comes with another reduction.
+
+    Source:
+        RAAT, Eq. 15 and 16; `space="logits"`, `temperature=0.5`, `average="selected"`: its released code.
+
+    Examples:
+        >>> right, left = torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]])
+        >>> dicar_loss(torch.zeros(1, 2), right, left, mix=0.5)  # half and half, and predicted so
+        tensor(0.)
+        >>> dicar_loss(left, right, right, mix=0.5)  # disjoint: log 2
+        tensor(0.6931)
+    """
+    name = "dicar_loss"
+    _check.logits(name, mixed_logits=mixed_logits, clean_logits_1=clean_logits_1, clean_logits_2=clean_logits_2)
+    _check.choice(name, "space", space, ("probabilities", "logits"))
+    _check.choice(name, "average", average, ("selected", "all"))
+    _check.number(name, "temperature", temperature, above=0.0)
+    if average == "all" and reduction != "mean":
+        raise ValueError(f"{name}: `average`='all' has no effect with `reduction`={reduction!r}.")
+    if keep is not None:
+        _check.mask(name, "keep", keep, mixed_logits.shape[0])
+    weight = fraction(name, "mix", mix, mixed_logits)
+    dtype = mixed_logits.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    mixed, clean_1, clean_2 = (v.to(wide) for v in (mixed_logits, clean_logits_1, clean_logits_2))
+    if space == "logits":
+        target = log_distribution(weight * clean_1 + (1 - weight) * clean_2, temperature)
+    else:
+        target = torch.logaddexp(
+            _log(weight) + log_distribution(clean_1, temperature),
+            _log(1 - weight) + log_distribution(clean_2, temperature),
+        )
+    per_sample = masked(js_of_logs(log_distribution(mixed, temperature), target), keep)
+    if keep is None or average == "all" or reduction != "mean":
+        return reduce(name, per_sample.to(dtype), reduction)
+    return (per_sample.sum() / keep.sum().clamp_min(1)).to(dtype)
+
+
+def _log(weight: float | Tensor) -> float | Tensor:
+    """Logarithm of a weight in [0, 1]; a weight of 0 removes its view."""
+    if isinstance(weight, Tensor):
+        return weight.log()
+    return math.log(weight) if weight > 0 else -math.inf

@@ -1,0 +1,141 @@
+"""RPAT's terms: perception should change evenly along the straight path from clean to adversarial."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._reduce import Reduction, reduce
+from perceptual_at.divergences import Divergence, kl_divergence, named
+from perceptual_at.paths import fraction
+
+
+def robust_perception_loss(
+    clean_logits: Tensor,
+    mid_logits: Tensor,
+    adv_logits: Tensor,
+    *,
+    alpha: float | Tensor = 0.5,
+    criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
+    form: Literal["quotient", "interpolation"] = "quotient",
+    temperature: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""How unevenly perception moves along the straight path from clean to adversarial.
+
+    With $x_\alpha = x + \alpha (x_{\mathrm{adv}} - x)$, the form `"quotient"` compares the speed before
+    $x_\alpha$ with the speed after it,
+
+    $$ \ell = D\Big( \frac{f(x_\alpha) - f(x)}{\alpha},\ \frac{f(x_{\mathrm{adv}}) - f(x_\alpha)}{1 - \alpha} \Big), $$
+
+    and the form `"interpolation"` compares the middle with the chord between the ends,
+
+    $$ \ell = D\big( f(x_\alpha),\ (1 - \alpha) f(x) + \alpha f(x_{\mathrm{adv}}) \big). $$
+
+    Under MSE both are zero exactly when $f(x_\alpha)$ lies on the chord, and quotient = interpolation
+    / $(\alpha (1 - \alpha))^2$: 16 times as much at `alpha=0.5`. Gradients flow into all three arguments;
+    detach what you hold fixed.
+
+    Args:
+        clean_logits: $f(x)$, shape `(B, K)`, or any perception tensor `(B, ...)` such as an inner layer's.
+        mid_logits: $f(x_\alpha)$ for the same `alpha`, the same shape.
+        adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
+        alpha: place on the path; 0 is clean, 1 is adversarial. Open interval (0, 1) for `"quotient"`. A tensor
+            of shape `(B,)` gives each sample its own; its values are not checked.
+        criterion: $D$: `"mse"` (mean over entries), `"kl"` (of the second from the first), `"js"`,
+            `"cosine"`, or a function `(a, b) -> (B,)`.
+        form: `"quotient"` (the paper's Eq. 3) or `"interpolation"` (the released code).
+        temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
+        reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
+
+    Returns:
+        The loss, a scalar unless `reduction="none"`.
+
+    Raises:
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if shapes or devices differ, `alpha` is outside its interval, or a word is unknown.
+
+    Source:
+        RPAT, Definition 1 and Eq. 3; criteria: Fig. 4a; perception tensors: Table 5.
+
+    Examples:
+        >>> clean, adv = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> robust_perception_loss(clean, torch.tensor([[1.0, 1.0]]), adv)  # on the chord
+        tensor(0.)
+        >>> robust_perception_loss(clean, clean, adv)  # all movement in the second half: speeds 0 and 4
+        tensor(16.)
+        >>> robust_perception_loss(clean, clean, adv, form="interpolation")
+        tensor(1.)
+    """
+    name = "robust_perception_loss"
+    _check.same_shape(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
+    _check.choice(name, "form", form, ("quotient", "interpolation"))
+    _check.number(name, "temperature", temperature, above=0.0)
+    divergence = named(name, criterion, temperature)
+    if form == "interpolation":
+        chord = torch.lerp(clean_logits, adv_logits, fraction(name, "alpha", alpha, clean_logits))
+        per_sample = divergence(mid_logits, chord)
+    else:
+        if not isinstance(alpha, Tensor):
+            _check.number(name, "alpha", alpha, above=0.0, below=1.0)
+        weight = fraction(name, "alpha", alpha, clean_logits)
+        per_sample = divergence((mid_logits - clean_logits) / weight, (adv_logits - mid_logits) / (1 - weight))
+    _check_per_sample(name, per_sample, clean_logits.shape[0])
+    return reduce(name, per_sample, reduction)
+
+
+def robust_perception_kl_loss(
+    clean_logits: Tensor,
+    mid_logits: Tensor,
+    adv_logits: Tensor,
+    *,
+    alpha: float = 0.5,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""How far the adversarial prediction is from the one that the first part of the path announces.
+
+    $$ \ell = \mathrm{KL}\big( \mathrm{softmax}(f(x_\alpha) - (1 - \alpha) f(x)) \,\big\|\,
+              \mathrm{softmax}(\alpha f(x_{\mathrm{adv}})) \big) $$
+
+    The chord condition of `robust_perception_loss`, solved for the adversarial end. Zero on the chord, and
+    wherever the two sides differ by a constant. In RPAT++ the first two logits come from the averaged model
+    under `no_grad`, so that only the third gets a gradient.
+
+    Args:
+        clean_logits: $f(x)$ (of the averaged model), shape `(B, K)`.
+        mid_logits: $f(x_\alpha)$ (of the averaged model), the same shape.
+        adv_logits: $f(x_{\mathrm{adv}})$ of the model in training, the same shape.
+        alpha: place on the path, in (0, 1].
+        reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
+
+    Returns:
+        The loss in nats, a scalar unless `reduction="none"`.
+
+    Raises:
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if shapes or devices differ, or `alpha` is outside (0, 1].
+
+    Source:
+        RPAT, Sec. 5.3; the formula is that of the released code, the paper prints none.
+
+    Examples:
+        >>> clean, adv = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> robust_perception_kl_loss(clean, torch.tensor([[1.0, 1.0]]), adv)  # on the chord
+        tensor(0.)
+        >>> robust_perception_kl_loss(clean, torch.tensor([[81.0, 0.0]]), torch.zeros(1, 2))  # log 2
+        tensor(0.6931)
+    """
+    name = "robust_perception_kl_loss"
+    _check.logits(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
+    _check.number(name, "alpha", alpha, above=0.0, at_most=1.0)
+    per_sample = kl_divergence(mid_logits - (1 - alpha) * clean_logits, alpha * adv_logits)
+    return reduce(name, per_sample, reduction)
+
+
+def _check_per_sample(function: str, per_sample: Tensor, batch: int) -> None:
+    if per_sample.shape != (batch,):
+        raise ValueError(
+            f"{function}: `criterion` must return one value per sample, shape ({batch},), got shape "
+            f"{tuple(per_sample.shape)}."
+        )

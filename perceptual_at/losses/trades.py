@@ -1,0 +1,56 @@
+"""TRADES: accuracy on clean inputs plus stability of the prediction under attack."""
+
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._reduce import Reduction, reduce
+from perceptual_at.attacks.targets import cross_entropy
+from perceptual_at.divergences import kl_divergence
+
+
+def trades_loss(
+    clean_logits: Tensor,
+    adv_logits: Tensor,
+    labels: Tensor,
+    *,
+    beta: float = 6.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Clean cross entropy plus `beta` times how much the attack moves the prediction.
+
+    $$ \ell = \mathrm{CE}(f(x), y) + \beta\, \mathrm{KL}\big( p(x) \,\|\, p(x_{\mathrm{adv}}) \big),
+       \qquad p = \mathrm{softmax} \circ f $$
+
+    Gradients flow through both sides of the KL. The adversarial input is meant to maximise the KL term:
+    attack with `kl_to(clean_logits)` from a start beside `x`, where its gradient is zero.
+
+    Args:
+        clean_logits: $f(x)$, shape `(B, K)`.
+        adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
+        labels: class indices, shape `(B,)`.
+        beta: weight of the KL term, at least 0.
+        reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
+
+    Returns:
+        The loss in nats, a scalar unless `reduction="none"`.
+
+    Raises:
+        TypeError: if logits are no floating-point tensors, or `labels` no integers.
+        ValueError: if shapes or devices differ, `beta` is negative, or labels in CPU memory are out of range.
+
+    Source:
+        Zhang et al. 2019, Eq. 5.
+
+    Examples:
+        >>> even, labels = torch.zeros(1, 2), torch.tensor([0])
+        >>> trades_loss(even, even, labels)  # log 2 + 6 * 0
+        tensor(0.6931)
+        >>> sure = torch.tensor([[100.0, 0.0]])
+        >>> trades_loss(sure, even, labels, beta=2.0)  # 0 + 2 log 2
+        tensor(1.3863)
+    """
+    _check.logits("trades_loss", clean_logits=clean_logits, adv_logits=adv_logits)
+    _check.labels("trades_loss", labels, clean_logits.shape[0], classes=clean_logits.shape[1])
+    _check.number("trades_loss", "beta", beta, at_least=0.0)
+    per_sample = cross_entropy(clean_logits, labels) + beta * kl_divergence(clean_logits, adv_logits)
+    return reduce("trades_loss", per_sample, reduction)

@@ -1,0 +1,37 @@
+"""The papers' objectives as visible sums of public terms.
+
+All are called alike, `(model, views, labels, attack, *, ...) -> (loss, terms)`:
+
+    attack = functools.partial(pgd, threat=Linf(8 / 255), steps=10, step_size=2 / 255)
+    loss, terms = objectives.raat(model, (x1, x2), labels, attack, mix=draw_beta(fold="max"))
+
+`views` is `(x,)` or `(x1, x2)`, two augmentations of the same images, which are joined to one batch of 2B
+rows; `attack` is any function `(model, x, labels) -> x_adv`, which TRADES and MART also give a `start=` and
+TRADES a `loss=`. `terms` maps the name of each term to a detached scalar. Clean, middle and adversarial
+inputs go through the model one after the other, never concatenated, because batch norm in train mode would
+mix their statistics. The caller owns train mode, the optimiser and the averaging step.
+
+Defaults are the released codes' choices, which produced the published numbers; `preset(name, "paper")` gives
+the keywords of the papers' formulas.
+"""
+
+from perceptual_at.objectives.bases import consistency_at, mart, pgd_at, trades
+from perceptual_at.objectives.presets import preset
+from perceptual_at.objectives.raat import dicar, raat, raat_plus_plus, raat_sharp
+from perceptual_at.objectives.rebat import rebat, rpat_plus_plus
+from perceptual_at.objectives.rpat import rpat
+
+__all__ = [
+    "consistency_at",
+    "dicar",
+    "mart",
+    "pgd_at",
+    "preset",
+    "raat",
+    "raat_plus_plus",
+    "raat_sharp",
+    "rebat",
+    "rpat",
+    "rpat_plus_plus",
+    "trades",
+]

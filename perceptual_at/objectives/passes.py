@@ -1,0 +1,110 @@
+"""What the objectives share: their arguments, and the forward passes of a training step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from perceptual_at import _check, _random
+from perceptual_at.attacks import frozen
+from perceptual_at.averaging import Weights, call_with
+
+Attack = Callable[..., Tensor]
+"""`(model, x, labels) -> x_adv`; some objectives also pass `start=` and `loss=`."""
+
+Perceive = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Runs the model on inputs; gives its logits and the perception to regularise."""
+
+Result = tuple[Tensor, dict[str, Tensor]]
+"""The loss, and every term as a detached scalar."""
+
+
+class Passes(NamedTuple):
+    """The forward passes of a base objective, for a regulariser to add to."""
+
+    x: Tensor
+    x_adv: Tensor
+    labels: Tensor
+    clean: tuple[Tensor, Tensor] | None
+    """Logits and perception of the clean inputs, where the base needed them."""
+    adv: tuple[Tensor, Tensor]
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+def joined(
+    function: str, views: Sequence[Tensor], labels: Tensor, *, expected: tuple[int, ...] = (1, 2)
+) -> tuple[Tensor, Tensor]:
+    """The views as one batch, and the labels repeated once per view."""
+    check_views(function, views, labels, expected=expected)
+    if len(views) == 1:
+        return views[0], labels
+    return torch.cat(tuple(views)), repeat(labels, "b ... -> (v b) ...", v=len(views))
+
+
+def check_views(function: str, views: Any, labels: Any, *, expected: tuple[int, ...]) -> None:
+    """Require as many views as expected, of one shape, with fitting labels."""
+    if not isinstance(views, tuple | list) or len(views) not in expected:
+        wanted = " or ".join({1: "(x,)", 2: "(x1, x2)"}[count] for count in expected)
+        got = f"{len(views)} of them" if isinstance(views, tuple | list) else type(views).__name__
+        raise (ValueError if isinstance(views, tuple | list) else TypeError)(
+            f"{function}: `views` must be a tuple {wanted} of augmentations of the same images, got {got}."
+        )
+    _check.same_shape(function, **{f"views[{i}]": view for i, view in enumerate(views)})
+    _check.tensor(function, "labels", labels)
+    if not (labels.is_floating_point() and labels.ndim == 2):
+        _check.labels(function, labels, views[0].shape[0])
+    elif labels.shape[0] != views[0].shape[0]:
+        raise ValueError(f"{function}: `labels` has {labels.shape[0]} rows but a view has {views[0].shape[0]} samples.")
+
+
+def check_indices(function: str, labels: Tensor) -> None:
+    """Refuse class probabilities where a single right class is needed."""
+    if labels.is_floating_point():
+        raise TypeError(
+            f"{function}: `labels` must be class indices, got class probabilities of shape {tuple(labels.shape)}; "
+            "mixed images (CutMix) have no single right class."
+        )
+
+
+def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """Adversarial inputs from the caller's attack, checked and without history."""
+    if not callable(attack):
+        raise TypeError(
+            f"{function}: `attack` must be a function (model, x, labels) -> x_adv, got {type(attack).__name__}."
+        )
+    x_adv = attack(model, x, labels, **options)
+    _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
+    return x_adv.detach()
+
+
+def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
+    """The start of TRADES and MART: beside the clean input, where the KL has a gradient. Not clipped."""
+    _check.number(function, "noise", noise, above=0.0)
+    generator = _random.source(function, generator, x.device)
+    return x + noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def logits_as_perception(model: nn.Module) -> Perceive:
+    """Perception as the papers take it by default: the logits."""
+
+    def perceive(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x)
+        return logits, logits
+
+    return perceive
+
+
+def predictions(
+    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, keep_mode: bool = False
+) -> list[Tensor]:
+    """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
+    with torch.no_grad(), frozen(model, model_mode="keep" if keep_mode else "eval") as f:
+        return [f(x) if weights is None else call_with(model, weights, x) for x in inputs]
+
+
+def finish(loss: Tensor, **terms: Tensor) -> Result:
+    """The loss, and its terms detached for logging."""
+    return loss, {name: value.detach() for name, value in terms.items()}

@@ -1,0 +1,54 @@
+"""Where the papers and their released codes differ: the keywords of both."""
+
+from typing import Any, Literal
+
+from perceptual_at import _check
+
+_PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "dicar_average": "all"}
+_RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "dicar_average": "selected"}
+
+_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "pgd_at": {"paper": {}, "release": {}},
+    "trades": {"paper": {}, "release": {"repeat_clean_forward": True}},
+    "mart": {"paper": {}, "release": {}},
+    "consistency_at": {"paper": {}, "release": {}},
+    "rpat": {"paper": {"form": "quotient"}, "release": {"form": "interpolation"}},
+    "rebat": {"paper": {}, "release": {}},
+    "rpat_plus_plus": {"paper": {}, "release": {}},
+    "raat": {"paper": _PAPER_DICAR, "release": _RELEASED_DICAR},
+    "raat_plus_plus": {
+        "paper": {**_PAPER_DICAR, "beta": 1.0},
+        "release": {**_RELEASED_DICAR, "beta": 6.0, "repeat_clean_forward": True},
+    },
+    "raat_sharp": {"paper": _PAPER_DICAR, "release": _RELEASED_DICAR},
+}
+
+
+def preset(objective: str, source: Literal["paper", "release"]) -> dict[str, Any]:
+    """Keywords that make an objective follow the paper's formula or the released code.
+
+    What is drawn or attacked outside the objective is not in it: RAAT's `mix` (`draw_beta()` in the paper,
+    `draw_beta(fold="max")` in the release), the paper's `reduced_attack`, and the attack's `model_mode`.
+
+    Args:
+        objective: name of a function of `perceptual_at.objectives`.
+        source: `"paper"` or `"release"`.
+
+    Returns:
+        A new dict of keywords; empty where the two agree.
+
+    Raises:
+        ValueError: if a name is unknown.
+
+    Source:
+        The pages on each method list the differences.
+
+    Examples:
+        >>> preset("rpat", "paper")
+        {'form': 'quotient'}
+        >>> preset("raat", "release")["temperature"]
+        0.5
+    """
+    _check.choice("preset", "objective", objective, tuple(_PRESETS))
+    _check.choice("preset", "source", source, ("paper", "release"))
+    return dict(_PRESETS[objective][source])

@@ -1,0 +1,450 @@
+"""RAAT: smaller perturbations at the boundary, and alignment of interpolated views (DICAR)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at.attacks import cross_entropy
+from perceptual_at.averaging import Weights
+from perceptual_at.losses import boosted_cross_entropy, dicar_loss, weighted_kl_loss
+from perceptual_at.objectives.bases import base_passes
+from perceptual_at.objectives.passes import (
+    Attack,
+    Result,
+    attacked,
+    check_indices,
+    check_views,
+    finish,
+    gaussian_start,
+    joined,
+    logits_as_perception,
+    predictions,
+)
+from perceptual_at.partitions import boundary_partition
+from perceptual_at.paths import interpolate
+
+Boundary = Literal["release", "definition", "objective"]
+Misclassified = Literal["standard", "clean", "mart"]
+Space = Literal["probabilities", "logits"]
+Average = Literal["selected", "all"]
+
+
+def raat(
+    model: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    attack: Attack,
+    *,
+    mix: float | None = None,
+    weight: float = 1.0,
+    bound: bool = True,
+    eta: float | None = None,
+    reduced_attack: Attack | None = None,
+    boundary: Boundary = "release",
+    misclassified: Misclassified = "standard",
+    beta: float | None = None,
+    space: Space = "logits",
+    temperature: float = 0.5,
+    dicar_average: Average = "selected",
+) -> Result:
+    r"""RAAT: cross entropy with smaller perturbations at the boundary, plus DICAR.
+
+    $$ \mathrm{CE}(f(x_{\mathrm{sup}}), y) + \lambda\,\mathrm{DICAR}, \qquad
+       x_{\mathrm{sup}} = \begin{cases} x'' & \text{at the boundary} \\ x_{\mathrm{adv}} & \text{else}
+       \end{cases} $$
+
+    The model in eval mode decides who is at the boundary and which pairs DICAR may use (both views right).
+    Passes: the attack, two or three forwards without gradients for the partition, one of $x_{\mathrm{sup}}$,
+    one of the mixed views of the pairs in use, one of the clean views, in that order. Picking the pairs waits
+    for the device once.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        views: two augmentations `(x1, x2)` of the same images; one is enough when `weight` is 0.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels) -> x_adv`.
+        mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code,
+            `draw_beta()` in the paper. Needed unless `weight` is 0.
+        weight: $\lambda$ of DICAR; 0 leaves it and its passes out (Fig. 5: BOUND only).
+        bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
+        eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
+            `reduced_attack` is given.
+        reduced_attack: makes $x''$ by an attack of its own instead (the paper's Eq. 8), for example
+            `partial(pgd, threat=threat.scaled(0.1), ...)`.
+        boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
+            right on x, wrong on $x''$ (Eq. 9). `"objective"`: wrong on $x''$, whatever x (Table 4).
+        misclassified: the loss of samples that are wrong on x. `"standard"`: as the rule above has it. `"clean"`:
+            cross entropy on x (MMA's choice). `"mart"`: cross entropy on $x_{\mathrm{adv}}$ plus `beta` times the
+            weighted KL.
+        beta: weight of that KL, 6 by default; refused otherwise.
+        space: see `dicar_loss`.
+        temperature: see `dicar_loss`.
+        dicar_average: `average` of `dicar_loss`.
+
+    Returns:
+        `(loss, terms)` with the terms `cross_entropy`, `dicar` and `weighted_kl` as far as they are in use.
+
+    Raises:
+        TypeError: if `mix` is missing, `views` no tuple, an attack not callable, or `labels` no class indices.
+        ValueError: if shapes do not fit, a word is unknown, a number is out of range, or a keyword has no effect.
+
+    Source:
+        RAAT, Sec. C.1 and C.2, Eq. 8-16, Tables 1, 4 and 5; ablations: Fig. 5.
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> loss, terms = raat(model, (x, x.flip(0)[[3, 2, 1, 0]]), labels, attack, mix=0.75)
+        >>> list(terms)
+        ['cross_entropy', 'dicar']
+        >>> list(raat(model, (x,), labels, attack, weight=0.0)[1])
+        ['cross_entropy']
+    """
+    function = "raat"
+    _check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    _check.choice(function, "misclassified", misclassified, ("standard", "clean", "mart"))
+    if beta is not None and misclassified != "mart":
+        raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
+    x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    check_indices(function, labels)
+    x_adv = attacked(function, attack, model, x, labels)
+    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
+    wrong = choice.wrong.reshape(-1, *[1] * (x.ndim - 1))
+    supervised = choice.supervised
+    if misclassified != "standard":
+        supervised = torch.where(wrong, x if misclassified == "clean" else x_adv, supervised)
+
+    logits = model(supervised)
+    terms = {"cross_entropy": cross_entropy(logits, labels).mean()}
+    loss, clean = terms["cross_entropy"], None
+    if weight > 0:
+        settings = _Dicar(mix, space, temperature, dicar_average)
+        terms["dicar"], clean = _dicar_term(model, x, x_adv, ~choice.wrong, None, settings)
+        loss = loss + weight * terms["dicar"]
+    if misclassified == "mart":
+        clean = model(x) if clean is None else clean
+        per_sample = weighted_kl_loss(clean, logits, labels, reduction="none")
+        terms["weighted_kl"] = torch.where(choice.wrong, per_sample, torch.zeros_like(per_sample)).mean()
+        loss = loss + (6.0 if beta is None else beta) * terms["weighted_kl"]
+    return finish(loss, **terms)
+
+
+def raat_plus_plus(
+    model: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    attack: Attack,
+    *,
+    mix: float | None = None,
+    weight: float = 1.0,
+    beta: float = 6.0,
+    bound: bool = True,
+    eta: float | None = None,
+    reduced_attack: Attack | None = None,
+    boundary: Boundary = "release",
+    space: Space = "logits",
+    temperature: float = 0.5,
+    dicar_average: Average = "selected",
+    noise: float = 0.001,
+    repeat_clean_forward: bool = False,
+    generator: torch.Generator | None = None,
+) -> Result:
+    r"""RAAT++: RAAT with MART's boosted cross entropy and weighted KL.
+
+    $$ \mathrm{BCE}(f(x_{\mathrm{sup}}), y) + \beta\,\mathrm{KL}\big(p(x) \,\|\, p(x_{\mathrm{adv}})\big)(1 - p_y(x))
+       + \lambda\,\mathrm{DICAR} $$
+
+    The KL runs over all samples and over their full perturbation. The attack is called with a start beside
+    `x`, as in MART. Passes: the attack, two or three forwards without gradients for the partition, one each of
+    $x_{\mathrm{adv}}$, x and $x_{\mathrm{sup}}$, and one of the mixed views of the pairs in use, in that order.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        views: two augmentations `(x1, x2)` of the same images; one is enough when `weight` is 0.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels, start=...) -> x_adv`.
+        mix: see `raat`.
+        weight: $\lambda$ of DICAR.
+        beta: weight of the KL: 6 in the released code; the paper's Table 4 puts it under $\lambda = 1$.
+        bound: see `raat`.
+        eta: see `raat`.
+        reduced_attack: see `raat`.
+        boundary: see `raat`.
+        space: see `dicar_loss`.
+        temperature: see `dicar_loss`.
+        dicar_average: `average` of `dicar_loss`.
+        noise: standard deviation of the Gaussian start around `x`.
+        repeat_clean_forward: run the clean views a second time for DICAR, as the released code does; without
+            dropout only batch norm's running statistics notice.
+        generator: source of the start noise.
+
+    Returns:
+        `(loss, terms)` with the terms `boosted_cross_entropy`, `weighted_kl` and `dicar`.
+
+    Raises:
+        TypeError: if `mix` is missing, `views` no tuple, an attack not callable, or `labels` no class indices.
+        ValueError: if shapes do not fit, a word is unknown, a number is out of range, or a keyword has no effect.
+
+    Source:
+        RAAT, Sec. C.2 and Table 4.
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> loss, terms = raat_plus_plus(model, (x, x.flip(1)), labels, attack, mix=0.75)
+        >>> list(terms)
+        ['boosted_cross_entropy', 'weighted_kl', 'dicar']
+    """
+    function = "raat_plus_plus"
+    _check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    _check.number(function, "beta", beta, at_least=0.0)
+    x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    check_indices(function, labels)
+    start = gaussian_start(function, x, noise, generator)
+    x_adv = attacked(function, attack, model, x, labels, start=start)
+    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
+
+    adv, clean = model(x_adv), model(x)
+    terms = {
+        "boosted_cross_entropy": boosted_cross_entropy(model(choice.supervised) if bound else adv, labels),
+        "weighted_kl": weighted_kl_loss(clean, adv, labels),
+    }
+    loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
+    if weight > 0:
+        settings = _Dicar(mix, space, temperature, dicar_average)
+        again = None if repeat_clean_forward else clean
+        terms["dicar"], _ = _dicar_term(model, x, x_adv, ~choice.wrong, again, settings)
+        loss = loss + weight * terms["dicar"]
+    return finish(loss, **terms)
+
+
+def raat_sharp(
+    model: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    attack: Attack,
+    *,
+    average: Weights | None,
+    mix: float | None = None,
+    beta: float = 1.0,
+    bound: bool = True,
+    eta: float | None = None,
+    reduced_attack: Attack | None = None,
+    boundary: Boundary = "release",
+    space: Space = "logits",
+    temperature: float = 0.5,
+    dicar_average: Average = "selected",
+    teacher_mode: Literal["eval", "keep"] = "eval",
+) -> Result:
+    r"""RAAT#: RAAT on ReBAT's recipe, with the averaged model deciding the partition.
+
+    $$ \mathrm{CE}(f(x_{1,\mathrm{sup}}), y) + \beta\,\mathrm{DICAR} $$
+
+    Only view 1 enters the cross entropy; DICAR pairs it with view 2. Each view is attacked on its own.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        views: two augmentations `(x1, x2)` of the same images; one is enough when `beta` is 0.
+        labels: class indices `(B,)`. Mixed images (CutMix) are refused: they have no single right class.
+        attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="keep"`.
+        average: averaged weights that decide the partition; None lets the model itself decide.
+        mix: see `raat`.
+        beta: weight of DICAR; 0 leaves it out, as before the first learning-rate decay.
+        bound: see `raat`.
+        eta: see `raat`.
+        reduced_attack: see `raat`.
+        boundary: see `raat`.
+        space: see `dicar_loss`.
+        temperature: see `dicar_loss`.
+        dicar_average: `average` of `dicar_loss`.
+        teacher_mode: mode of the averaged model, see `rebat`; until the end of its epoch 105 the released code's
+            partition comes from batch statistics (`"keep"`).
+
+    Returns:
+        `(loss, terms)` with the terms `cross_entropy` and, unless `beta` is 0, `dicar`.
+
+    Raises:
+        TypeError: if `mix` is missing, `views` no tuple, an attack not callable, or `labels` no class indices.
+        ValueError: if shapes or names do not fit, a word is unknown, or a number is out of range.
+
+    Source:
+        RAAT, Sec. 5.3 and Table 3; details from the released code.
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> loss, terms = raat_sharp(model, (x, x.flip(1)), labels, attack, average=snapshot(model), mix=0.75)
+        >>> list(terms)
+        ['cross_entropy', 'dicar']
+    """
+    function = "raat_sharp"
+    _check_options(function, mix, beta, bound, eta, reduced_attack, boundary, weight_name="beta")
+    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "keep"))
+    check_views(function, views, labels, expected=(2,) if beta > 0 else (1, 2))
+    check_indices(function, labels)
+    x, keep_mode = views[0], teacher_mode == "keep"
+    x_adv = attacked(function, attack, model, x, labels)
+    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, keep_mode)
+    ce = cross_entropy(model(choice.supervised), labels).mean()
+    if beta == 0:
+        return finish(ce, cross_entropy=ce)
+    x2_adv = attacked(function, attack, model, views[1], labels)
+    (clean_2,) = predictions(model, views[1], weights=average, keep_mode=keep_mode)
+    right = torch.cat([~choice.wrong, clean_2.argmax(dim=1) == labels])
+    settings = _Dicar(mix, space, temperature, dicar_average)
+    term, _ = _dicar_term(model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), right, None, settings)
+    return finish(ce + beta * term, cross_entropy=ce, dicar=term)
+
+
+def dicar(
+    model: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    attack: Attack,
+    *,
+    mix: float,
+    base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
+    weight: float = 1.0,
+    space: Space = "logits",
+    temperature: float = 0.5,
+    dicar_average: Average = "selected",
+    **base_options: Any,
+) -> Result:
+    r"""DICAR on top of any base objective, with full perturbations everywhere.
+
+    $$ \ell_{\mathrm{base}} + \lambda\,\mathrm{DICAR} $$
+
+    On PGD-AT it is RAAT without the boundary rule; on the other bases it is our own combination. Passes on
+    top of the base's: one forward without gradients to see which samples are right, one of the mixed views of
+    the pairs in use, and one of the clean views where the base had none.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        views: two augmentations `(x1, x2)` of the same images.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels) -> x_adv`; see the base.
+        mix: see `raat`.
+        base: what to add the term to, by name or as the function of this module.
+        weight: $\lambda$.
+        space: see `dicar_loss`.
+        temperature: see `dicar_loss`.
+        dicar_average: `average` of `dicar_loss`.
+        **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
+
+    Returns:
+        `(loss, terms)` with the base's terms and `dicar`.
+
+    Raises:
+        TypeError: if `views` is no tuple, `attack` not callable, or the base has no such option.
+        ValueError: if there are not two views, shapes do not fit, or a number is out of range.
+
+    Source:
+        RAAT, Eq. 16 and Fig. 5a ("DICAR").
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> list(dicar(model, (x, x.flip(1)), labels, attack, mix=0.5, base="mart")[1])
+        ['boosted_cross_entropy', 'weighted_kl', 'dicar']
+    """
+    _check.number("dicar", "weight", weight, at_least=0.0)
+    check_views("dicar", views, labels, expected=(2,))
+    check_indices("dicar", labels)
+    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model))
+    (clean,) = predictions(model, passes.x)
+    right = clean.argmax(dim=1) == passes.labels
+    settings = _Dicar(mix, space, temperature, dicar_average)
+    own = None if passes.clean is None else passes.clean[0]
+    term, _ = _dicar_term(model, passes.x, passes.x_adv, right, own, settings)
+    return finish(passes.loss + weight * term, **passes.terms, dicar=term)
+
+
+class _Dicar(NamedTuple):
+    mix: float | None
+    space: Space
+    temperature: float
+    average: Average
+
+
+class _Choice(NamedTuple):
+    supervised: Tensor
+    """Inputs of the supervised term."""
+    wrong: Tensor
+    """Misclassified on the clean input, `(B,)`."""
+
+
+def _choose(
+    function: str,
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    labels: Tensor,
+    bound: bool,
+    eta: float | None,
+    reduced_attack: Attack | None,
+    boundary: Boundary,
+    weights: Weights | None = None,
+    keep_mode: bool = False,
+) -> _Choice:
+    """Who is wrong already, and which input each sample is trained on."""
+    if not bound:
+        (clean,) = predictions(model, x, weights=weights, keep_mode=keep_mode)
+        return _Choice(x_adv, clean.argmax(dim=1) != labels)
+    if reduced_attack is None:
+        reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
+    else:
+        reduced = attacked(function, reduced_attack, model, x, labels)
+    inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
+    clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
+    parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
+    smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
+    supervised = torch.where(smaller.reshape(-1, *[1] * (x.ndim - 1)), reduced, x_adv)
+    return _Choice(supervised, parts.misclassified)
+
+
+def _dicar_term(
+    model: nn.Module, x: Tensor, x_adv: Tensor, right: Tensor, clean: Tensor | None, settings: _Dicar
+) -> tuple[Tensor, Tensor | None]:
+    """DICAR over the pairs whose views are both right, and the clean logits it used."""
+    mix = settings.mix
+    assert mix is not None
+    adv_1, adv_2 = x_adv.chunk(2)
+    right_1, right_2 = right.chunk(2)
+    pairs = (right_1 & right_2).nonzero().squeeze(1)
+    if not pairs.shape[0]:
+        return x.new_zeros(()), clean
+    # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
+    mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
+    clean = model(x) if clean is None else clean
+    clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
+    share = pairs.shape[0] / adv_1.shape[0] if settings.average == "all" else 1.0
+    term = dicar_loss(mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature)
+    return share * term, clean
+
+
+def _check_options(
+    function: str,
+    mix: float | None,
+    weight: float,
+    bound: bool,
+    eta: float | None,
+    reduced_attack: Attack | None,
+    boundary: str,
+    *,
+    weight_name: str = "weight",
+) -> None:
+    _check.number(function, weight_name, weight, at_least=0.0)
+    if weight > 0 and mix is None:
+        raise TypeError(
+            f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."
+        )
+    _check.choice(function, "boundary", boundary, ("release", "definition", "objective"))
+    if eta is not None:
+        _check.number(function, "eta", eta, above=0.0, at_most=1.0)
+    if eta is not None and reduced_attack is not None:
+        raise ValueError(f"{function}: `eta`={eta!r} has no effect together with `reduced_attack`.")
+    if not bound and (eta is not None or reduced_attack is not None):
+        raise ValueError(f"{function}: `eta` and `reduced_attack` have no effect with bound=False.")

@@ -1,0 +1,83 @@
+"""RPAT: robust perception on top of any base objective."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at.divergences import Divergence
+from perceptual_at.losses import robust_perception_loss
+from perceptual_at.objectives.bases import base_passes
+from perceptual_at.objectives.passes import Attack, Perceive, Result, finish, logits_as_perception
+from perceptual_at.paths import interpolate
+
+
+def rpat(
+    model: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    attack: Attack,
+    *,
+    base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
+    weight: float = 1.0,
+    alpha: float = 0.5,
+    form: Literal["quotient", "interpolation"] = "interpolation",
+    criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
+    temperature: float = 1.0,
+    perceive: Perceive | None = None,
+    **base_options: Any,
+) -> Result:
+    r"""RPAT: a base objective plus how unevenly perception moves from clean to adversarial.
+
+    $$ \ell_{\mathrm{base}} + \lambda\, \ell_{\mathrm{RP}}\big(f(x), f(x + \alpha (x_{\mathrm{adv}} - x)),
+       f(x_{\mathrm{adv}})\big) $$
+
+    Passes on top of the base's: one forward of the middle, and one of `x` where the base had none, in that
+    order.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        views: `(x,)`, or two augmentations `(x1, x2)` (needed by Consistency-AT).
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels) -> x_adv`; see the base.
+        base: what to add the term to, by name or as the function of this module.
+        weight: $\lambda$; 1 in the papers. 1 with the form `"interpolation"` weighs like 1/16 with `"quotient"` at
+            `alpha=0.5`.
+        alpha: place of the middle on the path; it multiplies the perturbation. The released code's rate is
+            `1 - alpha`. Draw it once per batch with `draw_beta` for the ablation of Fig. 4b.
+        form: see `robust_perception_loss`.
+        criterion: see `robust_perception_loss`.
+        temperature: see `robust_perception_loss`.
+        perceive: `x -> (logits, perception)`, to regularise an inner layer's output instead of the logits (Table
+            5); `perceptual_at.models.perception_of(model, layer)` makes one.
+        **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
+
+    Returns:
+        `(loss, terms)` with the base's terms and `robust_perception`.
+
+    Raises:
+        TypeError: if `views` is no tuple, `attack` not callable, or the base has no such option.
+        ValueError: if shapes do not fit, a word is unknown or a number is out of range.
+
+    Source:
+        RPAT, Eq. 3; bases: Tables 1 and 2.
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> loss, terms = rpat(model, (x,), labels, attack, base="trades", beta=4.0)
+        >>> list(terms)
+        ['cross_entropy', 'kl', 'robust_perception']
+        >>> bool(terms["robust_perception"] < 1e-6)  # the logits of a linear model are always on the chord
+        True
+    """
+    _check.number("rpat", "weight", weight, at_least=0.0)
+    perceive = perceive or logits_as_perception(model)
+    passes = base_passes("rpat", base, base_options)(model, views, labels, attack, perceive)
+    mid = perceive(interpolate(passes.x, passes.x_adv, alpha))
+    clean = passes.clean or perceive(passes.x)
+    evenness = robust_perception_loss(
+        clean[1], mid[1], passes.adv[1], alpha=alpha, form=form, criterion=criterion, temperature=temperature
+    )
+    return finish(passes.loss + weight * evenness, **passes.terms, robust_perception=evenness)

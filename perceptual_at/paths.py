@@ -1,0 +1,97 @@
+"""The straight path from a clean to an adversarial input."""
+
+import random
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+
+
+def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
+    r"""Input part-way along the straight path from clean to adversarial.
+
+    $$ x_\alpha = x + \alpha\,(x_{\mathrm{adv}} - x) $$
+
+    `alpha` always multiplies the perturbation: 0 gives `x` and 1 gives `x_adv`, both to the last bit. A
+    point between two points of a box and a ball lies in both. The same function makes RAAT's reduced
+    sample, with `eta` in place of `alpha`.
+
+    Args:
+        x: clean inputs, shape `(B, ...)`.
+        x_adv: adversarial inputs, the same shape.
+        alpha: place on the path in [0, 1]; a tensor of shape `(B,)` gives each sample its own.
+
+    Returns:
+        Inputs of the shape of `x`.
+
+    Raises:
+        TypeError: if an input is no floating-point tensor or `alpha` no number or tensor.
+        ValueError: if shapes or devices differ, or `alpha` is outside [0, 1].
+
+    Source:
+        RPAT, Sec. 4.1 and Eq. 3 (its $\tilde x$); RAAT, Eq. 8 as its released code computes it.
+
+    Examples:
+        >>> x, x_adv = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.0]])
+        >>> interpolate(x, x_adv, 0.5)
+        tensor([[0.2500, 0.5000]])
+        >>> bool((interpolate(x, x_adv, 1.0) == x_adv).all())
+        True
+    """
+    _check.same_shape("interpolate", x=x, x_adv=x_adv)
+    return torch.lerp(x, x_adv, fraction("interpolate", "alpha", alpha, x))
+
+
+def draw_beta(
+    concentration: float = 0.75,
+    *,
+    fold: Literal["none", "min", "max"] = "none",
+    generator: torch.Generator | None = None,
+) -> float:
+    r"""Random place on a path: a draw from $\mathrm{Beta}(\gamma, \gamma)$, once per batch.
+
+    Args:
+        concentration: $\gamma$; 0.75 in both papers, 1 is uniform.
+        fold: `"max"` gives $\max(b, 1 - b)$ (RAAT's released code for `mix`), `"min"` the smaller.
+        generator: a CPU generator; None uses the library's own stream, started from `torch.initial_seed()`.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        TypeError: if `concentration` is no number or `generator` no generator.
+        ValueError: if `concentration` is not positive, `fold` is unknown or the generator is not on the CPU.
+
+    Source:
+        RAAT, Sec. C.2 ($\beta$); RPAT, Fig. 4b ("Beta-" and "Beta+").
+
+    Examples:
+        >>> draws = [draw_beta(fold="max") for _ in range(9)]
+        >>> 0.5 <= min(draws) <= max(draws) <= 1.0
+        True
+        >>> draw_beta(generator=torch.Generator().manual_seed(0)) == draw_beta(
+        ...     generator=torch.Generator().manual_seed(0)
+        ... )
+        True
+    """
+    _check.number("draw_beta", "concentration", concentration, above=0.0)
+    _check.choice("draw_beta", "fold", fold, ("none", "min", "max"))
+    generator = _random.source("draw_beta", generator, torch.device("cpu"))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    draw = random.Random(seed).betavariate(concentration, concentration)
+    return {"none": draw, "min": min(draw, 1 - draw), "max": max(draw, 1 - draw)}[fold]
+
+
+def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
+    """Check a weight in [0, 1]; shape a per-sample one `(B,)` to broadcast over `like`."""
+    if not isinstance(value, Tensor):
+        _check.number(function, name, value, at_least=0.0, at_most=1.0)
+        return value
+    if value.shape not in ((), like.shape[:1]) or not value.is_floating_point():
+        raise ValueError(
+            f"{function}: a tensor `{name}` must be floating-point of shape () or ({like.shape[0]},), got "
+            f"{value.dtype} of shape {tuple(value.shape)}."
+        )
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,395 @@
+"""Threat models: how far an adversarial input may be from the clean one, and all geometry that follows.
+
+A threat model is a small frozen value. `pgd` needs five things of it (see `Threat`), so a new one takes
+about fifteen lines. Every `project` here returns points that are inside the ball and the box exactly: with
+`delta = x_adv - x`, `threat.norm(delta) <= threat.eps` holds with no tolerance in float64, float32, float16
+and bfloat16, whether the difference is taken in the dtype of the inputs or in a wider one.
+"""
+
+import dataclasses
+import math
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._rounding import accumulator, add_inward, cast_toward, round_down, wide
+
+Bounds = tuple[float, float]
+Ball = TypeVar("Ball", "Linf", "L2", "L1")
+
+
+@runtime_checkable
+class Threat(Protocol):
+    """What an attack needs to know about a threat model.
+
+    Implement these and `pgd` accepts it; `eps` (a number) is needed too when the step size is left to
+    `pgd`, and `bounds` when inputs are to be validated. A threat may add
+    `step(x_adv, x, grad, step_size)`, one projected ascent step, where moving along `steepest` and
+    projecting is not the best it can do (`L1` does).
+    """
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Allowed point for `x_adv`, in the dtype of `x`; allowed points stay as they are."""
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """Step of unit norm with the largest inner product with `grad`."""
+
+    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Random allowed point around `x`."""
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """Length of each sample's perturbation, shape `(B,)`."""
+
+    def scaled(self, factor: float) -> "Threat":
+        """The same threat with `factor` times the budget."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Linf:
+    r"""Every input entry may move by at most `eps`, inside `bounds`.
+
+    $$ \{x' : \max_i |x'_i - x_i| \le \epsilon,\ l \le x'_i \le u\} $$
+
+    Args:
+        eps: largest change of an entry, in input units: for images in [0, 1] write `Linf(eps=8 / 255)`.
+        bounds: smallest and largest input value; may be infinite.
+
+    Raises:
+        TypeError: if `eps` or a bound is no number.
+        ValueError: if `eps` is not positive or exceeds the input range, or the bounds are no interval.
+
+    Source:
+        Madry et al. 2018, Sec. 2.
+
+    Examples:
+        >>> Linf(8 / 255)
+        Linf(eps=8/255)
+        >>> x = torch.tensor([[0.5, 0.875]])
+        >>> Linf(0.25).project(torch.tensor([[0.0, 2.0]]), x)
+        tensor([[0.2500, 1.0000]])
+    """
+
+    eps: float
+    bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_ball(self)
+        if self.eps > self.bounds[1] - self.bounds[0]:
+            raise ValueError(
+                f"Linf: `eps`={self.eps!r} exceeds the input range {self.bounds}. `eps` is in input units, not in "
+                f"255ths: did you mean {self.eps:g} / 255?"
+            )
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Nearest allowed point (also in Euclidean distance), in the dtype of `x`; exact.
+
+        Args:
+            x_adv: points to project, shape `(B, ...)`.
+            x: centres of the balls, the same shape, inside the bounds.
+        """
+        y, center = _pair("Linf.project", x_adv, x)
+        reach = center.new_tensor(round_down(self.eps, x.dtype))
+        low, high = _box(self.bounds, x.dtype)
+        lower, upper = add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
+        return cast_toward(torch.minimum(torch.maximum(y, lower), upper), x)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The sign of the gradient: every entry moves by one."""
+        return grad.sign()
+
+    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform in the cube around `x`, then clipped to the box (as PGD-AT does)."""
+        generator = _random.source("Linf.random_start", generator, x.device)
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=wide(x))
+        return self.project(x + self.eps * (2 * noise - 1), x)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """Largest absolute entry of each sample, shape `(B,)`."""
+        flat = _flat("Linf.norm", delta)
+        return flat.abs().amax(dim=1) if flat.shape[1] else flat.sum(dim=1)
+
+    def scaled(self, factor: float) -> "Linf":
+        """The same threat with `factor` times the budget."""
+        return _scaled(self, factor)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class L2:
+    r"""The Euclidean length of a sample's perturbation is at most `eps`, inside `bounds`.
+
+    $$ \{x' : \|x' - x\|_2 \le \epsilon,\ l \le x'_i \le u\} $$
+
+    Args:
+        eps: largest Euclidean length, in input units; 128 / 255 is usual for CIFAR images in [0, 1].
+        bounds: smallest and largest input value; may be infinite.
+        projection: `"box_ball"` clips to the box, then shrinks into the ball (PGD-AT, RPAT, RAAT and the original
+            TRADES); `"ball_box"` shrinks, then clips (Consistency-AT's copies of TRADES and MART). Neither is
+            the nearest point of the intersection; the two differ by up to 0.04 per entry at 128 / 255.
+
+    Raises:
+        TypeError: if `eps` or a bound is no number.
+        ValueError: if `eps` is not positive, the bounds are no interval, or `projection` is unknown.
+
+    Source:
+        Madry et al. 2018, Sec. 2.
+
+    Examples:
+        >>> L2(128 / 255)
+        L2(eps=128/255)
+        >>> x = torch.zeros(1, 2)
+        >>> L2(0.5).project(torch.tensor([[0.75, 1.0]]), x)  # a 3-4-5 triangle
+        tensor([[0.3000, 0.4000]])
+    """
+
+    eps: float
+    bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
+    projection: Literal["box_ball", "ball_box"] = dataclasses.field(default="box_ball", kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_ball(self)
+        _check.choice("L2", "projection", self.projection, ("box_ball", "ball_box"))
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Allowed point for `x_adv` by clipping and radial shrinking, in the dtype of `x`.
+
+        Args:
+            x_adv: points to project, shape `(B, ...)`.
+            x: centres of the balls, the same shape, inside the bounds.
+        """
+        y, center = _pair("L2.project", x_adv, x)
+        low, high = _box(self.bounds, x.dtype)
+        if self.projection == "box_ball":
+            y = _shrink(self, y.clamp(low, high), center, x.dtype)
+        else:
+            y = _shrink(self, y, center, x.dtype).clamp(low, high)
+        return cast_toward(y, x)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The gradient divided by its Euclidean length; zero where it is zero."""
+        flat = _flat("L2.steepest", grad)
+        # The largest entry is divided out first: squares of small gradients would underflow.
+        largest = flat.abs().amax(dim=1, keepdim=True) if flat.shape[1] else flat
+        flat = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
+        length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        return (flat / length.clamp_min(1.0)).reshape(grad.shape)
+
+    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform in the ball around `x`, then projected."""
+        generator = _random.source("L2.random_start", generator, x.device)
+        direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=wide(x))
+        return self.project(x + self.eps * self.steepest(direction) * _radius(x, generator), x)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """Euclidean length of each sample, shape `(B,)`."""
+        flat = _flat("L2.norm", delta)
+        length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=accumulator(flat))
+        return length.to(wide(delta))
+
+    def scaled(self, factor: float) -> "L2":
+        """The same threat with `factor` times the budget."""
+        return _scaled(self, factor)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class L1:
+    r"""The absolute changes of a sample's entries add up to at most `eps`, inside `bounds`.
+
+    $$ \{x' : \textstyle\sum_i |x'_i - x_i| \le \epsilon,\ l \le x'_i \le u\} $$
+
+    Args:
+        eps: largest sum of absolute changes, in input units; 12 is usual for CIFAR images in [0, 1].
+        bounds: smallest and largest input value; may be infinite.
+
+    Raises:
+        TypeError: if `eps` or a bound is no number.
+        ValueError: if `eps` is not positive or the bounds are no interval.
+
+    Source:
+        Croce and Hein 2021 ("Mind the box") for the intersection with the box.
+
+    Examples:
+        >>> L1(12)
+        L1(eps=12)
+        >>> x = torch.zeros(1, 3)
+        >>> L1(1.0).project(torch.tensor([[1.0, 0.5, 0.0]]), x)  # both entries give up 1/4
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+
+    eps: float
+    bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_ball(self)
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        r"""Nearest point of ball and box in Euclidean distance, in the dtype of `x`.
+
+        An entry that wants to move by $a_i$ and can move by $c_i$ moves by $\min(\max(a_i - \lambda, 0), c_i)$;
+        $\lambda$ is found exactly by sorting the places where that sum changes slope.
+
+        Args:
+            x_adv: points to project, shape `(B, ...)`.
+            x: centres of the balls, the same shape, inside the bounds.
+        """
+        y, center = _pair("L1.project", x_adv, x)
+        low, high = _box(self.bounds, x.dtype)
+        delta = y - center
+        wanted = _flat("L1.project", delta).abs().to(accumulator(delta))
+        room = torch.where(delta > 0, high - center, center - low).clamp_min(0).flatten(1).to(wanted.dtype)
+        radius = self.eps * (1 - _slack(x.dtype, delta.dtype))
+        threshold = _threshold(wanted, room, radius)
+        moved = torch.minimum((wanted - threshold).clamp_min(0), room).to(delta.dtype).reshape(delta.shape)
+        clipped = y.clamp(low, high)
+        outside = _expand(_size(self, clipped, center, x.dtype) > self.eps, y)
+        nearest = add_inward(center, moved * delta.sign()).clamp(low, high)
+        return cast_toward(_shrink(self, torch.where(outside, nearest, clipped), center, x.dtype), x)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The whole unit step in the entry with the largest gradient."""
+        flat = _flat("L1.steepest", grad)
+        if not flat.shape[1]:
+            return grad
+        place = flat.abs().argmax(dim=1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, place, flat.gather(1, place).sign()).reshape(grad.shape)
+
+    def step(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float) -> Tensor:
+        """One projected ascent step that spends `step_size` where there is room for it.
+
+        The entry with the largest gradient may already be at the edge of the box, so the entries are pushed in
+        the order of their gradient until the room they have adds up to `step_size`. With room enough this is a
+        step along `steepest`. The best point for a linear function stays where it is.
+        """
+        low, high = _box(self.bounds, x_adv.dtype)
+        flat = _flat("L1.step", grad)
+        room = torch.where(grad > 0, high - x_adv, x_adv - low).flatten(1).clamp(0, step_size)
+        order = flat.abs().argsort(dim=1, descending=True)
+        spent = room.gather(1, order)
+        spent_before = spent.cumsum(dim=1) - spent
+        pushed = torch.zeros_like(flat).scatter(1, order, (spent_before < step_size).to(flat.dtype))
+        return self.project(x_adv + step_size * (flat.sign() * pushed).reshape(grad.shape), x)
+
+    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform in the ball around `x`, then projected."""
+        generator = _random.source("L1.random_start", generator, x.device)
+        flat = torch.empty(x.shape, device=x.device, dtype=wide(x)).flatten(1)
+        sizes = flat.exponential_(generator=generator)
+        signs = torch.randint(0, 2, flat.shape, generator=generator, device=x.device) * 2 - 1
+        direction = signs * sizes / sizes.sum(dim=1, keepdim=True)
+        return self.project(x + self.eps * direction.reshape(x.shape) * _radius(x, generator), x)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """Sum of the absolute entries of each sample, shape `(B,)`."""
+        flat = _flat("L1.norm", delta)
+        return flat.abs().sum(dim=1, dtype=accumulator(flat)).to(wide(delta))
+
+    def scaled(self, factor: float) -> "L1":
+        """The same threat with `factor` times the budget."""
+        return _scaled(self, factor)
+
+
+def _check_ball(ball: Linf | L2 | L1) -> None:
+    name = type(ball).__name__
+    _check.number(name, "eps", ball.eps, above=0.0)
+    if not isinstance(ball.bounds, tuple | list) or len(ball.bounds) != 2:
+        raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {ball.bounds!r}.")
+    low, high = (float(bound) for bound in ball.bounds)
+    if not low < high:
+        raise ValueError(f"{name}: `bounds` must be (low, high) with low < high, got {ball.bounds!r}.")
+    object.__setattr__(ball, "bounds", (low, high))
+
+
+def _describe(ball: Linf | L2 | L1) -> str:
+    """Source text of the value, with `eps` in 255ths where it is a whole number of them."""
+    parts = []
+    for field in dataclasses.fields(ball):
+        value = getattr(ball, field.name)
+        if field.name == "eps":
+            steps = round(ball.eps * 255)
+            parts.append(f"eps={steps}/255" if steps and steps / 255 == ball.eps and steps % 255 else f"eps={value!r}")
+        elif value != field.default:
+            parts.append(f"{field.name}={value!r}")
+    return f"{type(ball).__name__}({', '.join(parts)})"
+
+
+def _scaled(ball: Ball, factor: float) -> Ball:
+    _check.number(f"{type(ball).__name__}.scaled", "factor", factor, above=0.0)
+    return dataclasses.replace(ball, eps=ball.eps * factor)
+
+
+def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors, checked, in the dtype to compute in."""
+    _check.same_shape(function, x=x, x_adv=x_adv)
+    dtype = wide(x_adv, x)
+    return x_adv.to(dtype), x.to(dtype)
+
+
+def _flat(function: str, value: Tensor) -> Tensor:
+    """One row per sample."""
+    _check.floating(function, delta=value)
+    return value.reshape(value.shape[0], math.prod(value.shape[1:]))
+
+
+def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
+    return per_sample.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _box(bounds: Bounds, dtype: torch.dtype) -> Bounds:
+    """The bounds, rounded inwards to numbers of the dtype."""
+    return -round_down(-bounds[0], dtype), round_down(bounds[1], dtype)
+
+
+def _slack(dtype: torch.dtype, working: torch.dtype) -> float:
+    """Share of the radius given up so that the norm stays below `eps` however it is computed.
+
+    One rounding of every entry in the dtype of the inputs, and a few of the working dtype for sums.
+    """
+    return torch.finfo(dtype).eps / 2 + 8 * torch.finfo(working).eps
+
+
+def _size(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Norm of `y - center`: the larger of the exact one and the one a reader of `dtype` would see."""
+    exact = accumulator(y)
+    return torch.maximum(ball.norm(y.to(exact) - center.to(exact)), ball.norm(y.to(dtype) - center.to(dtype)).to(exact))
+
+
+def _shrink(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Move points that are outside the ball straight towards its centre until they are inside."""
+    size = _size(ball, y, center, dtype)
+    outside = size > ball.eps
+    radius = ball.eps * (1 - _slack(dtype, y.dtype))
+    factor = torch.where(outside, radius / size, torch.ones_like(size)).to(y.dtype)
+    moved = add_inward(center, (y - center) * _expand(factor, y))
+    return torch.where(_expand(outside, y), moved, y)
+
+
+def _threshold(wanted: Tensor, room: Tensor, radius: float) -> Tensor:
+    """Solve `sum(min(max(wanted - t, 0), room)) = radius` for t >= 0 in each row; 0 where the sum is below."""
+    ones, end = torch.ones_like(wanted), wanted.new_zeros(wanted.shape[0], 1)
+    # Going down from large t, an entry starts to grow at `wanted` and stops at `wanted - room`.
+    places = torch.cat([wanted, (wanted - room).clamp_min(0), end], dim=1)
+    places, order = places.sort(dim=1, descending=True)
+    slopes = torch.cat([ones, -ones, end], dim=1).gather(1, order).cumsum(dim=1)[:, :-1]
+    sums = (slopes * (places[:, :-1] - places[:, 1:])).cumsum(dim=1)
+    reached = sums >= radius
+    first = reached.to(torch.uint8).argmax(dim=1, keepdim=True)
+    excess = (sums.gather(1, first) - radius) / slopes.gather(1, first).clamp_min(1)
+    solution = places[:, 1:].gather(1, first) + excess
+    return torch.where(reached.any(dim=1, keepdim=True), solution, torch.zeros_like(solution))
+
+
+def _radius(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Radius of a uniform point in the unit ball, `u^(1/d)`, shaped to broadcast over `x`."""
+    entries = max(1, math.prod(x.shape[1:]))
+    u = torch.rand(x.shape[0], generator=generator, device=x.device, dtype=wide(x))
+    return _expand(u ** (1 / entries), x)
