@@ -67,8 +67,13 @@ def logits(function: str, **tensors: Tensor) -> None:
         )
 
 
-def labels(function: str, value: Tensor, batch: int, *, classes: int | None = None) -> None:
-    """Require integer class indices `(B,)`, below `classes` where that can be read without waiting."""
+def labels(function: str, value: Tensor, *, classes: int | None = None, **like: Tensor) -> None:
+    """Require integer class indices `(B,)` for the one tensor `like`, named as the caller knows it, on its device.
+
+    With `classes`, also require them in range where that can be read without waiting.
+    """
+    ((other_name, other),) = like.items()
+    batch = other.shape[0]
     tensor(function, "labels", value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(
@@ -79,6 +84,7 @@ def labels(function: str, value: Tensor, batch: int, *, classes: int | None = No
         raise ValueError(
             f"{function}: `labels` must be integer class indices of shape ({batch},), got shape {tuple(value.shape)}."
         )
+    same_device(function, "labels", value.device, other_name, other.device)
     if classes is None or batch == 0 or value.device.type != "cpu" or torch.compiler.is_compiling():
         return
     try:
@@ -97,14 +103,17 @@ def label_range(function: str, low: int, high: int, classes: int) -> None:
         )
 
 
-def mask(function: str, name: str, value: Tensor, batch: int) -> None:
-    """Require a boolean mask `(B,)`."""
+def mask(function: str, name: str, value: Tensor, **like: Tensor) -> None:
+    """Require a boolean mask `(B,)` for the one tensor `like`, on its device."""
+    ((other_name, other),) = like.items()
+    batch = other.shape[0]
     tensor(function, name, value)
     if value.dtype != torch.bool or value.shape != (batch,):
         raise ValueError(
             f"{function}: `{name}` must be a boolean mask of shape ({batch},), got {value.dtype} of shape "
             f"{tuple(value.shape)}."
         )
+    same_device(function, name, value.device, other_name, other.device)
 
 
 def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -1,5 +1,7 @@
 """Averaged weights as plain dicts: state in, state out."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +117,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
 
 
 def _check_names(function: str, weights: Weights, own: dict[str, Tensor]) -> None:
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{function}: weights must be a dict of tensors by name, got {type(weights).__name__}.")
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise ValueError(

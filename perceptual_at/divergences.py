@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
+from perceptual_at._shapes import rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -80,7 +81,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     _check.same_shape("cosine_distance", a=a, b=b)
     a, b, dtype = _widen(a, b)
-    a, b = (functional.normalize(v.flatten(1), dim=1, eps=1e-8) for v in (a, b))
+    a, b = (functional.normalize(rows(v), dim=1, eps=1e-8) for v in (a, b))
     return ((a - b).square().sum(dim=1) / 2).to(dtype)
 
 
@@ -157,8 +158,7 @@ def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.
 
 def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities `(B, N)` of all entries of a sample."""
-    scaled = logits.flatten(1) if temperature == 1.0 else logits.flatten(1) / temperature
-    return functional.log_softmax(scaled, dim=1)
+    return functional.log_softmax(rows(logits) / temperature, dim=1)
 
 
 def kl_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:

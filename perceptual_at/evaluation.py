@@ -110,6 +110,10 @@ def evaluate(
         >>> print(result)
         clean 100.00, fgsm 50.00, worst_case 50.00, mean 75.00, nrr 66.67 (%, n=2)
     """
+    if not callable(model):
+        raise TypeError(f"evaluate: `model` must be callable, got {type(model).__name__}.")
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")
     for name, attack in attacks.items():
         if not callable(attack):
             raise TypeError(
@@ -133,8 +137,8 @@ def evaluate(
                     _check.same_shape("evaluate", x=x[right], **{f"attacks[{name!r}]": x_adv})
                     verdicts[right] = _right(f, x_adv, labels[right])
                 robust[name].append(verdicts)
-    if not correct:
-        raise ValueError("evaluate: `loader` gave no batch.")
+    if not sum(len(verdicts) for verdicts in correct):
+        raise ValueError("evaluate: `loader` gave no sample.")
     return Evaluation(torch.cat(correct).cpu(), {name: torch.cat(verdicts).cpu() for name, verdicts in robust.items()})
 
 
@@ -142,7 +146,7 @@ def _right(model: Model, x: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         logits = model(x)
     _check.logits("evaluate", **{"model(x)": logits})
-    _check.labels("evaluate", labels, x.shape[0], classes=logits.shape[1])
+    _check.labels("evaluate", labels, classes=logits.shape[1], x=x)
     return logits.argmax(dim=1) == labels
 
 

@@ -31,7 +31,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         tensor(1.)
     """
     _check.logits("accuracy", logits=logits)
-    _check.labels("accuracy", labels, logits.shape[0], classes=logits.shape[1])
+    _check.labels("accuracy", labels, classes=logits.shape[1], logits=logits)
     correct = (logits.argmax(dim=1) == labels).float()
     return correct.sum() / max(1, correct.shape[0])
 

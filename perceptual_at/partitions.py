@@ -60,8 +60,7 @@ def boundary_partition(
         False
     """
     _check.logits("boundary_partition", clean_logits=clean_logits, reduced_logits=reduced_logits)
-    _check.labels("boundary_partition", labels, clean_logits.shape[0], classes=clean_logits.shape[1])
-    _check.same_device("boundary_partition", "labels", labels.device, "clean_logits", clean_logits.device)
+    _check.labels("boundary_partition", labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
     right = clean_logits.argmax(dim=1) == labels
     boundary = right & (reduced_logits.argmax(dim=1) != labels)
     if adv_logits is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
+from perceptual_at._shapes import per_sample
 
 
 def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def draw_beta(
-    concentration: float = 0.75,
     *,
+    concentration: float = 0.75,
     fold: Literal["none", "min", "max"] = "none",
     generator: torch.Generator | None = None,
 ) -> float:
@@ -94,4 +95,6 @@ def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> f
             f"{function}: a tensor `{name}` must be floating-point of shape () or ({like.shape[0]},), got "
             f"{value.dtype} of shape {tuple(value.shape)}."
         )
-    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    if value.ndim:
+        _check.same_device(function, name, value.device, "the other arguments", like.device)
+    return per_sample(value.to(like.dtype), like)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._rounding import accumulator, add_inward, cast_toward, round_down, wide
+from perceptual_at._shapes import per_sample, rows
 
 Bounds = tuple[float, float]
 Ball = TypeVar("Ball", "Linf", "L2", "L1")
@@ -100,6 +101,7 @@ class Linf:
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The sign of the gradient: every entry moves by one."""
+        _check.floating("Linf.steepest", grad=grad)
         return grad.sign()
 
     def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -246,12 +248,13 @@ class L1:
         low, high = _box(self.bounds, x.dtype)
         delta = y - center
         wanted = _flat("L1.project", delta).abs().to(accumulator(delta))
-        room = torch.where(delta > 0, high - center, center - low).clamp_min(0).flatten(1).to(wanted.dtype)
+        room = torch.where(delta > 0, high - center, center - low).clamp_min(0)
+        room = rows(room).to(wanted.dtype)
         radius = self.eps * (1 - _slack(x.dtype, delta.dtype))
         threshold = _threshold(wanted, room, radius)
         moved = torch.minimum((wanted - threshold).clamp_min(0), room).to(delta.dtype).reshape(delta.shape)
         clipped = y.clamp(low, high)
-        outside = _expand(_size(self, clipped, center, x.dtype) > self.eps, y)
+        outside = per_sample(_size(self, clipped, center, x.dtype) > self.eps, y)
         nearest = add_inward(center, moved * delta.sign()).clamp(low, high)
         return cast_toward(_shrink(self, torch.where(outside, nearest, clipped), center, x.dtype), x)
 
@@ -264,25 +267,28 @@ class L1:
         return torch.zeros_like(flat).scatter(1, place, flat.gather(1, place).sign()).reshape(grad.shape)
 
     def step(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float) -> Tensor:
-        """One projected ascent step that spends `step_size` where there is room for it.
+        """One ascent step that spends `step_size` where it gains most and pays where it loses least.
 
-        The entry with the largest gradient may already be at the edge of the box, so the entries are pushed in
-        the order of their gradient until the room they have adds up to `step_size`. With room enough this is a
-        step along `steepest`. The best point for a linear function stays where it is.
+        The entry with the largest gradient may be at the edge of the box already, so the step goes to the entries
+        in the order of their gradient, to each as far as it has room. What is then beyond the budget is taken
+        back from the entries that gain least. Far from the edges of ball and box this is a step along
+        `steepest`; on a linear function it ends at the best point of the set and stays there, which steps
+        followed by the Euclidean projection do not.
         """
         low, high = _box(self.bounds, x_adv.dtype)
-        flat = _flat("L1.step", grad)
-        room = torch.where(grad > 0, high - x_adv, x_adv - low).flatten(1).clamp(0, step_size)
-        order = flat.abs().argsort(dim=1, descending=True)
-        spent = room.gather(1, order)
-        spent_before = spent.cumsum(dim=1) - spent
-        pushed = torch.zeros_like(flat).scatter(1, order, (spent_before < step_size).to(flat.dtype))
-        return self.project(x_adv + step_size * (flat.sign() * pushed).reshape(grad.shape), x)
+        gain = _flat("L1.step", grad)
+        order = gain.abs().argsort(dim=1, descending=True)
+        room = rows(torch.where(grad > 0, high - x_adv, x_adv - low)).clamp(0, step_size)
+        delta = rows(x_adv - x) + gain.sign() * _fill(room, order, step_size)
+        size = delta.abs()
+        excess = (size.sum(dim=1, keepdim=True) - self.eps).clamp_min(0)
+        size = size - _fill(size, (delta.sign() * gain).argsort(dim=1), excess)
+        return self.project(x + (delta.sign() * size).reshape(x.shape), x)
 
     def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
         generator = _random.source("L1.random_start", generator, x.device)
-        flat = torch.empty(x.shape, device=x.device, dtype=wide(x)).flatten(1)
+        flat = rows(torch.empty(x.shape, device=x.device, dtype=wide(x)))
         sizes = flat.exponential_(generator=generator)
         signs = torch.randint(0, 2, flat.shape, generator=generator, device=x.device) * 2 - 1
         direction = signs * sizes / sizes.sum(dim=1, keepdim=True)
@@ -303,10 +309,12 @@ def _check_ball(ball: Linf | L2 | L1) -> None:
     _check.number(name, "eps", ball.eps, above=0.0)
     if not isinstance(ball.bounds, tuple | list) or len(ball.bounds) != 2:
         raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {ball.bounds!r}.")
-    low, high = (float(bound) for bound in ball.bounds)
-    if not low < high:
-        raise ValueError(f"{name}: `bounds` must be (low, high) with low < high, got {ball.bounds!r}.")
-    object.__setattr__(ball, "bounds", (low, high))
+    low, high = ball.bounds
+    if any(isinstance(bound, str | bool) for bound in (low, high)) or not low < high:
+        raise ValueError(f"{name}: `bounds` must be numbers (low, high) with low < high, got {ball.bounds!r}.")
+    object.__setattr__(ball, "bounds", (float(low), float(high)))
+    if type(ball.eps) not in (int, float):  # NumPy's numbers would spoil the repr
+        object.__setattr__(ball, "eps", float(ball.eps))
 
 
 def _describe(ball: Linf | L2 | L1) -> str:
@@ -335,13 +343,9 @@ def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flat(function: str, value: Tensor) -> Tensor:
-    """One row per sample."""
-    _check.floating(function, delta=value)
-    return value.reshape(value.shape[0], math.prod(value.shape[1:]))
-
-
-def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
-    return per_sample.reshape(-1, *[1] * (like.ndim - 1))
+    """One row per sample, of a checked tensor."""
+    _check.floating(function, **{"the argument": value})
+    return rows(value)
 
 
 def _box(bounds: Bounds, dtype: torch.dtype) -> Bounds:
@@ -369,8 +373,15 @@ def _shrink(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Ten
     outside = size > ball.eps
     radius = ball.eps * (1 - _slack(dtype, y.dtype))
     factor = torch.where(outside, radius / size, torch.ones_like(size)).to(y.dtype)
-    moved = add_inward(center, (y - center) * _expand(factor, y))
-    return torch.where(_expand(outside, y), moved, y)
+    moved = add_inward(center, (y - center) * per_sample(factor, y))
+    return torch.where(per_sample(outside, y), moved, y)
+
+
+def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
+    """Distribute `amount` over each row in the given order, to each entry as much as it has room for."""
+    have = room.gather(1, order)
+    before = have.cumsum(dim=1) - have
+    return torch.zeros_like(room).scatter(1, order, torch.minimum(have, (amount - before).clamp_min(0)))
 
 
 def _threshold(wanted: Tensor, room: Tensor, radius: float) -> Tensor:
@@ -392,4 +403,4 @@ def _radius(x: Tensor, generator: torch.Generator) -> Tensor:
     """Radius of a uniform point in the unit ball, `u^(1/d)`, shaped to broadcast over `x`."""
     entries = max(1, math.prod(x.shape[1:]))
     u = torch.rand(x.shape[0], generator=generator, device=x.device, dtype=wide(x))
-    return _expand(u ** (1 / entries), x)
+    return per_sample(u ** (1 / entries), x)

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._rounding import cast_toward, wide
+from perceptual_at._shapes import per_sample
+from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
+from perceptual_at.attacks.ascent import Ascent
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy
 from perceptual_at.threats import Threat
@@ -82,41 +85,10 @@ def pgd(
         >>> pgd(model, x, labels, L2(0.125), steps=1, step_size=0.0625, start="clean")
         tensor([[0.4375]])
     """
-    _check_attack(x, labels, threat, start, restarts)
-    _check.count("pgd", "steps", steps)
-    _check.count("pgd", "restarts", restarts)
-    _check.choice("pgd", "keep", keep, ("last", "best"))
-    if step_size is None:
-        step_size = 2.5 * _budget(threat) / steps
-    _check.number("pgd", "step_size", step_size, above=0.0)
-    if x.shape[0] == 0:
-        return x.detach().clone()
-    score = keep == "best" or restarts > 1
-    step: Callable[[Tensor, Tensor, Tensor, float], Tensor] = getattr(threat, "step", None) or _Steepest(threat)
-
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
-        x, labels = _plain(x), _plain(labels)
-        classes = _validated(x, labels, threat) if validate else None
-        ascend = _Ascent(f, labels, loss, classes)
-        center = x.to(wide(x))
-        best, best_value = None, None
-        for _ in range(restarts):
-            point = _start(start, center, threat, generator)
-            counts = not isinstance(start, Tensor)  # a given start may be outside the set
-            for _ in range(steps):
-                seen = _visible(point, x, threat)
-                value, grad = ascend(seen)
-                if keep == "best" and counts:
-                    best, best_value = _better(seen, value, best, best_value)
-                point = step(point, center, grad.to(center.dtype), step_size)
-                counts = True
-            last = threat.project(point, x) if point.dtype != x.dtype else point
-            last = cast_toward(last, x)
-            if not score:
-                return last
-            best, best_value = _better(last, ascend.value(last), best, best_value)
-    assert best is not None
-    return best
+    return _attack(
+        "pgd", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=loss, start=start,
+        restarts=restarts, keep=keep, model_mode=model_mode, validate=validate, generator=generator,
+    )  # fmt: skip
 
 
 def fgsm(
@@ -161,10 +133,64 @@ def fgsm(
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    return pgd(
-        model, x, labels, threat, steps=1, step_size=_budget(threat), loss=loss, start=start,
-        model_mode=model_mode, validate=validate, generator=generator,
+    return _attack(
+        "fgsm", model, x, labels, threat, steps=1, step_size=None, reach=1.0, loss=loss, start=start,
+        restarts=1, keep="last", model_mode=model_mode, validate=validate, generator=generator,
     )  # fmt: skip
+
+
+def _attack(
+    function: str,
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float | None,
+    reach: float,
+    loss: AttackLoss,
+    start: str | Tensor,
+    restarts: int,
+    keep: str,
+    model_mode: ModelMode,
+    validate: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The body of the attacks. Errors speak of `function`; all steps together go `reach` budgets far by default."""
+    check_arguments(function, model, x, labels, threat, loss, start, restarts)
+    _check.count(function, "steps", steps)
+    _check.choice(function, "keep", keep, ("last", "best"))
+    _check.choice(function, "model_mode", model_mode, ("eval", "keep"))
+    if step_size is None:
+        step_size = reach * budget(function, threat) / steps
+    _check.number(function, "step_size", step_size, above=0.0)
+    if x.shape[0] == 0:
+        return x.detach().clone()
+    step: Callable[[Tensor, Tensor, Tensor, float], Tensor] = getattr(threat, "step", None) or _Steepest(threat)
+
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+        x, labels = plain(x), plain(labels)
+        label_range = check_values(function, x, labels, threat, start) if validate else None
+        ascent = Ascent(function, f, labels, loss, label_range)
+        center = x.to(wide(x))
+        best, best_value = None, None
+        for _ in range(restarts):
+            point = _start(start, center, threat, generator)
+            inside = not isinstance(start, Tensor)  # a given start may be outside the set
+            for _ in range(steps):
+                seen = _visible(point, x, threat)
+                value, grad = ascent.value_and_grad(seen)
+                if keep == "best" and inside:
+                    best, best_value = _better(seen, value, best, best_value)
+                point = step(point, center, grad.to(center.dtype), step_size)
+                inside = True
+            last = _visible(point, x, threat)
+            if keep == "last" and restarts == 1:
+                return last
+            best, best_value = _better(last, ascent.value(last), best, best_value)
+    assert best is not None
+    return best
 
 
 class _Steepest:
@@ -177,125 +203,15 @@ class _Steepest:
         return self.threat.project(x_adv + step_size * self.threat.steepest(grad), x)
 
 
-class _Ascent:
-    """Loss values and input gradients of a model, with what it returns checked once."""
-
-    def __init__(self, model: Model, labels: Tensor, loss: AttackLoss, label_range: tuple[int, int] | None) -> None:
-        self.model, self.labels, self.loss = model, labels, loss
-        self.label_range, self.checked = label_range, False
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        values = self._values(x)
-        if not values.requires_grad:
-            raise ValueError(
-                "pgd: the model's output has no gradient with respect to its input; it must be computed from `x` by "
-                "differentiable operations, outside torch.no_grad()."
-            )
-        (grad,) = torch.autograd.grad(values.sum(), x)
-        # A sample whose gradient is undefined stays where it is instead of becoming NaN.
-        return values.detach(), grad.nan_to_num(nan=0.0)
-
-    def value(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._values(x)
-
-    def _values(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        if not self.checked:
-            self._check_logits(logits, x.shape[0])
-        values = self.loss(logits.to(wide(logits)), self.labels)
-        if not self.checked:
-            if not isinstance(values, Tensor) or values.shape != (x.shape[0],):
-                got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-                raise ValueError(
-                    f"pgd: `loss` must return one value per sample, shape ({x.shape[0]},), got {got}; with torch's "
-                    "losses pass reduction='none'."
-                )
-            self.checked = True
-        return values
-
-    def _check_logits(self, logits: Any, batch: int) -> None:
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"pgd: `model` must return a tensor of logits, got {type(logits).__name__}.")
-        if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
-            raise ValueError(
-                f"pgd: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
-                f"{tuple(logits.shape)}."
-            )
-        if self.labels.ndim == 2 and self.labels.shape != logits.shape:
-            raise ValueError(
-                f"pgd: `labels` are class probabilities of shape {tuple(self.labels.shape)} but `model` returns "
-                f"logits of shape {tuple(logits.shape)}; the two must be equal."
-            )
-        if self.label_range is not None:
-            _check.label_range("pgd", *self.label_range, logits.shape[1])
-
-
-def _check_attack(x: Tensor, labels: Tensor, threat: Any, start: Any, restarts: Any) -> None:
-    _check.floating("pgd", x=x)
-    if isinstance(threat, type) or not isinstance(threat, Threat):
-        given = threat.__name__ if isinstance(threat, type) else repr(threat)
-        raise TypeError(f"pgd: `threat` must be a threat model such as Linf(8 / 255), got {given}.")
-    _check.tensor("pgd", "labels", labels)
-    if labels.ndim == 2 and labels.is_floating_point():
-        if labels.shape[0] != x.shape[0]:
-            raise ValueError(f"pgd: `labels` has {labels.shape[0]} rows but `x` has {x.shape[0]} samples.")
-    else:
-        _check.labels("pgd", labels, x.shape[0])
-    _check.same_device("pgd", "labels", labels.device, "x", x.device)
-    if isinstance(start, Tensor):
-        _check.same_shape("pgd", x=x, start=start)
-    else:
-        _check.choice("pgd", "start", start, ("random", "clean"))
-    if restarts != 1 and not (isinstance(start, str) and start == "random"):
-        raise ValueError(
-            f"pgd: `restarts`={restarts!r} has no effect with a fixed start; pass start='random' or drop it."
-        )
-
-
-def _budget(threat: Any) -> float:
-    eps = getattr(threat, "eps", None)
-    if eps is None:
-        raise ValueError(f"pgd: `step_size` must be given, because {type(threat).__name__} has no `eps`.")
-    return float(eps)
-
-
-def _plain(value: Tensor) -> Tensor:
-    """The tensor without its history; a copy where autograd could not save it."""
-    return value.clone() if value.is_inference() else value.detach()
-
-
-def _validated(x: Tensor, labels: Tensor, threat: Threat) -> tuple[int, int] | None:
-    """Check inputs against the bounds with one wait for the device; give the extremes of the labels."""
-    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return None
-    if not x.numel():
-        return None
-    extremes = torch.stack([v.to(wide(x)) for v in (*torch.aminmax(x), *torch.aminmax(labels))])
-    low, high, first_label, last_label = extremes.tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("pgd: `x` contains NaN or infinite values.")
-    bounds = getattr(threat, "bounds", (-math.inf, math.inf))
-    tolerance = torch.finfo(x.dtype).eps * max([1.0, *(abs(b) for b in bounds if math.isfinite(b))])
-    if low < bounds[0] - tolerance or high > bounds[1] + tolerance:
-        raise ValueError(
-            f"pgd: `x` must lie in the bounds {list(bounds)} of the threat model, got values from {low:.4g} to "
-            f"{high:.4g}. Inputs that were normalised must not be: put the normalisation into the model "
-            "(perceptual_at.models.Normalize), or give the threat model other `bounds`."
-        )
-    return None if labels.is_floating_point() else (int(first_label), int(last_label))
-
-
 def _start(start: str | Tensor, center: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
     """Where to begin, in the working dtype."""
     if isinstance(start, Tensor):
-        return _plain(start).to(center.dtype)
+        return plain(start).to(center.dtype)
     return center if start == "clean" else threat.random_start(center, generator=generator)
 
 
 def _visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """The point in the dtype of the inputs: what the model sees."""
+    """The point in the dtype of the inputs: what the model sees and the caller gets."""
     return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)
 
 
@@ -304,7 +220,4 @@ def _better(point: Tensor, value: Tensor, best: Tensor | None, best_value: Tenso
     if best is None or best_value is None:
         return point, value.nan_to_num(nan=-math.inf)
     wins = value > best_value
-    return (
-        torch.where(wins.reshape(-1, *[1] * (point.ndim - 1)), point, best),
-        torch.where(wins, value, best_value),
-    )
+    return torch.where(per_sample(wins, point), point, best), torch.where(wins, value, best_value)

@@ -55,6 +55,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Shape `(B,)`.
 
+    Raises:
+        TypeError: if `labels` are no class indices.
+        ValueError: if shapes do not fit or devices differ.
+
     Source:
         Carlini and Wagner 2017, the objective $f_6$ without its cap; RPAT, Sec. 5.1 calls PGD on it C&W.
 
@@ -64,6 +68,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         >>> margin(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([1]))
         tensor([-2.])
     """
+    _check.logits("margin", logits=logits)
+    _check.labels("margin", labels, logits=logits)
     index = labels.long()[:, None]
     right = logits.gather(1, index).squeeze(1)
     return logits.scatter(1, index, -math.inf).amax(dim=1) - right
@@ -84,6 +90,10 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Shape `(B,)`.
 
+    Raises:
+        TypeError: if `labels` are no class indices.
+        ValueError: if shapes do not fit or devices differ.
+
     Source:
         Croce and Hein 2020 (AutoAttack), Eq. 6.
 
@@ -93,6 +103,8 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         >>> dlr(torch.tensor([[40.0, 20.0, 0.0]]), torch.tensor([0]))
         tensor([-0.5000])
     """
+    _check.logits("dlr", logits=logits)
+    _check.labels("dlr", labels, logits=logits)
     if logits.shape[1] < 3:
         return margin(logits, labels)
     top = logits.topk(3, dim=1).values
@@ -129,8 +141,7 @@ def kl_to(reference_logits: Tensor) -> AttackLoss:
     """
     _check.logits("kl_to", reference_logits=reference_logits)
     with torch.inference_mode(False):
-        reference = reference_logits.detach()
-        reference = reference.clone() if reference.is_inference() else reference
+        reference = reference_logits.clone() if reference_logits.is_inference() else reference_logits.detach()
 
     def kl_to_reference(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
         return kl_divergence(reference, logits)

@@ -73,7 +73,7 @@ def dicar_loss(
     if average == "all" and reduction != "mean":
         raise ValueError(f"{name}: `average`='all' has no effect with `reduction`={reduction!r}.")
     if keep is not None:
-        _check.mask(name, "keep", keep, mixed_logits.shape[0])
+        _check.mask(name, "keep", keep, mixed_logits=mixed_logits)
     weight = fraction(name, "mix", mix, mixed_logits)
     dtype = mixed_logits.dtype
     wide = torch.promote_types(dtype, torch.float32)

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
@@ -91,11 +90,11 @@ def boosted_cross_entropy(adv_logits: Tensor, labels: Tensor, *, reduction: Redu
     """
     name = "boosted_cross_entropy"
     _check.logits(name, adv_logits=adv_logits)
-    _check.labels(name, labels, adv_logits.shape[0], classes=adv_logits.shape[1])
+    _check.labels(name, labels, classes=adv_logits.shape[1], adv_logits=adv_logits)
     wide = adv_logits.to(torch.promote_types(adv_logits.dtype, torch.float32))
-    wrong = wide.scatter(1, labels[:, None], -math.inf).argmax(dim=1, keepdim=True)
+    wrong = wide.scatter(1, labels.long()[:, None], -math.inf).argmax(dim=1, keepdim=True)
     margin = wide.logsumexp(dim=1) - wide.scatter(1, wrong, -math.inf).logsumexp(dim=1)
-    per_sample = functional.cross_entropy(wide, labels, reduction="none") + margin
+    per_sample = cross_entropy(wide, labels) + margin
     return reduce(name, per_sample.to(adv_logits.dtype), reduction)
 
 
@@ -134,7 +133,7 @@ def weighted_kl_loss(
     """
     name = "weighted_kl_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
-    _check.labels(name, labels, clean_logits.shape[0], classes=clean_logits.shape[1])
+    _check.labels(name, labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
     # 1 - p_y through expm1, which keeps its digits when p_y is close to 1
     unsure = -torch.expm1(-cross_entropy(clean_logits, labels))
     return reduce(name, kl_divergence(clean_logits, adv_logits) * unsure, reduction)

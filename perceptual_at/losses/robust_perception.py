@@ -1,6 +1,6 @@
 """RPAT's terms: perception should change evenly along the straight path from clean to adversarial."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,9 +133,9 @@ def robust_perception_kl_loss(
     return reduce(name, per_sample, reduction)
 
 
-def _check_per_sample(function: str, per_sample: Tensor, batch: int) -> None:
-    if per_sample.shape != (batch,):
+def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:
+    if not isinstance(per_sample, Tensor) or per_sample.shape != (batch,):
+        got = f"shape {tuple(per_sample.shape)}" if isinstance(per_sample, Tensor) else type(per_sample).__name__
         raise ValueError(
-            f"{function}: `criterion` must return one value per sample, shape ({batch},), got shape "
-            f"{tuple(per_sample.shape)}."
+            f"{function}: `criterion` must return one value per sample, a tensor of shape ({batch},), got {got}."
         )

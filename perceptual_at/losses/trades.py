@@ -50,7 +50,7 @@ def trades_loss(
         tensor(1.3863)
     """
     _check.logits("trades_loss", clean_logits=clean_logits, adv_logits=adv_logits)
-    _check.labels("trades_loss", labels, clean_logits.shape[0], classes=clean_logits.shape[1])
+    _check.labels("trades_loss", labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
     _check.number("trades_loss", "beta", beta, at_least=0.0)
     per_sample = cross_entropy(clean_logits, labels) + beta * kl_divergence(clean_logits, adv_logits)
     return reduce("trades_loss", per_sample, reduction)

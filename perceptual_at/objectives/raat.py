@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._reduce import masked
+from perceptual_at._shapes import per_sample
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import boosted_cross_entropy, dicar_loss, weighted_kl_loss
@@ -112,7 +114,7 @@ def raat(
     check_indices(function, labels)
     x_adv = attacked(function, attack, model, x, labels)
     choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
-    wrong = choice.wrong.reshape(-1, *[1] * (x.ndim - 1))
+    wrong = per_sample(choice.wrong, x)
     supervised = choice.supervised
     if misclassified != "standard":
         supervised = torch.where(wrong, x if misclassified == "clean" else x_adv, supervised)
@@ -126,8 +128,8 @@ def raat(
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
         clean = model(x) if clean is None else clean
-        per_sample = weighted_kl_loss(clean, logits, labels, reduction="none")
-        terms["weighted_kl"] = torch.where(choice.wrong, per_sample, torch.zeros_like(per_sample)).mean()
+        kl = weighted_kl_loss(clean, logits, labels, reduction="none")
+        terms["weighted_kl"] = masked(kl, choice.wrong).mean()
         loss = loss + (6.0 if beta is None else beta) * terms["weighted_kl"]
     return finish(loss, **terms)
 
@@ -401,7 +403,7 @@ def _choose(
     clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
     parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
     smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
-    supervised = torch.where(smaller.reshape(-1, *[1] * (x.ndim - 1)), reduced, x_adv)
+    supervised = torch.where(per_sample(smaller, x), reduced, x_adv)
     return _Choice(supervised, parts.misclassified)
 
 

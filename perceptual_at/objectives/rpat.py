@@ -50,7 +50,7 @@ def rpat(
         criterion: see `robust_perception_loss`.
         temperature: see `robust_perception_loss`.
         perceive: `x -> (logits, perception)`, to regularise an inner layer's output instead of the logits (Table
-            5); `perceptual_at.models.perception_of(model, layer)` makes one.
+            5); `perceptual_at.models.perceive_at(model, "second_to_last")` makes one.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:

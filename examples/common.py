@@ -1,0 +1,59 @@
+"""What the short examples share: digits in batches, the network, the report. Nothing about training."""
+
+import argparse
+import copy
+import functools
+
+import torch
+
+from perceptual_at import Linf, evaluate, pgd
+from perceptual_at.augment import random_crop_flip
+from perceptual_at.data import digits
+from perceptual_at.models import DigitsCNN
+
+
+class Batches:
+    """Shuffled batches of images shifted by up to one pixel; with `views=2`, pairs of shifted copies."""
+
+    def __init__(self, x, labels, *, views=1, batch_size=128, generator=None, device="cpu"):
+        self.x, self.labels, self.views = x, labels, views
+        self.batch_size, self.generator, self.device = batch_size, generator, device
+
+    def __iter__(self):
+        for rows in torch.randperm(len(self.x), generator=self.generator).split(self.batch_size):
+            shifted = functools.partial(random_crop_flip, padding=1, flip=False, generator=self.generator)
+            views = [shifted(self.x[rows]).to(self.device) for _ in range(self.views)]
+            yield views[0] if self.views == 1 else tuple(views), self.labels[rows].to(self.device)
+
+
+def with_weights(model, weights):
+    """A copy of the model that carries other weights, e.g. averaged ones."""
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(weights)
+    return copied
+
+
+def report(model, *, seed=0, threat=None):
+    """Clean and PGD-20 accuracy, their mean and NRR on the digits' test split, in percent."""
+    device = next(model.parameters()).device
+    noise = torch.Generator(device).manual_seed(seed)
+    pgd20 = functools.partial(pgd, threat=threat or Linf(eps=0.15), steps=20, generator=noise)
+    return evaluate(model, [digits("test", seed=seed)], {"pgd20": pgd20}, progress=False)
+
+
+def main(train, *, views=1):
+    """Train on the digits with one seed and print what came of it."""
+    parser = argparse.ArgumentParser(description="Train on handwritten digits; see the head of the file.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    model = DigitsCNN().to(options.device)
+    order = torch.Generator().manual_seed(options.seed)
+    noise = torch.Generator(options.device).manual_seed(options.seed)
+    x, labels = digits("train", seed=options.seed)
+    batches = Batches(x, labels, views=views, generator=order, device=options.device)
+    trained = train(model, batches, noise, epochs=options.epochs)
+    print(report(trained, seed=options.seed))

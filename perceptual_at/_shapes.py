@@ -1,0 +1,15 @@
+"""Samples as rows, and values per sample shaped to meet them."""
+
+import math
+
+from torch import Tensor
+
+
+def rows(value: Tensor) -> Tensor:
+    """One row per sample, `(B, N)`; also for samples without entries or without dimensions."""
+    return value.reshape(value.shape[0], math.prod(value.shape[1:]))
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """Values `(B,)` shaped to broadcast over samples `(B, ...)`."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))

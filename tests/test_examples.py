@@ -1,0 +1,93 @@
+"""Every short example trains on tiny data, is short, and differs from the baseline only where its method does."""
+
+import difflib
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perceptual_at.models import DigitsCNN
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+METHODS = {
+    "pgd_at": 1, "trades": 1, "mart": 1, "consistency_at": 2, "rpat": 1, "rpat_trades": 1,
+    "raat": 2, "raat_plus_plus": 2, "rebat": 1, "rpat_plus_plus": 1, "raat_sharp": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def load_module(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load_module
+
+
+def random_batches(views):
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(16, 1, 8, 8, generator=generator) for _ in range(views)]
+    labels = torch.randint(0, 10, (16,), generator=generator)
+    return [(images[0] if views == 1 else tuple(images), labels)]
+
+
+@pytest.mark.parametrize(("name", "views"), METHODS.items())
+def test_example_trains_and_moves_the_weights(load, capsys, name, views):
+    torch.manual_seed(0)
+    model = DigitsCNN(width=4)
+    before = model.linear.weight.detach().clone()
+    trained = load(name).train(model, random_batches(views), torch.Generator().manual_seed(0), epochs=4)
+    assert not torch.equal(trained.linear.weight, before)
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_example_is_short(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_example_differs_from_the_baseline_only_where_the_method_does(name):
+    baseline, other = ((EXAMPLES / f"{n}.py").read_text().splitlines() for n in ("pgd_at", name))
+    kept = difflib.SequenceMatcher(None, baseline, other, autojunk=False).get_matching_blocks()
+    shared = {line for block in kept for line in baseline[block.a : block.a + block.size]}
+    for line in baseline:
+        stripped = line.strip()
+        if stripped.startswith(("optimizer", "schedule", "loss.backward", "for epoch", "model.train", "print(")):
+            assert line in shared, f"{name}.py trains differently: {line!r}"
+
+
+def test_every_example_is_listed_here():
+    others = {"common", "demo", "theory_report", "gaussian_model", "perception_gap", "train", "evaluate"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - others == set(METHODS)
+
+
+def test_batches_cover_the_data_once_and_repeat_with_the_generator(load):
+    common = load("common")
+    x, labels = torch.rand(10, 1, 8, 8), torch.arange(10)
+    runs = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(3)
+        runs.append(list(common.Batches(x, labels, views=2, batch_size=4, generator=generator)))
+    assert sorted(label for _, batch in runs[0] for label in batch.tolist()) == list(range(10))
+    for (views, _), (again, _) in zip(*runs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
+
+
+def test_report_measures_the_given_threat(load):
+    common = load("common")
+    torch.manual_seed(0)
+    result = common.report(DigitsCNN(width=4))
+    assert len(result) == 360
+    assert 0 <= result.worst_case <= result.clean_accuracy <= 1
