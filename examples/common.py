@@ -1,10 +1,14 @@
-"""What the short examples share: digits in batches, the network, the report. Nothing about training."""
+"""What the examples share: digits in batches, the network, the report. Nothing about training."""
 
 import argparse
 import copy
 import functools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
+from tqdm import tqdm
 
 from perceptual_at import Linf, evaluate, pgd
 from perceptual_at.augment import random_crop_flip
@@ -39,6 +43,15 @@ def report(model, *, seed=0, threat=None):
     noise = torch.Generator(device).manual_seed(seed)
     pgd20 = functools.partial(pgd, threat=threat or Linf(eps=0.15), steps=20, generator=noise)
     return evaluate(model, [digits("test", seed=seed)], {"pgd20": pgd20}, progress=False)
+
+
+def spread(function, jobs, workers=None):
+    """Results of `function(*job)` by job, computed in processes of one thread each: small networks gain by it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(function, *job): job for job in jobs}
+        done = tqdm(as_completed(futures), desc="training", total=len(jobs), unit="model")
+        return {futures[future]: future.result() for future in done}
 
 
 def main(train, *, views=1):

@@ -10,18 +10,16 @@ differences between methods are compared seed by seed. Writes table.json and tra
 import argparse
 import functools
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import common
 import torch
 from scipy.stats import ttest_rel
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 import perceptual_at as pat
 from perceptual_at import objectives, plotting
@@ -97,15 +95,10 @@ def run(method, seed, epochs, device):
 
 
 def run_all(seeds, epochs, device, workers):
-    """Every method with every seed, the runs spread over processes of one thread each; slowest first."""
-    jobs = [(method, seed) for method in reversed(METHODS) for seed in range(seeds)]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(run, method, seed, epochs, device): (method, seed) for method, seed in jobs}
-        scores = {}
-        for future in tqdm(as_completed(futures), desc="training", total=len(jobs), unit="model"):
-            scores[futures[future]] = future.result()
-    return {method: [scores[method, seed] for seed in range(seeds)] for method in METHODS}
+    """Every method with every seed, slowest method first."""
+    jobs = [(method, seed, epochs, device) for method in reversed(METHODS) for seed in range(seeds)]
+    scores = common.spread(run, jobs, workers)
+    return {method: [scores[method, seed, epochs, device] for seed in range(seeds)] for method in METHODS}
 
 
 def verdict(runs, method, baseline="PGD-AT"):

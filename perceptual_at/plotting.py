@@ -4,7 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from perceptual_at._files import written_whole
+from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.metrics import nrr
 
 Point = tuple[float, float]
@@ -56,6 +59,82 @@ def trade_off(
     _nrr_lines(ax, (low_x, high_x), (low_y, high_y))
     ax.set(xlabel=f"clean accuracy ({unit})", ylabel=f"{robust_name} accuracy ({unit})")
     ax.legend(frameon=False, loc="best")
+    return ax
+
+
+def perception_bars(gaps: Mapping[str, PerceptionGap], *, ax: Any = None) -> Any:
+    """How far perturbations move the perception of success and failure cases, with the accuracies as lines.
+
+    Args:
+        gaps: by the name of the case (how it was trained and perturbed), what `perception_gap` measured.
+        ax: matplotlib axes to draw on; a new figure is made if absent.
+
+    Returns:
+        The axes with the bars.
+
+    Raises:
+        ValueError: if `gaps` is empty.
+        ImportError: if matplotlib is not installed.
+
+    Source:
+        RPAT, Fig. 2 and 5.
+
+    Examples:
+        >>> gap = PerceptionGap(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), torch.tensor([True, True]))
+        >>> [float(bar.get_height()) for bar in perception_bars({"PGD-AT, PGD-20": gap}).patches]
+        [1.0, 2.0]
+    """
+    if not gaps:
+        raise ValueError("perception_bars: `gaps` is empty.")
+    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    places = range(len(gaps))
+    for shift, group, colour in ((-0.2, "success", "C0"), (0.2, "failure", "C3")):
+        heights = [getattr(gap, group) or 0.0 for gap in gaps.values()]
+        ax.bar([place + shift for place in places], heights, width=0.4, color=colour, label=f"{group} cases", alpha=0.8)
+    ax.set_xticks(list(places), list(gaps))
+    ax.set_ylabel("squared movement of the logits (MSE)")
+    lines = ax.twinx()
+    for name, marker in (("clean", "o"), ("robust", "s")):
+        shares = [100 * getattr(gap, f"{name}_accuracy") for gap in gaps.values()]
+        lines.plot(places, shares, marker=marker, color="0.25", linewidth=1, label=f"{name} accuracy")
+    lines.set(ylabel="accuracy (%)", ylim=(0, 105))
+    handles = [*ax.get_legend_handles_labels()[0], *lines.get_legend_handles_labels()[0]]
+    ax.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", ncols=2)
+    return ax
+
+
+def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax: Any = None) -> Any:
+    """Mean movement of the logits along the way from clean to adversarial; an even path is a straight line.
+
+    Args:
+        alphas: places on the path.
+        paths: per model, what `perception_path` gave for them, `(len(alphas), B)`.
+        ax: matplotlib axes to draw on; a new figure is made if absent.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if a path does not have one row per alpha.
+        ImportError: if matplotlib is not installed.
+
+    Source:
+        RPAT, Definition 1.
+
+    Examples:
+        >>> ax = perception_paths([0.0, 1.0], {"linear": torch.tensor([[0.0], [2.0]])})
+        >>> ax.lines[0].get_ydata().tolist()
+        [0.0, 1.0]
+    """
+    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    for name, path in paths.items():
+        if path.shape[0] != len(alphas):
+            raise ValueError(f"perception_paths: {name!r} has {path.shape[0]} rows for {len(alphas)} alphas.")
+        mean = path.double().mean(dim=1).cpu()
+        ax.plot(list(alphas), (mean / mean[-1].clamp_min(1e-12)).numpy(), marker=".", label=name)
+    ax.axline((0, 0), (1, 1), color="0.6", linestyle="dashed", linewidth=0.8, label="even")
+    ax.set(xlabel="place on the path (0 clean, 1 adversarial)", ylabel="movement of the logits, share of the whole")
+    ax.legend(frameon=False)
     return ax
 
 

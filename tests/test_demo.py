@@ -12,8 +12,9 @@ import pytest
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
 
 
-@pytest.fixture(scope="module")
-def demo():
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO.parent))
     spec = importlib.util.spec_from_file_location("demo", DEMO)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -22,6 +22,7 @@ from perceptual_at import (
     frozen,
     interpolate,
     kl_divergence,
+    models,
     objectives,
     pgd,
     robust_perception_kl_loss,
@@ -539,3 +540,15 @@ def test_an_attack_that_changes_the_shape_is_refused():
         objectives.pgd_at(model, (x,), labels, lambda m, v, y: v[:1])
     with pytest.raises(TypeError, match="pgd_at: `attack` must be a function"):
         objectives.pgd_at(model, (x,), labels, "pgd")
+
+
+@pytest.mark.parametrize("proxy", ["second_to_last", "third_to_last"])
+def test_the_networks_of_the_papers_offer_their_inner_perceptions(proxy):
+    torch.manual_seed(0)
+    model, x, labels = models.DigitsCNN(width=4), torch.rand(6, 1, 8, 8), torch.arange(6)
+    perceive = models.perceive_at(model, proxy)
+    attack = functools.partial(pgd, threat=THREAT, steps=1)
+    loss, terms = objectives.rpat(model, (x,), labels, attack, perceive=perceive)
+    assert terms["robust_perception"] > 0
+    loss.backward()
+    assert model.linear.weight.grad is not None

@@ -1,0 +1,24 @@
+"""Images and labels: digits that need no download, and the papers' data sets.
+
+All images are served in [0, 1] and not normalised: the model normalises.
+"""
+
+from perceptual_at.data.cifar import CIFAR10_MEAN, CIFAR10_STD, cifar10, cifar100
+from perceptual_at.data.folders import image_folder, npz_images, tiny_imagenet
+from perceptual_at.data.sklearn_digits import digits
+from perceptual_at.data.tensors import TensorImages, channel_statistics, hold_out, loader
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "TensorImages",
+    "channel_statistics",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "hold_out",
+    "image_folder",
+    "loader",
+    "npz_images",
+    "tiny_imagenet",
+]

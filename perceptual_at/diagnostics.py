@@ -1,0 +1,242 @@
+"""Looking inside a trained model: how perception moves under attack, and who is trained on what.
+
+These are the papers' motivating experiments as functions; `examples/perception_gap.py` runs them.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._shapes import per_sample
+from perceptual_at.attacks.freeze import Model, frozen
+from perceptual_at.divergences import squared_error
+from perceptual_at.objectives.passes import Attack, Perceive
+from perceptual_at.partitions import Partition
+from perceptual_at.paths import interpolate
+from perceptual_at.threats import Threat
+
+Strength = Literal["full", "reduced", "clean"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptionGap:
+    """Per sample, how far a perturbation moved the perception, and whether the prediction held."""
+
+    distance: Tensor
+    """Mean squared difference between the perceptions of the clean and the perturbed input, `(n,)`."""
+    defended: Tensor
+    """Right on the perturbed input, boolean `(n,)`: the success cases."""
+    correct: Tensor
+    """Right on the clean input, boolean `(n,)`."""
+
+    @property
+    def success(self) -> float | None:
+        """Mean distance of the success cases; None if there are none."""
+        return _mean(self.distance[self.defended])
+
+    @property
+    def failure(self) -> float | None:
+        """Mean distance of the failure cases; None if there are none."""
+        return _mean(self.distance[~self.defended])
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of samples that are right on the clean input."""
+        return self.correct.double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples that are right on the perturbed input, whatever the clean one."""
+        return self.defended.double().mean().item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers of the papers' figure, for JSON."""
+        return {
+            "n": len(self.distance),
+            "success_mse": self.success,
+            "failure_mse": self.failure,
+            "clean": self.clean_accuracy,
+            "robust": self.robust_accuracy,
+        }
+
+
+def perception_gap(
+    model: Model,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    perturb: Attack,
+    *,
+    perceive: Perceive | None = None,
+) -> PerceptionGap:
+    r"""How far perturbations move the perception of samples that resist and of samples that give in.
+
+    $$ d_i = \tfrac1K \| h(x_i + \delta_i) - h(x_i) \|_2^2 $$
+
+    kept per sample, so that the groups' means depend on no batch size. The model runs in eval mode.
+
+    Args:
+        model: maps inputs to logits.
+        loader: batches `(x, labels)` on the model's device.
+        perturb: `(model, x, labels) -> x_adv`, e.g. `functools.partial(pgd, threat=Linf(8 / 255), steps=20)` or
+            `functools.partial(random_noise, threat=Linf(8 / 255))`.
+        perceive: `x -> (logits, perception)` for a perception other than the logits; it must run `model`.
+
+    Returns:
+        A `PerceptionGap` with one entry per sample.
+
+    Raises:
+        ValueError: if the loader is empty or shapes do not fit.
+
+    Source:
+        RPAT, Sec. 3, Fig. 2 and Fig. 5: failure cases move less than success cases after adversarial training.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> batch = torch.tensor([[0.875], [0.375]]), torch.tensor([0, 0])
+        >>> gap = perception_gap(model, [batch], functools.partial(pgd, threat=Linf(0.25)))
+        >>> gap.defended.tolist(), gap.success, gap.failure
+        ([True, False], 0.0625, 0.0625)
+    """
+    if not callable(perturb):
+        raise TypeError(
+            f"perception_gap: `perturb` must be a function (model, x, labels) -> x_adv, got {type(perturb).__name__}."
+        )
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with frozen(model) as f:
+        perceived: Perceive = perceive if perceive is not None else lambda x: (logits := f(x), logits)
+        for x, labels in loader:
+            x_adv = perturb(f, x, labels)
+            with torch.no_grad():
+                (clean_logits, clean), (adv_logits, adv) = perceived(x), perceived(x_adv)
+            _check.labels("perception_gap", labels, classes=clean_logits.shape[1], x=x)
+            defended, correct = (z.argmax(dim=1) == labels for z in (adv_logits, clean_logits))
+            parts.append((squared_error(adv, clean), defended, correct))
+    if not parts:
+        raise ValueError("perception_gap: `loader` gave no batch.")
+    distance, defended, correct = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return PerceptionGap(distance, defended, correct)
+
+
+def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[float]) -> Tensor:
+    r"""How far the logits have moved at several places of the straight path from clean to adversarial.
+
+    $$ \sqrt{\tfrac1K \| f(x + \alpha (x_{\mathrm{adv}} - x)) - f(x) \|_2^2} $$
+
+    A model with robust perception draws straight lines. One forward pass per place, and one of `x`.
+
+    Args:
+        model: maps inputs to logits; a module runs in eval mode.
+        x: clean inputs, shape `(B, ...)`.
+        x_adv: adversarial inputs, the same shape.
+        alphas: places in [0, 1].
+
+    Returns:
+        Shape `(len(alphas), B)`, in units of the logits.
+
+    Raises:
+        ValueError: if shapes differ, an alpha is outside [0, 1], or there is none.
+
+    Source:
+        RPAT, Definition 1 and Fig. 3.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, -x], dim=1)  # linear: the path is even
+        >>> perception_path(model, torch.zeros(1, 1), torch.ones(1, 1), [0.0, 0.25, 1.0])
+        tensor([[0.0000],
+                [0.2500],
+                [1.0000]])
+    """
+    if not len(alphas):
+        raise ValueError("perception_path: `alphas` must hold at least one place.")
+    with torch.no_grad(), frozen(model) as f:
+        clean = f(x)
+        return torch.stack([squared_error(f(interpolate(x, x_adv, alpha)), clean).sqrt() for alpha in alphas])
+
+
+def random_noise(
+    model: Model,  # noqa: ARG001
+    x: Tensor,
+    labels: Tensor,  # noqa: ARG001
+    threat: Threat,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A random point of the threat model around each input: the perturbation that asks no gradient.
+
+    Has the signature of an attack, so that it can stand where an attack does.
+
+    Args:
+        model: not used.
+        x: clean inputs, shape `(B, ...)`.
+        labels: not used.
+        threat: a threat model.
+        generator: source of the noise.
+
+    Returns:
+        Perturbed inputs of the shape of `x`.
+
+    Source:
+        RPAT, Fig. 2 ("Random").
+
+    Examples:
+        >>> x = torch.full((1, 4), 0.5)
+        >>> noisy = random_noise(None, x, torch.tensor([0]), Linf(0.25))
+        >>> bool(((noisy - x).abs() <= 0.25).all())
+        True
+    """
+    return threat.random_start(x.detach(), generator=generator)
+
+
+def perturbed_by_group(
+    x: Tensor,
+    x_adv: Tensor,
+    reduced: Tensor,
+    partition: Partition,
+    *,
+    boundary: Strength = "full",
+    interior: Strength = "full",
+    misclassified: Strength = "clean",
+) -> Tensor:
+    """Training inputs whose perturbation depends on where the sample stands.
+
+    Args:
+        x: clean inputs, shape `(B, ...)`.
+        x_adv: inputs with the full perturbation, the same shape.
+        reduced: inputs with the perturbation of the threshold, the same shape.
+        partition: who is misclassified, at the boundary, inside.
+        boundary: perturbation of boundary samples: `"full"`, `"reduced"` or `"clean"`.
+        interior: perturbation of the samples inside.
+        misclassified: perturbation of misclassified samples; `"clean"` as in the paper's experiment.
+
+    Returns:
+        Inputs of the shape of `x`, each row one of the three.
+
+    Raises:
+        ValueError: if shapes differ or a word is unknown.
+
+    Source:
+        RAAT, Sec. 2.1 and Fig. 2.
+
+    Examples:
+        >>> x, x_adv, reduced = torch.zeros(3, 1), torch.ones(3, 1), torch.full((3, 1), 0.5)
+        >>> masks = torch.eye(3, dtype=torch.bool)
+        >>> perturbed_by_group(x, x_adv, reduced, Partition(*masks), boundary="reduced").squeeze(1)
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    name = "perturbed_by_group"
+    _check.same_shape(name, x=x, x_adv=x_adv, reduced=reduced)
+    inputs = {"full": x_adv, "reduced": reduced, "clean": x}
+    chosen = x_adv
+    for group, strength in (("boundary", boundary), ("interior", interior), ("misclassified", misclassified)):
+        _check.choice(name, group, strength, tuple(inputs))
+        mask = getattr(partition, group)
+        _check.mask(name, f"partition.{group}", mask, x=x)
+        chosen = torch.where(per_sample(mask, x), inputs[strength], chosen)
+    return chosen
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.double().mean().item() if len(values) else None

@@ -1,0 +1,29 @@
+"""The papers' networks for small images, a tiny one for digits, and what is built around them.
+
+Every network takes images in [0, 1] and returns logits. Normalisation, where it is wanted, is a layer of the
+model (`Normalize`, `normalized`), never a step of the data pipeline: attacks then work in pixel units.
+All networks end in a global average pool, so 32 x 32 and 64 x 64 images (and others) enter the same network,
+and all take a `width`, so that narrow versions can be trained on a CPU.
+"""
+
+from perceptual_at.models.digits_cnn import DigitsCNN
+from perceptual_at.models.normalization import Normalize, normalized
+from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
+from perceptual_at.models.taps import perceive_at, perception_taps, tap
+from perceptual_at.models.wide_resnets import WideResNet, wide_resnet28_10, wide_resnet34_10
+
+__all__ = [
+    "DigitsCNN",
+    "Normalize",
+    "ResNet",
+    "WideResNet",
+    "normalized",
+    "perceive_at",
+    "perception_taps",
+    "preact_resnet18",
+    "resnet18",
+    "resnet26_bottleneck",
+    "tap",
+    "wide_resnet28_10",
+    "wide_resnet34_10",
+]

@@ -1,0 +1,23 @@
+"""Pieces that all networks share."""
+
+from torch import nn
+
+from perceptual_at import _check
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the image size (up to its stride)."""
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+
+
+def pool() -> nn.Sequential:
+    """The mean over all places, `(B, C, H, W)` to `(B, C)`."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def check_sizes(function: str, **sizes: int) -> None:
+    """Require positive integers, and at least two classes."""
+    for name, value in sizes.items():
+        _check.count(function, name, value)
+        if name == "num_classes" and value < 2:
+            raise ValueError(f"{function}: `num_classes` must be at least 2, got {value}.")

@@ -1,0 +1,159 @@
+"""Reading what a network computes on the way, by the names of its layers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.fx.proxy import TraceError
+
+
+def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Module:
+    """A network that returns the outputs of named layers, computed with the model's own weights.
+
+    Built by torchvision's feature extraction; the model is not changed and its parameters are shared, so
+    training either trains both. What lies behind the last named layer is not computed, and its weights are left
+    out: to run the result with other weights, give those named in its `state_dict()`.
+
+    Args:
+        model: a network that torch.fx can trace, such as all of `perceptual_at.models`. Unwrap models in
+            DistributedDataParallel or torch.compile first, and compile what this returns instead.
+        layers: names of layers, as in `model.named_modules()` (a stage such as `"layer3"` means its last
+            output), or a mapping from such names to the names wanted for them.
+
+    Returns:
+        A module that maps images `(B, C, H, W)` to a dict of tensors `(B, ...)`, in the order they are
+        computed. It starts in the mode the model is in; switching the mode of either switches the shared
+        layers.
+
+    Raises:
+        ImportError: if torchvision is not installed.
+        TypeError: if `model` is no module or `layers` is a single string.
+        ValueError: if a layer is unknown or the model cannot be traced.
+
+    Examples:
+        >>> import torch
+        >>> from perceptual_at.models import DigitsCNN
+        >>> outputs = tap(DigitsCNN(width=4), ["layer2", "pool"])(torch.rand(2, 1, 8, 8))
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'layer2': (2, 8, 4, 4), 'pool': (2, 8)}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"tap: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(layers, str) or not layers:
+        raise TypeError(f"tap: `layers` must hold at least one name, as in `[{layers or 'layer3'!r}]`.")
+    names = dict(layers) if isinstance(layers, Mapping) else {name: name for name in layers}
+    known = {name for name, _ in model.named_modules() if name}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        children = ", ".join(repr(name) for name, _ in model.named_children())
+        raise ValueError(
+            f"tap: `layers` names {unknown[0]!r}, which the model does not have. Its outermost layers are "
+            f"{children}; `model.named_modules()` lists all."
+        )
+    try:
+        from torchvision.models.feature_extraction import create_feature_extractor
+    except ImportError as error:
+        raise ImportError(
+            "tap: torchvision is needed to read inner layers; run `pip install 'perceptual-at[vision]'`."
+        ) from error
+    modes = {module: module.training for module in model.modules()}
+    try:
+        tapped = cast("nn.Module", create_feature_extractor(model, return_nodes=names))
+        tapped.train(model.training)
+    except (TraceError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"tap: torch.fx cannot trace `model` ({type(model).__name__}) up to {list(names)}: {error}. "
+            "Models whose forward pass branches on values, or that are wrapped in DistributedDataParallel or "
+            "torch.compile, cannot be traced; give the network inside."
+        ) from error
+    finally:
+        for module, training in modes.items():  # tracing switches modes; put back each one, frozen layers too
+            module.training = training
+    return tapped
+
+
+def perception_taps(
+    model: nn.Module, proxies: Sequence[str] = ("logits", "second_to_last", "third_to_last")
+) -> nn.Module:
+    """A network that returns the proxies for a model's perception compared in Table 5 of the RPAT paper.
+
+    The paper says no more than "the embeddings from the second-to-last layer and the third-to-last layer",
+    and the released code holds none but logits. Our reading counts the linear layer as the last and each
+    stage as one: the second-to-last is the pooled output of the last stage, `(B, C)`, the third-to-last the
+    output of the stage before it, `(B, C, H, W)`. Other layers can be had by name from `tap`.
+
+    Args:
+        model: one of `perceptual_at.models`, or one around it (such as `normalized` gives).
+        proxies: which of `"logits"`, `"second_to_last"`, `"third_to_last"`.
+
+    Returns:
+        A module that maps images to a dict from proxy to tensor, as `tap`.
+
+    Raises:
+        ImportError: if torchvision is not installed.
+        TypeError: if `model` is no module or `proxies` is a single string.
+        ValueError: if a proxy is unknown, or the model says nothing about its layers.
+
+    Examples:
+        >>> import torch
+        >>> from perceptual_at.models import DigitsCNN
+        >>> outputs = perception_taps(DigitsCNN(width=4))(torch.rand(2, 1, 8, 8))
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'third_to_last': (2, 8, 4, 4), 'second_to_last': (2, 8), 'logits': (2, 10)}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"perception_taps: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(proxies, str) or not proxies:
+        raise TypeError(f"perception_taps: `proxies` must hold names, as in `({proxies or 'logits'!r},)`.")
+    for path, module in model.named_modules():
+        layers: dict[str, str] | None = getattr(module, "perception_layers", None)
+        if layers is None:
+            continue
+        unknown = [proxy for proxy in proxies if proxy not in layers]
+        if unknown:
+            raise ValueError(
+                f"perception_taps: `proxies` must be among {', '.join(map(repr, layers))}, got {unknown[0]!r}."
+            )
+        prefix = f"{path}." if path else ""
+        return tap(model, {prefix + layers[proxy]: proxy for proxy in proxies})
+    raise ValueError(
+        f"perception_taps: nothing in `model` ({type(model).__name__}) names its perception layers; choose "
+        'layers by name, as in `tap(model, {"fc": "logits", "avgpool": "second_to_last"})`, or give the '
+        "class a dict `perception_layers`."
+    )
+
+
+def perceive_at(model: nn.Module, proxy: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A function that runs a model and gives its logits together with an inner perception.
+
+    It is what `objectives.rpat(perceive=...)` and `diagnostics.perception_gap(perceive=...)` take.
+
+    Args:
+        model: one of `perceptual_at.models`, or one around it.
+        proxy: `"second_to_last"` or `"third_to_last"`, see `perception_taps`.
+
+    Returns:
+        A function `x -> (logits, perception)` that shares the model's weights and modes.
+
+    Raises:
+        ImportError: if torchvision is not installed.
+        TypeError: if `model` is no module.
+        ValueError: if the proxy is unknown, or the model says nothing about its layers.
+
+    Source:
+        RPAT, Table 5.
+
+    Examples:
+        >>> import torch
+        >>> from perceptual_at.models import DigitsCNN
+        >>> logits, perception = perceive_at(DigitsCNN(width=4), "second_to_last")(torch.rand(2, 1, 8, 8))
+        >>> logits.shape, perception.shape
+        (torch.Size([2, 10]), torch.Size([2, 8]))
+    """
+    tapped = perception_taps(model, ("logits", proxy))
+
+    def perceive(x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs: dict[str, Tensor] = tapped(x)
+        return outputs["logits"], outputs[proxy]
+
+    return perceive
