@@ -1,5 +1,6 @@
 """Rounding that never leaves a set: the arithmetic behind "inside the ball exactly"."""
 
+import functools
 import math
 
 import torch
@@ -7,11 +8,13 @@ from torch import Tensor
 
 
 def wide(*tensors: Tensor) -> torch.dtype:
-    """Dtype to compute in: that of the tensors, and float32 at least."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    """Dtype to compute in: one that holds the tensors, and float32 at least."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def common(*tensors: Tensor) -> torch.dtype:
+    """Dtype of a result: one that holds the tensors."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
+from perceptual_at._rounding import common, wide
 from perceptual_at._shapes import rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -196,6 +197,5 @@ def named(function: str, criterion: str | Divergence, temperature: float) -> Div
 
 def _widen(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
     """Both in float32 or wider, and the dtype to give the result in."""
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    return a.to(wide), b.to(wide), dtype
+    dtype = wide(a, b)
+    return a.to(dtype), b.to(dtype), common(a, b)

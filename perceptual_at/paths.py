@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
+from perceptual_at._rounding import common
 from perceptual_at._shapes import per_sample
 
 
@@ -42,6 +43,8 @@ def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
         True
     """
     _check.same_shape("interpolate", x=x, x_adv=x_adv)
+    dtype = common(x, x_adv)
+    x, x_adv = x.to(dtype), x_adv.to(dtype)
     return torch.lerp(x, x_adv, fraction("interpolate", "alpha", alpha, x))
 
 

@@ -94,7 +94,7 @@ class Linf:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("Linf.project", x_adv, x)
-        reach = center.new_tensor(round_down(self.eps, x.dtype))
+        reach = center.new_full((), round_down(self.eps, x.dtype))
         low, high = _box(self.bounds, x.dtype)
         lower, upper = add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
         return cast_toward(torch.minimum(torch.maximum(y, lower), upper), x)

@@ -64,7 +64,7 @@ def pgd(
         validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the
             device once; skipped while compiling or capturing.
         generator: source of the random start, on the device of `x`. None uses a stream of the library's own,
-            started from `torch.initial_seed()`.
+            started from `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Adversarial inputs, shape and dtype of `x`, detached.

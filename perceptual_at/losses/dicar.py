@@ -8,6 +8,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, masked, reduce
+from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import js_of_logs, log_distribution
 from perceptual_at.paths import fraction
 
@@ -74,10 +75,10 @@ def dicar_loss(
         raise ValueError(f"{name}: `average`='all' has no effect with `reduction`={reduction!r}.")
     if keep is not None:
         _check.mask(name, "keep", keep, mixed_logits=mixed_logits)
-    weight = fraction(name, "mix", mix, mixed_logits)
-    dtype = mixed_logits.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    mixed, clean_1, clean_2 = (v.to(wide) for v in (mixed_logits, clean_logits_1, clean_logits_2))
+    given = mixed_logits, clean_logits_1, clean_logits_2
+    dtype = common(*given)
+    mixed, clean_1, clean_2 = (logits.to(wide(*given)) for logits in given)
+    weight = fraction(name, "mix", mix, mixed)
     if space == "logits":
         target = log_distribution(weight * clean_1 + (1 - weight) * clean_2, temperature)
     else:

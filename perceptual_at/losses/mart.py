@@ -2,11 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
+from perceptual_at._rounding import wide
 from perceptual_at.attacks.targets import cross_entropy
 from perceptual_at.divergences import kl_divergence
 
@@ -91,10 +91,10 @@ def boosted_cross_entropy(adv_logits: Tensor, labels: Tensor, *, reduction: Redu
     name = "boosted_cross_entropy"
     _check.logits(name, adv_logits=adv_logits)
     _check.labels(name, labels, classes=adv_logits.shape[1], adv_logits=adv_logits)
-    wide = adv_logits.to(torch.promote_types(adv_logits.dtype, torch.float32))
-    wrong = wide.scatter(1, labels.long()[:, None], -math.inf).argmax(dim=1, keepdim=True)
-    margin = wide.logsumexp(dim=1) - wide.scatter(1, wrong, -math.inf).logsumexp(dim=1)
-    per_sample = cross_entropy(wide, labels) + margin
+    logits = adv_logits.to(wide(adv_logits))
+    wrong = logits.scatter(1, labels.long()[:, None], -math.inf).argmax(dim=1, keepdim=True)
+    margin = logits.logsumexp(dim=1) - logits.scatter(1, wrong, -math.inf).logsumexp(dim=1)
+    per_sample = cross_entropy(logits, labels) + margin
     return reduce(name, per_sample.to(adv_logits.dtype), reduction)
 
 
@@ -134,6 +134,7 @@ def weighted_kl_loss(
     name = "weighted_kl_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     _check.labels(name, labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
-    # 1 - p_y through expm1, which keeps its digits when p_y is close to 1
-    unsure = -torch.expm1(-cross_entropy(clean_logits, labels))
+    # 1 - p_y as the sum of the other probabilities, which keeps its digits when p_y is close to 1.
+    probabilities = clean_logits.to(wide(clean_logits)).softmax(dim=1)
+    unsure = probabilities.scatter(1, labels.long()[:, None], 0.0).sum(dim=1).to(clean_logits.dtype)
     return reduce(name, kl_divergence(clean_logits, adv_logits) * unsure, reduction)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
+from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import Divergence, kl_divergence, named
 from perceptual_at.paths import fraction
 
@@ -72,17 +73,18 @@ def robust_perception_loss(
     _check.same_shape(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
     _check.choice(name, "form", form, ("quotient", "interpolation"))
     _check.number(name, "temperature", temperature, above=0.0)
+    if form == "quotient" and not isinstance(alpha, Tensor):
+        _check.number(name, "alpha", alpha, above=0.0, below=1.0)
     divergence = named(name, criterion, temperature)
-    if form == "interpolation":
-        chord = torch.lerp(clean_logits, adv_logits, fraction(name, "alpha", alpha, clean_logits))
-        per_sample = divergence(mid_logits, chord)
+    given = clean_logits, mid_logits, adv_logits
+    clean, mid, adv = (logits.to(wide(*given)) for logits in given)
+    weight = fraction(name, "alpha", alpha, clean)
+    if form == "quotient":
+        per_sample = divergence((mid - clean) / weight, (adv - mid) / (1 - weight))
     else:
-        if not isinstance(alpha, Tensor):
-            _check.number(name, "alpha", alpha, above=0.0, below=1.0)
-        weight = fraction(name, "alpha", alpha, clean_logits)
-        per_sample = divergence((mid_logits - clean_logits) / weight, (adv_logits - mid_logits) / (1 - weight))
-    _check_per_sample(name, per_sample, clean_logits.shape[0])
-    return reduce(name, per_sample, reduction)
+        per_sample = divergence(mid, torch.lerp(clean, adv, weight))
+    _check_per_sample(name, per_sample, clean.shape[0])
+    return reduce(name, per_sample.to(common(*given)), reduction)
 
 
 def robust_perception_kl_loss(
