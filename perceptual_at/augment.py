@@ -3,8 +3,7 @@
 Of two kinds, for two places:
 
 - Functions of a batch, for the training loop (`random_crop_flip`, `cutout`, `cutmix`): they draw anew for
-every
-  image, run on the device the batch is on, and draw from a `generator`.
+  every image, run on the device the batch is on, and draw from a `generator`.
 - Transforms of one image, for data sets (`standard`, `auto_augment`), composed of torchvision's. Do not give
   them batches: torchvision's transforms draw once per call, so that a batch would share one crop.
 

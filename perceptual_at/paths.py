@@ -59,7 +59,8 @@ def draw_beta(
     Args:
         concentration: $\gamma$; 0.75 in both papers, 1 is uniform.
         fold: `"max"` gives $\max(b, 1 - b)$ (RAAT's released code for `mix`), `"min"` the smaller.
-        generator: a CPU generator; None uses the library's own stream, started from `torch.initial_seed()`.
+        generator: a CPU generator; None uses the library's own stream, started from `torch.initial_seed()` once
+            per process and seed.
 
     Returns:
         A number in [0, 1].

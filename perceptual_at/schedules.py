@@ -29,7 +29,8 @@ def rebat_learning_rate(
         ValueError: if `progress` is negative, `peak` not positive, `factor` below 1, or the milestones are
             not two in order.
 
-    Source: PKU-ML/ReBAT (Wang et al. 2023), `--lr-schedule piecewise`.
+    Source:
+        PKU-ML/ReBAT (Wang et al. 2023), `--lr-schedule piecewise`.
 
     Examples:
         >>> [round(rebat_learning_rate(t), 4) for t in (0, 100, 150)]
@@ -63,7 +64,8 @@ def rebat_weight(progress: float, *, factor: float = 1.5, milestones: tuple[floa
     Raises:
         ValueError: as `rebat_learning_rate`.
 
-    Source: PKU-ML/ReBAT (Wang et al. 2023), `--reg-schedule dependent`.
+    Source:
+        PKU-ML/ReBAT (Wang et al. 2023), `--reg-schedule dependent`.
 
     Examples:
         >>> [rebat_weight(t) for t in (0, 100, 150)]

@@ -129,9 +129,10 @@ class L2:
     Args:
         eps: largest Euclidean length, in input units; 128 / 255 is usual for CIFAR images in [0, 1].
         bounds: smallest and largest input value; may be infinite.
-        projection: `"box_ball"` clips to the box, then shrinks into the ball (PGD-AT, RPAT, RAAT and the original
-            TRADES); `"ball_box"` shrinks, then clips (Consistency-AT's copies of TRADES and MART). Neither is
-            the nearest point of the intersection; the two differ by up to 0.04 per entry at 128 / 255.
+        projection: `"box_ball"` clips to the box, then shrinks into the ball (PGD-AT, the PGD-AT parts of RPAT and
+            RAAT, and the original TRADES); `"ball_box"` shrinks, then clips (ReBAT, RPAT++, RAAT#, and the
+            copies of TRADES and MART in Consistency-AT, RPAT and RAAT). Neither is the nearest point of the
+            intersection; the two differ by up to 0.04 per entry at 128 / 255.
 
     Raises:
         TypeError: if `eps` or a bound is no number.

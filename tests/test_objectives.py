@@ -552,3 +552,33 @@ def test_the_networks_of_the_papers_offer_their_inner_perceptions(proxy):
     assert terms["robust_perception"] > 0
     loss.backward()
     assert model.linear.weight.grad is not None
+
+
+def test_dicar_uses_the_pairs_it_is_told_to():
+    model, views, labels = problem()
+    model.eval()
+    x_adv = attack_with()(model, torch.cat(views), labels.repeat(2))
+    keep = torch.arange(len(labels)) % 3 == 0
+    term = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, keep=keep)[1]["dicar"]
+    x1_adv, x2_adv = x_adv.chunk(2)
+    logits = model(interpolate(x2_adv, x1_adv, 0.7)), model(views[0]), model(views[1])
+    assert_close(term, dicar_loss(*logits, mix=0.7, space="logits", temperature=0.5, keep=keep))
+    with pytest.raises(ValueError, match="raat: `keep` must be a boolean mask"):
+        objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, keep=keep.double())
+
+
+def test_only_the_first_view_is_supervised_when_told_so():
+    model, views, labels = problem()
+    model.eval()
+    x_adv = attack_with()(model, torch.cat(views), labels.repeat(2))
+    loss, terms = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, bound=False, supervise="first")
+    assert_close(loss - terms["dicar"], cross_entropy(model(x_adv[: len(labels)]), labels).mean())
+
+
+def test_the_released_trades_with_rpat_moves_batch_norm_four_times():
+    model, (x, _), labels = problem()
+    keywords = objectives.preset("rpat", "release", base="trades")
+    objectives.rpat(model, (x,), labels, attack_with(), **keywords)
+    assert int(model.norm.num_batches_tracked) == 4
+    with pytest.raises(ValueError, match="`base`='mart' has no effect with objective='raat'"):
+        objectives.preset("raat", "paper", base="mart")

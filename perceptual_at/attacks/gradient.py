@@ -124,7 +124,8 @@ def fgsm(
         ValueError: see `pgd`.
 
     Source:
-        Goodfellow et al. 2015, Sec. 4; `start="random"` is the R+FGSM of Wong et al. 2020 with a full step.
+        Goodfellow et al. 2015, Sec. 4; with `start="random"` it is the FGSM of
+        Wong et al. 2020, who step 1.25 budgets: `pgd(..., steps=1, step_size=1.25 * eps)`.
 
     Examples:
         >>> model = lambda x: torch.cat([x, -x], dim=1)

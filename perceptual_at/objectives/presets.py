@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from perceptual_at import _check
+from perceptual_at.objectives.bases import BASES
 
 _PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "dicar_average": "all"}
 _RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "dicar_average": "selected"}
@@ -24,7 +25,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def preset(objective: str, source: Literal["paper", "release"]) -> dict[str, Any]:
+def preset(objective: str, source: Literal["paper", "release"], *, base: str | None = None) -> dict[str, Any]:
     """Keywords that make an objective follow the paper's formula or the released code.
 
     What is drawn or attacked outside the objective is not in it: RAAT's `mix` (`draw_beta()` in the paper,
@@ -33,12 +34,13 @@ def preset(objective: str, source: Literal["paper", "release"]) -> dict[str, Any
     Args:
         objective: name of a function of `perceptual_at.objectives`.
         source: `"paper"` or `"release"`.
+        base: for `"rpat"`, the base it is added to; its name and keywords then come along.
 
     Returns:
         A new dict of keywords; empty where the two agree.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or the objective takes no base.
 
     Source:
         The pages on each method list the differences.
@@ -46,9 +48,19 @@ def preset(objective: str, source: Literal["paper", "release"]) -> dict[str, Any
     Examples:
         >>> preset("rpat", "paper")
         {'form': 'quotient'}
+        >>> preset("rpat", "release", base="trades")
+        {'form': 'interpolation', 'base': 'trades', 'repeat_clean_forward': True}
         >>> preset("raat", "release")["temperature"]
         0.5
     """
     _check.choice("preset", "objective", objective, tuple(_PRESETS))
     _check.choice("preset", "source", source, ("paper", "release"))
-    return dict(_PRESETS[objective][source])
+    keywords = dict(_PRESETS[objective][source])
+    if base is not None:
+        if objective != "rpat":
+            raise ValueError(
+                f"preset: `base`={base!r} has no effect with objective={objective!r}, which takes no base."
+            )
+        _check.choice("preset", "base", base, tuple(BASES))
+        keywords |= {"base": base, **_PRESETS[base][source]}
+    return keywords

@@ -1,7 +1,7 @@
 """RAAT: smaller perturbations at the boundary, and alignment of interpolated views (DICAR)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from perceptual_at._reduce import masked
 from perceptual_at._shapes import per_sample
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.averaging import Weights
-from perceptual_at.losses import boosted_cross_entropy, dicar_loss, weighted_kl_loss
+from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
+from perceptual_at.objectives.alignment import Average, Boundary, Dicar, Space, check_options, choose, dicar_term
 from perceptual_at.objectives.bases import base_passes
 from perceptual_at.objectives.passes import (
     Attack,
@@ -25,13 +26,9 @@ from perceptual_at.objectives.passes import (
     logits_as_perception,
     predictions,
 )
-from perceptual_at.partitions import boundary_partition
-from perceptual_at.paths import interpolate
 
-Boundary = Literal["release", "definition", "objective"]
 Misclassified = Literal["standard", "clean", "mart"]
-Space = Literal["probabilities", "logits"]
-Average = Literal["selected", "all"]
+Supervise = Literal["both", "first"]
 
 
 def raat(
@@ -48,6 +45,8 @@ def raat(
     boundary: Boundary = "release",
     misclassified: Misclassified = "standard",
     beta: float | None = None,
+    supervise: Supervise = "both",
+    keep: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
@@ -82,6 +81,9 @@ def raat(
             cross entropy on x (MMA's choice). `"mart"`: cross entropy on $x_{\mathrm{adv}}$ plus `beta` times the
             weighted KL.
         beta: weight of that KL, 6 by default; refused otherwise.
+        supervise: the supervised terms run over `"both"` views (released) or the `"first"`.
+        keep: boolean mask `(B,)` of the pairs DICAR uses. None, as released, means the pairs whose two views are
+            both right; the paper's indicator, whether the image without augmentation is right, is a mask to pass.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
@@ -99,37 +101,39 @@ def raat(
     Examples:
         >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
         >>> attack = functools.partial(pgd, threat=Linf(0.1))
-        >>> loss, terms = raat(model, (x, x.flip(0)[[3, 2, 1, 0]]), labels, attack, mix=0.75)
+        >>> loss, terms = raat(model, (x, x.flip(1)), labels, attack, mix=0.75)
         >>> list(terms)
         ['cross_entropy', 'dicar']
         >>> list(raat(model, (x,), labels, attack, weight=0.0)[1])
         ['cross_entropy']
     """
     function = "raat"
-    _check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
     _check.choice(function, "misclassified", misclassified, ("standard", "clean", "mart"))
+    _check.choice(function, "supervise", supervise, ("both", "first"))
     if beta is not None and misclassified != "mart":
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     x_adv = attacked(function, attack, model, x, labels)
-    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
     wrong = per_sample(choice.wrong, x)
     supervised = choice.supervised
     if misclassified != "standard":
         supervised = torch.where(wrong, x if misclassified == "clean" else x_adv, supervised)
 
-    logits = model(supervised)
-    terms = {"cross_entropy": cross_entropy(logits, labels).mean()}
+    rows = slice(views[0].shape[0] if supervise == "first" else None)
+    logits = model(supervised[rows])
+    terms = {"cross_entropy": cross_entropy(logits, labels[rows]).mean()}
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
-        settings = _Dicar(mix, space, temperature, dicar_average)
-        terms["dicar"], clean = _dicar_term(model, x, x_adv, ~choice.wrong, None, settings)
+        settings = Dicar(mix, keep, space, temperature, dicar_average)
+        terms["dicar"], clean = dicar_term(function, model, x, x_adv, ~choice.wrong, None, settings)
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
         clean = model(x) if clean is None else clean
-        kl = weighted_kl_loss(clean, logits, labels, reduction="none")
-        terms["weighted_kl"] = masked(kl, choice.wrong).mean()
+        kl = weighted_kl_loss(clean[rows], logits, labels[rows], reduction="none")
+        terms["weighted_kl"] = masked(kl, choice.wrong[rows]).mean()
         loss = loss + (6.0 if beta is None else beta) * terms["weighted_kl"]
     return finish(loss, **terms)
 
@@ -147,6 +151,7 @@ def raat_plus_plus(
     eta: float | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
+    keep: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
@@ -175,6 +180,7 @@ def raat_plus_plus(
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
+        keep: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
@@ -201,13 +207,13 @@ def raat_plus_plus(
         ['boosted_cross_entropy', 'weighted_kl', 'dicar']
     """
     function = "raat_plus_plus"
-    _check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
     _check.number(function, "beta", beta, at_least=0.0)
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
     x_adv = attacked(function, attack, model, x, labels, start=start)
-    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary)
 
     adv, clean = model(x_adv), model(x)
     terms = {
@@ -216,9 +222,9 @@ def raat_plus_plus(
     }
     loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
     if weight > 0:
-        settings = _Dicar(mix, space, temperature, dicar_average)
+        settings = Dicar(mix, keep, space, temperature, dicar_average)
         again = None if repeat_clean_forward else clean
-        terms["dicar"], _ = _dicar_term(model, x, x_adv, ~choice.wrong, again, settings)
+        terms["dicar"], _ = dicar_term(function, model, x, x_adv, ~choice.wrong, again, settings)
         loss = loss + weight * terms["dicar"]
     return finish(loss, **terms)
 
@@ -236,6 +242,7 @@ def raat_sharp(
     eta: float | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
+    keep: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
@@ -259,6 +266,7 @@ def raat_sharp(
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
+        keep: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
@@ -283,21 +291,21 @@ def raat_sharp(
         ['cross_entropy', 'dicar']
     """
     function = "raat_sharp"
-    _check_options(function, mix, beta, bound, eta, reduced_attack, boundary, weight_name="beta")
+    check_options(function, mix, beta, bound, eta, reduced_attack, boundary, weight_name="beta")
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "keep"))
     check_views(function, views, labels, expected=(2,) if beta > 0 else (1, 2))
     check_indices(function, labels)
     x, keep_mode = views[0], teacher_mode == "keep"
     x_adv = attacked(function, attack, model, x, labels)
-    choice = _choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, keep_mode)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, keep_mode)
     ce = cross_entropy(model(choice.supervised), labels).mean()
     if beta == 0:
         return finish(ce, cross_entropy=ce)
     x2_adv = attacked(function, attack, model, views[1], labels)
     (clean_2,) = predictions(model, views[1], weights=average, keep_mode=keep_mode)
     right = torch.cat([~choice.wrong, clean_2.argmax(dim=1) == labels])
-    settings = _Dicar(mix, space, temperature, dicar_average)
-    term, _ = _dicar_term(model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), right, None, settings)
+    settings = Dicar(mix, keep, space, temperature, dicar_average)
+    term, _ = dicar_term(function, model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), right, None, settings)
     return finish(ce + beta * term, cross_entropy=ce, dicar=term)
 
 
@@ -310,6 +318,7 @@ def dicar(
     mix: float,
     base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
     weight: float = 1.0,
+    keep: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
@@ -331,6 +340,7 @@ def dicar(
         mix: see `raat`.
         base: what to add the term to, by name or as the function of this module.
         weight: $\lambda$.
+        keep: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
@@ -358,95 +368,7 @@ def dicar(
     passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model))
     (clean,) = predictions(model, passes.x)
     right = clean.argmax(dim=1) == passes.labels
-    settings = _Dicar(mix, space, temperature, dicar_average)
+    settings = Dicar(mix, keep, space, temperature, dicar_average)
     own = None if passes.clean is None else passes.clean[0]
-    term, _ = _dicar_term(model, passes.x, passes.x_adv, right, own, settings)
+    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, right, own, settings)
     return finish(passes.loss + weight * term, **passes.terms, dicar=term)
-
-
-class _Dicar(NamedTuple):
-    mix: float | None
-    space: Space
-    temperature: float
-    average: Average
-
-
-class _Choice(NamedTuple):
-    supervised: Tensor
-    """Inputs of the supervised term."""
-    wrong: Tensor
-    """Misclassified on the clean input, `(B,)`."""
-
-
-def _choose(
-    function: str,
-    model: nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
-    labels: Tensor,
-    bound: bool,
-    eta: float | None,
-    reduced_attack: Attack | None,
-    boundary: Boundary,
-    weights: Weights | None = None,
-    keep_mode: bool = False,
-) -> _Choice:
-    """Who is wrong already, and which input each sample is trained on."""
-    if not bound:
-        (clean,) = predictions(model, x, weights=weights, keep_mode=keep_mode)
-        return _Choice(x_adv, clean.argmax(dim=1) != labels)
-    if reduced_attack is None:
-        reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
-    else:
-        reduced = attacked(function, reduced_attack, model, x, labels)
-    inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
-    clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
-    parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
-    smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
-    supervised = torch.where(per_sample(smaller, x), reduced, x_adv)
-    return _Choice(supervised, parts.misclassified)
-
-
-def _dicar_term(
-    model: nn.Module, x: Tensor, x_adv: Tensor, right: Tensor, clean: Tensor | None, settings: _Dicar
-) -> tuple[Tensor, Tensor | None]:
-    """DICAR over the pairs whose views are both right, and the clean logits it used."""
-    mix = settings.mix
-    assert mix is not None
-    adv_1, adv_2 = x_adv.chunk(2)
-    right_1, right_2 = right.chunk(2)
-    pairs = (right_1 & right_2).nonzero().squeeze(1)
-    if not pairs.shape[0]:
-        return x.new_zeros(()), clean
-    # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
-    mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
-    clean = model(x) if clean is None else clean
-    clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
-    share = pairs.shape[0] / adv_1.shape[0] if settings.average == "all" else 1.0
-    term = dicar_loss(mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature)
-    return share * term, clean
-
-
-def _check_options(
-    function: str,
-    mix: float | None,
-    weight: float,
-    bound: bool,
-    eta: float | None,
-    reduced_attack: Attack | None,
-    boundary: str,
-    *,
-    weight_name: str = "weight",
-) -> None:
-    _check.number(function, weight_name, weight, at_least=0.0)
-    if weight > 0 and mix is None:
-        raise TypeError(
-            f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."
-        )
-    _check.choice(function, "boundary", boundary, ("release", "definition", "objective"))
-    if eta is not None:
-        _check.number(function, "eta", eta, above=0.0, at_most=1.0)
-    if eta is not None and reduced_attack is not None:
-        raise ValueError(f"{function}: `eta`={eta!r} has no effect together with `reduced_attack`.")
-    if not bound and (eta is not None or reduced_attack is not None):
-        raise ValueError(f"{function}: `eta` and `reduced_attack` have no effect with bound=False.")

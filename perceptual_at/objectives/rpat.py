@@ -44,8 +44,9 @@ def rpat(
         base: what to add the term to, by name or as the function of this module.
         weight: $\lambda$; 1 in the papers. 1 with the form `"interpolation"` weighs like 1/16 with `"quotient"` at
             `alpha=0.5`.
-        alpha: place of the middle on the path; it multiplies the perturbation. The released code's rate is
-            `1 - alpha`. Draw it once per batch with `draw_beta` for the ablation of Fig. 4b.
+        alpha: place of the middle on the path; it multiplies the perturbation. The rate of the released
+            RPAT_Benchmarks is `1 - alpha`, that of RPAT_SOTAs is `alpha`. Draw it once per batch with `draw_beta`
+            for the ablation of Fig. 4b.
         form: see `robust_perception_loss`.
         criterion: see `robust_perception_loss`.
         temperature: see `robust_perception_loss`.

@@ -1,0 +1,113 @@
+"""What the RAAT family shares: who gets which perturbation, and the alignment term over the pairs in use."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at._shapes import per_sample
+from perceptual_at.averaging import Weights
+from perceptual_at.losses import dicar_loss
+from perceptual_at.objectives.passes import Attack, attacked, predictions
+from perceptual_at.partitions import boundary_partition
+from perceptual_at.paths import interpolate
+
+Boundary = Literal["release", "definition", "objective"]
+Space = Literal["probabilities", "logits"]
+Average = Literal["selected", "all"]
+
+
+class Dicar(NamedTuple):
+    """The settings of the alignment term."""
+
+    mix: float | None
+    keep: Tensor | None
+    space: Space
+    temperature: float
+    average: Average
+
+
+class Choice(NamedTuple):
+    """What the partition decides."""
+
+    supervised: Tensor
+    """Inputs of the supervised term."""
+    wrong: Tensor
+    """Misclassified on the clean input, `(B,)`."""
+
+
+def choose(
+    function: str,
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    labels: Tensor,
+    bound: bool,
+    eta: float | None,
+    reduced_attack: Attack | None,
+    boundary: Boundary,
+    weights: Weights | None = None,
+    keep_mode: bool = False,
+) -> Choice:
+    """Who is wrong already, and which input each sample is trained on."""
+    if not bound:
+        (clean,) = predictions(model, x, weights=weights, keep_mode=keep_mode)
+        return Choice(x_adv, clean.argmax(dim=1) != labels)
+    if reduced_attack is None:
+        reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
+    else:
+        reduced = attacked(function, reduced_attack, model, x, labels)
+    inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
+    clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
+    parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
+    smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
+    supervised = torch.where(per_sample(smaller, x), reduced, x_adv)
+    return Choice(supervised, parts.misclassified)
+
+
+def dicar_term(
+    function: str, model: nn.Module, x: Tensor, x_adv: Tensor, right: Tensor, clean: Tensor | None, settings: Dicar
+) -> tuple[Tensor, Tensor | None]:
+    """DICAR over the pairs whose views are both right, and the clean logits it used."""
+    mix = settings.mix
+    assert mix is not None
+    adv_1, adv_2 = x_adv.chunk(2)
+    keep = torch.stack(right.chunk(2)).all(dim=0) if settings.keep is None else settings.keep
+    _check.mask(function, "keep", keep, **{"views[0]": adv_1})
+    pairs = keep.nonzero().squeeze(1)
+    if not pairs.shape[0]:
+        return x.new_zeros(()), clean
+    # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
+    mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
+    clean = model(x) if clean is None else clean
+    clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
+    share = pairs.shape[0] / adv_1.shape[0] if settings.average == "all" else 1.0
+    term = dicar_loss(mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature)
+    return share * term, clean
+
+
+def check_options(
+    function: str,
+    mix: float | None,
+    weight: float,
+    bound: bool,
+    eta: float | None,
+    reduced_attack: Attack | None,
+    boundary: str,
+    *,
+    weight_name: str = "weight",
+) -> None:
+    """Refuse options that are out of range or would have no effect."""
+    _check.number(function, weight_name, weight, at_least=0.0)
+    if weight > 0 and mix is None:
+        raise TypeError(
+            f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."
+        )
+    _check.choice(function, "boundary", boundary, ("release", "definition", "objective"))
+    if eta is not None:
+        _check.number(function, "eta", eta, above=0.0, at_most=1.0)
+    if eta is not None and reduced_attack is not None:
+        raise ValueError(f"{function}: `eta`={eta!r} has no effect together with `reduced_attack`.")
+    if not bound and (eta is not None or reduced_attack is not None):
+        raise ValueError(f"{function}: `eta` and `reduced_attack` have no effect with bound=False.")

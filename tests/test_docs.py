@@ -1,0 +1,230 @@
+"""The documentation: what it shows runs, every public name has its place, and the site needs no network."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import perceptual_at
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```|^<!-- setup\n(.*?)^-->", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    """The code of a page in order, each on the lines it has there; hidden `<!-- setup -->` comments count."""
+    text = page.read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        code = match[1] if match[1] is not None else match[2]
+        line = text.count("\n", 0, match.start()) + 1
+        yield "\n" * line + code
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name_of)
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what a page writes stays out of the tree
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    namespace = {"__name__": "page"}
+    try:
+        for code in blocks(page):
+            exec(compile(code, name_of(page), "exec"), namespace)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def documented():
+    """What the reference has a `:::` entry for, by its dotted path."""
+    text = "\n".join(page.read_text() for folder in ("reference", "theory") for page in (DOCS / folder).glob("*.md"))
+    return {entry: resolve(entry) for entry in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+
+
+def resolve(path):
+    """The object at a dotted path; modules win over what their package calls by the same name."""
+    parts = path.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[split:]:
+            value = getattr(value, part)
+        return value
+    raise AssertionError(path)
+
+
+def public_names():
+    """Every public name: `__all__` where there is one, else what a module outside the flat interface defines."""
+    yield from ((perceptual_at.__name__, name) for name in perceptual_at.__all__)
+    flat = {getattr(getattr(perceptual_at, name), "__module__", "") for name in perceptual_at.__all__}
+    for info in pkgutil.iter_modules(perceptual_at.__path__, "perceptual_at."):
+        if info.name.rpartition(".")[2].startswith("_") or info.name in flat:
+            continue
+        module = importlib.import_module(info.name)
+        names = getattr(module, "__all__", None)
+        if names is None:
+            names = [
+                name
+                for name, value in vars(module).items()
+                if not name.startswith("_")
+                and (inspect.isfunction(value) or inspect.isclass(value))
+                and value.__module__ == info.name
+            ]
+        yield from ((info.name, name) for name in names)
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(public_names())))
+def test_every_public_name_has_a_reference_entry(module, name):
+    value = getattr(importlib.import_module(module), name)
+    entries = documented()
+    if inspect.ismodule(value):
+        page = DOCS / "reference" / f"{name}.md"
+        assert page.exists()
+        return
+    found = [path for path, entry in entries.items() if entry is value and path.rpartition(".")[2] == name]
+    assert found, f"put `::: {module}.{name}` on a page of docs/reference or docs/theory"
+
+
+def test_every_reference_entry_exists():
+    assert all(entry is not None for entry in documented().values())
+
+
+def nav_files():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    return set(re.findall(r"[\w/.-]+\.md", re.sub(r"#.*", "", nav)))
+
+
+@pytest.mark.parametrize("stem", sorted(p.stem for p in (ROOT / "perceptual_at/losses").glob("[!_]*.py")))
+def test_every_loss_has_a_page_in_the_navigation(stem):
+    page = DOCS / "losses" / f"{stem}.md"
+    assert page.exists()
+    assert f"losses/{stem}.md" in nav_files()
+    headings = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+    assert headings == [
+        "The maths", "In your loop", "What it is not", "Paper and code", "Pitfalls", "API", "See also, cite",
+    ]  # fmt: skip
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")}
+    assert pages - nav_files() == set()
+
+
+def test_links_of_the_project_papers_lead_to_files():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (ROOT / target).exists(), (page.name, target)
+
+
+def test_examples_that_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(r"examples/\w+\.py", page.read_text()):
+            assert (ROOT / name).exists(), (name_of(page), name)
+
+
+# The built site ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    for tool in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+        if importlib.util.find_spec(tool) is None:
+            pytest.skip(f"{tool} is not installed; `uv pip install --group docs` brings it")
+    folder = tmp_path_factory.mktemp("site")
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert build.returncode == 0, build.stdout + build.stderr
+    assert "WARNING" not in build.stdout + build.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page loads, links to, and can be linked to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.assets, self.links, self.anchors, self.tags = [], [], set(), set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.add(tag)
+        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag == "link" and given.get("href") and given.get("rel") not in ("canonical", "prev", "next"):
+            self.assets.append(given["href"])
+        if tag != "a" and given.get("src"):
+            self.assets.append(given["src"])
+        if given.get("srcset"):
+            self.assets += [part.split()[0] for part in given["srcset"].split(",")]
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def test_the_site_loads_nothing_from_the_network(site, pages):
+    loaded = [asset for page in pages.values() for asset in page.assets]
+    for sheet in site.rglob("*.css"):
+        loaded += re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", sheet.read_text(encoding="utf-8"))
+    assert loaded
+    assert [asset for asset in loaded if re.match(r"(?:https?:)?//", asset)] == []
+
+
+def test_every_asset_is_there(site, pages):
+    for path, page in pages.items():
+        for asset in page.assets:
+            home = site if asset.startswith("/") else path.parent  # the page 404 is served from anywhere
+            file = home / asset.partition("?")[0].lstrip("/")
+            assert asset.startswith("data:") or file.exists(), (path.name, asset)
+
+
+def test_every_internal_link_and_anchor_resolves(pages):
+    for path, page in pages.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:", link) or path.name == "404.html":
+                continue
+            target, _, anchor = link.partition("#")
+            target = (path.parent / target).resolve() if target else path
+            target = target / "index.html" if target.is_dir() else target
+            assert target in pages, (path.name, link)
+            assert not anchor or anchor in pages[target].anchors, (path.name, link)
+
+
+def test_mathematics_are_rendered(site, pages):
+    assert sum("math" in page.tags for page in pages.values()) > 10
+    for path in pages:
+        text = re.sub(r"<(code|script|pre)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\$[^$\n]*\\[a-z]+|\\\(|\\\[|\barithmatex\b", text), path.name
+
+
+def test_the_mathematics_hook_refuses_what_it_cannot_typeset():
+    pytest.importorskip("latex2mathml")
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert "<mi>adv</mi>" in hooks.mathml(r"x_{\mathrm{adv}}", display=False)
+    assert "<munder><mo" in hooks.mathml(r"\max_i x_i", display=True)
+    with pytest.raises(ValueError, match="nosuchcommand"):
+        hooks.mathml(r"\nosuchcommand x", display=False)
