@@ -4,7 +4,7 @@ Small pure functions: threat models, attacks, losses, partitions and metrics, wh
 training loop of your own.
 """
 
-from perceptual_at import objectives
+from perceptual_at import objectives, theory
 from perceptual_at.attacks import dlr, fgsm, frozen, kl_to, margin, pgd
 from perceptual_at.averaging import call_with, ema_update, snapshot
 from perceptual_at.divergences import cosine_distance, js_divergence, kl_divergence, squared_error
@@ -63,4 +63,5 @@ __all__ = [  # noqa: RUF022
     "evaluate",
     "Evaluation",
     "objectives",
+    "theory",
 ]

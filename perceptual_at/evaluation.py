@@ -19,6 +19,11 @@ class Evaluation:
 
     Accuracies are fractions in [0, 1]. A sample is robust against an attack when it is classified right both
     as it is and as the attack returned it.
+
+    Examples:
+        >>> result = Evaluation(torch.tensor([True, True, False]), {"pgd": torch.tensor([True, False, False])})
+        >>> f"clean {result.clean_accuracy:.2f}, worst case {result.worst_case:.2f}, NRR {result.nrr:.2f}"
+        'clean 0.67, worst case 0.33, NRR 0.44'
     """
 
     correct: Tensor

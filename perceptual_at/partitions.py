@@ -8,7 +8,13 @@ from perceptual_at import _check
 
 
 class Partition(NamedTuple):
-    """Three boolean masks `(B,)`, disjoint and covering the batch."""
+    """Three boolean masks `(B,)`, disjoint and covering the batch.
+
+    Examples:
+        >>> parts = Partition(torch.tensor([True, False]), torch.tensor([False, True]), torch.tensor([False, False]))
+        >>> torch.where(parts.boundary, 0.1, 1.0)  # a smaller perturbation at the boundary
+        tensor([1.0000, 0.1000])
+    """
 
     misclassified: Tensor
     """Wrong already on the clean input."""

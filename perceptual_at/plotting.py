@@ -8,7 +8,9 @@ from torch import Tensor
 
 from perceptual_at._files import written_whole
 from perceptual_at.diagnostics import PerceptionGap
+from perceptual_at.evaluation import Evaluation
 from perceptual_at.metrics import nrr
+from perceptual_at.published import PublishedRow
 
 Point = tuple[float, float]
 
@@ -53,12 +55,60 @@ def trade_off(
             ax.scatter(clean, robust, s=14, color=colour, alpha=0.45, linewidths=0)
         center = sum(clean) / len(runs), sum(robust) / len(runs)
         ax.scatter(*center, s=80, color=colour, edgecolors="white", linewidths=1, label=method, zorder=3)
-    low_x, high_x = _padded([clean for clean, _ in points])
-    low_y, high_y = _padded([robust for _, robust in points])
-    ax.set(xlim=(low_x, high_x), ylim=(low_y, high_y))
-    _nrr_lines(ax, (low_x, high_x), (low_y, high_y))
+    _frame(ax, points)
     ax.set(xlabel=f"clean accuracy ({unit})", ylabel=f"{robust_name} accuracy ({unit})")
     ax.legend(frameon=False, loc="best")
+    return ax
+
+
+def published_trade_offs(
+    rows: Sequence[PublishedRow], *, own: Mapping[str, Evaluation] | None = None, ax: Any = None
+) -> Any:
+    """The papers' clean and AutoAttack accuracies, with your own evaluations on top.
+
+    Compare like with like: give rows of one data set, norm and architecture, and evaluate with AutoAttack on
+    the same test images. An evaluation counts with its worst case over the attacks it ran.
+
+    Args:
+        rows: what `published.published(...)` gave.
+        own: by name, what `evaluate` gave.
+        ax: matplotlib axes to draw on; a new figure is made if absent.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if there is no row.
+        ImportError: if matplotlib is not installed.
+
+    Source:
+        RPAT, Tables 1 to 6; RAAT, Tables 1, 2, 3 and 5.
+
+    Examples:
+        >>> from perceptual_at.published import published
+        >>> rows = published(paper="RPAT", table=1, dataset="CIFAR-10")
+        >>> own = {"mine": Evaluation(torch.tensor([True, True]), {"aa": torch.tensor([True, False])})}
+        >>> ax = published_trade_offs(rows, own=own)
+        >>> [text.get_text() for text in ax.texts][:2], ax.get_ylabel()
+        (['PGD-AT', 'PGD-AT+RPAT'], 'AutoAttack accuracy (%)')
+    """
+    if not rows:
+        raise ValueError("published_trade_offs: `rows` is empty; no table has that combination.")
+    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    points = {name: (100 * result.clean_accuracy, 100 * result.worst_case) for name, result in (own or {}).items()}
+    looks = {"baseline": ("0.5", "benchmark"), "sota": ("C0", "other work"), "ours": ("C1", "RPAT, RAAT")}
+    for variant, (colour, label) in looks.items():
+        group = [row for row in rows if row.variant == variant]
+        if group:
+            ax.scatter([row.clean for row in group], [row.aa for row in group], s=22, color=colour, label=label)
+    for row in rows:
+        ax.annotate(row.method, (row.clean, row.aa), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    for number, (name, point) in enumerate(points.items()):
+        ax.scatter(*point, marker="*", s=140, color=f"C{number + 3}", edgecolors="white", label=name, zorder=3)
+    everything = [*((row.clean, row.aa) for row in rows), *points.values()]
+    _frame(ax, everything)
+    ax.set(xlabel="clean accuracy (%)", ylabel="AutoAttack accuracy (%)")
+    ax.legend(frameon=False, fontsize=8, loc="best")
     return ax
 
 
@@ -165,6 +215,13 @@ def _matplotlib_figure() -> Any:
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _frame(ax: Any, points: Sequence[Point]) -> None:
+    """Limits around the points, and lines of equal NRR between them."""
+    x_range, y_range = (_padded(values) for values in zip(*points, strict=True))
+    ax.set(xlim=x_range, ylim=y_range)
+    _nrr_lines(ax, x_range, y_range)
 
 
 def _padded(values: Sequence[float]) -> Point:

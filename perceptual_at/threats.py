@@ -29,6 +29,23 @@ class Threat(Protocol):
     `pgd`, and `bounds` when inputs are to be validated. A threat may add
     `step(x_adv, x, grad, step_size)`, one projected ascent step, where moving along `steepest` and
     projecting is not the best it can do (`L1` does).
+
+    Examples:
+        >>> class FirstEntry:  # anything may happen to the first entry, nothing to the others
+        ...     eps = 1.0
+        ...     def project(self, x_adv, x):
+        ...         return torch.cat([x_adv[:, :1].clamp(0, 1), x[:, 1:]], dim=1)
+        ...     def steepest(self, grad):
+        ...         return grad.sign()
+        ...     def random_start(self, x, *, generator=None):
+        ...         return x
+        ...     def norm(self, delta):
+        ...         return delta.abs().amax(dim=1)
+        ...     def scaled(self, factor):
+        ...         return self
+        >>> model = lambda x: torch.stack([x.sum(dim=1), -x.sum(dim=1)], dim=1)
+        >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), FirstEntry())
+        tensor([[0.0000, 0.5000, 0.5000]])
     """
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -106,6 +123,7 @@ class Linf:
 
     def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniform in the cube around `x`, then clipped to the box (as PGD-AT does)."""
+        _check.floating("Linf.random_start", x=x)
         generator = _random.source("Linf.random_start", generator, x.device)
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=wide(x))
         return self.project(x + self.eps * (2 * noise - 1), x)
@@ -186,6 +204,7 @@ class L2:
 
     def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
+        _check.floating("L2.random_start", x=x)
         generator = _random.source("L2.random_start", generator, x.device)
         direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=wide(x))
         return self.project(x + self.eps * self.steepest(direction) * _radius(x, generator), x)
@@ -288,6 +307,7 @@ class L1:
 
     def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
+        _check.floating("L1.random_start", x=x)
         generator = _random.source("L1.random_start", generator, x.device)
         flat = rows(torch.empty(x.shape, device=x.device, dtype=wide(x)))
         sizes = flat.exponential_(generator=generator)

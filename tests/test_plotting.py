@@ -1,9 +1,11 @@
 """The trade-off plot, and files that are whole or not there."""
 
 import pytest
+import torch
 
-from perceptual_at import plotting
+from perceptual_at import Evaluation, plotting
 from perceptual_at._files import written_whole
+from perceptual_at.published import published
 
 RUNS = {"PGD-AT": [(84.1, 51.8), (84.4, 51.5)], "TRADES": [(82.9, 52.8)]}
 
@@ -24,6 +26,19 @@ def test_contour_lines_are_lines_of_equal_nrr():
         for path in paths:
             for clean, robust in path[::10]:
                 assert 2 * clean * robust / (clean + robust) == pytest.approx(level, rel=1e-4)
+
+
+def test_own_results_stand_among_the_published_ones():
+    rows = published(paper="RAAT", table=1, dataset="CIFAR-10", model="ResNet-18")
+    verdicts = torch.tensor([True] * 80 + [False] * 20), {"aa": torch.tensor([True] * 50 + [False] * 50)}
+    ax = plotting.published_trade_offs(rows, own={"mine": Evaluation(*verdicts)})
+    star = next(collection for collection in ax.collections if collection.get_label() == "mine")
+    assert tuple(star.get_offsets()[0]) == pytest.approx((80.0, 50.0))
+    assert {text.get_text() for text in ax.texts} >= {row.method for row in rows}
+    low, high = ax.get_xlim()
+    assert all(low < row.clean < high for row in rows)
+    with pytest.raises(ValueError, match="`rows` is empty"):
+        plotting.published_trade_offs([])
 
 
 def test_a_method_without_runs_is_refused():

@@ -32,12 +32,12 @@ class Ascent:
         """Loss of each sample, and the gradient of their sum: one forward and one input-gradient pass."""
         x = x.detach().requires_grad_()
         values = self._values(x)
-        if not values.requires_grad:
+        grad = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+        if grad is None:
             raise ValueError(
                 f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
-        (grad,) = torch.autograd.grad(values.sum(), x)
         # A sample whose gradient is undefined stays where it is instead of becoming NaN.
         return values.detach(), grad.nan_to_num(nan=0.0)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
-from perceptual_at._rounding import wide
+from perceptual_at._rounding import common, wide
 from perceptual_at.attacks.targets import cross_entropy
 from perceptual_at.divergences import kl_divergence
 
@@ -52,9 +52,11 @@ def mart_loss(
     """
     _check.number("mart_loss", "beta", beta, at_least=0.0)
     _check.logits("mart_loss", clean_logits=clean_logits, adv_logits=adv_logits)
-    boosted = boosted_cross_entropy(adv_logits, labels, reduction="none")
-    weighted = weighted_kl_loss(clean_logits, adv_logits, labels, reduction="none")
-    return reduce("mart_loss", boosted + beta * weighted, reduction)
+    given = clean_logits, adv_logits
+    clean, adv = (logits.to(wide(*given)) for logits in given)
+    boosted = boosted_cross_entropy(adv, labels, reduction="none")
+    weighted = weighted_kl_loss(clean, adv, labels, reduction="none")
+    return reduce("mart_loss", (boosted + beta * weighted).to(common(*given)), reduction)
 
 
 def boosted_cross_entropy(adv_logits: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -135,6 +137,7 @@ def weighted_kl_loss(
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     _check.labels(name, labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
     # 1 - p_y as the sum of the other probabilities, which keeps its digits when p_y is close to 1.
-    probabilities = clean_logits.to(wide(clean_logits)).softmax(dim=1)
-    unsure = probabilities.scatter(1, labels.long()[:, None], 0.0).sum(dim=1).to(clean_logits.dtype)
-    return reduce(name, kl_divergence(clean_logits, adv_logits) * unsure, reduction)
+    given = clean_logits, adv_logits
+    clean, adv = (logits.to(wide(*given)) for logits in given)
+    unsure = clean.softmax(dim=1).scatter(1, labels.long()[:, None], 0.0).sum(dim=1)
+    return reduce(name, (kl_divergence(clean, adv) * unsure).to(common(*given)), reduction)

@@ -131,8 +131,10 @@ def robust_perception_kl_loss(
     name = "robust_perception_kl_loss"
     _check.logits(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
     _check.number(name, "alpha", alpha, above=0.0, at_most=1.0)
-    per_sample = kl_divergence(mid_logits - (1 - alpha) * clean_logits, alpha * adv_logits)
-    return reduce(name, per_sample, reduction)
+    given = clean_logits, mid_logits, adv_logits
+    clean, mid, adv = (logits.to(wide(*given)) for logits in given)
+    per_sample = kl_divergence(mid - (1 - alpha) * clean, alpha * adv)
+    return reduce(name, per_sample.to(common(*given)), reduction)
 
 
 def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
+from perceptual_at._rounding import common, wide
 from perceptual_at.attacks.targets import cross_entropy
 from perceptual_at.divergences import kl_divergence
 
@@ -52,5 +53,7 @@ def trades_loss(
     _check.logits("trades_loss", clean_logits=clean_logits, adv_logits=adv_logits)
     _check.labels("trades_loss", labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
     _check.number("trades_loss", "beta", beta, at_least=0.0)
-    per_sample = cross_entropy(clean_logits, labels) + beta * kl_divergence(clean_logits, adv_logits)
-    return reduce("trades_loss", per_sample, reduction)
+    given = clean_logits, adv_logits
+    clean, adv = (logits.to(wide(*given)) for logits in given)
+    per_sample = cross_entropy(clean, labels) + beta * kl_divergence(clean, adv)
+    return reduce("trades_loss", per_sample.to(common(*given)), reduction)
