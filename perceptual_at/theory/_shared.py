@@ -1,0 +1,250 @@
+"""What every theory module shares: two-sided results, argument checks, points and derivatives on a segment."""
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+
+Map: TypeAlias = Callable[[Tensor], Tensor]
+"""Anything that maps a batch `(B, ...)` to a batch `(B, ...)`: a module in eval mode, a function, a closure."""
+
+
+class Identity(NamedTuple):
+    """Both sides of an equality, computed in two independent ways.
+
+    Examples:
+        >>> import torch
+        >>> Identity(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])).error
+        tensor(0.5000)
+        >>> Identity(torch.ones(3), torch.ones(3)).error
+        tensor(0.)
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """Largest absolute difference, a scalar; rounding alone where the statement holds."""
+        return (self.left - self.right).abs().amax()
+
+
+class Inequality(NamedTuple):
+    """Both sides of `left <= right`.
+
+    Examples:
+        >>> import torch
+        >>> Inequality(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.5])).slack
+        tensor(0.5000)
+        >>> Inequality(torch.tensor([1.0]), torch.tensor([0.0])).slack  # violated
+        tensor(-1.)
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def slack(self) -> Tensor:
+        """Smallest `right - left`, a scalar; negative beyond rounding where the statement fails."""
+        return (self.right - self.left).amin()
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Whether the layer draws random numbers in training mode."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+        return layer.dropout > 0
+    return isinstance(layer, nn.RReLU)
+
+
+def fixed(function: str, h: Map) -> None:
+    """Require that `h` is one function: no layer that looks at the rest of the batch or draws numbers.
+
+    Modules and bound methods of modules are checked; what a closure calls cannot be seen.
+    """
+    owner = h if isinstance(h, nn.Module) else getattr(h, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        return
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    for name, layer in owner.named_modules():
+        where = f"`{name}` ({type(layer).__name__})" if name else type(layer).__name__
+        tracks = isinstance(layer, norms) and layer.running_mean is not None
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not tracks:
+            raise ValueError(
+                f"{function}: {where} has no running statistics, so one sample's output depends on the others even "
+                "in eval mode; use `track_running_stats=True`."
+            )
+        if layer.training and (tracks or _draws(layer)):
+            why = "uses the statistics of the batch" if tracks else "draws random numbers"
+            raise ValueError(
+                f"{function}: {where} is in training mode and {why}, so `h` is not one function of its input; "
+                "call `h.eval()` first."
+            )
+
+
+def call(function: str, h: Map, points: Tensor) -> Tensor:
+    """Evaluate `h` and require one output per point."""
+    values = h(points)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}.")
+    if values.ndim < 1 or values.shape[0] != points.shape[0]:
+        raise ValueError(
+            f"{function}: `h` must keep the batch dimension: it got {points.shape[0]} samples and returned shape "
+            f"{tuple(values.shape)}."
+        )
+    return values
+
+
+def positions(
+    function: str, alphas: float | Sequence[float] | Tensor, like: Tensor, *, interior: bool = False
+) -> Tensor:
+    """Turn places on the segment into a tensor `(m,)` beside `like`.
+
+    Python numbers are checked; a tensor may live on a device and is taken as it is.
+    """
+    if isinstance(alphas, Tensor):
+        if alphas.ndim > 1 or not alphas.is_floating_point():
+            raise ValueError(
+                f"{function}: `alphas` must be a number, a sequence of numbers or a floating tensor of shape (m,), "
+                f"got {alphas.dtype} of shape {tuple(alphas.shape)}."
+            )
+        return alphas.reshape(-1).to(like)
+    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    if not values:
+        raise ValueError(f"{function}: `alphas` must name at least one place on the segment, got none.")
+    for value in values:
+        if interior:
+            _check.number(function, "alphas", value, above=0, below=1)
+        else:
+            _check.number(function, "alphas", value, at_least=0, at_most=1)
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def column(vector: Tensor, like: Tensor) -> Tensor:
+    """View `(m,)` so that it broadcasts along the first dimension of `like`."""
+    return vector.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def segment(x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
+    """The points `x + alphas delta`, shape `(m, B, ...)`; always fresh memory, so in-place layers are harmless."""
+    return x + column(alphas, x.unsqueeze(0)) * delta
+
+
+def with_ends(places: Tensor) -> Tensor:
+    """0 and 1, then the places."""
+    return torch.cat([places.new_zeros(1), places.new_ones(1), places])
+
+
+def rows(values: Tensor, batch: int) -> Tensor:
+    """View `(m B, ...)` as `(m, B, ...)`."""
+    return values.reshape(-1, batch, *values.shape[1:])
+
+
+def along(function: str, h: Map, x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
+    """The values `h(x + alphas delta)` in one batched forward pass, shape `(m, B, ...)`."""
+    points = segment(x, delta, alphas)
+    return rows(call(function, h, points.flatten(0, 1)), x.shape[0])
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Let torch load its forward-mode rules; it warns once about its own way of loading them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+
+
+Value = TypeVar("Value", Tensor, tuple[Tensor, ...])
+
+
+def jvp(f: Callable[[Tensor], Value], primal: Tensor, tangent: Tensor) -> tuple[Value, Value]:
+    """The value of `f` and its derivative along `tangent`, in one forward-mode pass."""
+    _load_forward_mode()
+    result: tuple[Value, Value] = torch.func.jvp(f, (primal,), (tangent,))[:2]
+    return result
+
+
+def recorded(compute: Callable[[], Value]) -> Value:
+    """Run nested forward mode with gradients recorded: SiLU and Mish have second derivatives only then.
+
+    The result carries gradients only if the caller records them.
+    """
+    if torch.is_grad_enabled():
+        return compute()
+    with torch.enable_grad():
+        result = compute()
+    return result.detach() if isinstance(result, Tensor) else tuple(value.detach() for value in result)
+
+
+def derivatives(g: Map, t: Tensor, order: int) -> tuple[Tensor, ...]:
+    """The value and the first `order` derivatives of `g` at the scalar `t`, by nested forward mode.
+
+    One nest carries all orders: each level returns what the level below returned, plus one derivative more.
+    """
+
+    def level(k: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        if k == 0:
+            return lambda s: (g(s),)
+        below = level(k - 1)
+
+        def with_derivative(s: Tensor) -> tuple[Tensor, ...]:
+            values, tangents = jvp(below, s, torch.ones_like(s))
+            return (*values, tangents[-1])
+
+        return with_derivative
+
+    return recorded(lambda: level(order)(t)) if order > 1 else level(order)(t)
+
+
+def derivatives_along(
+    function: str, h: Map, x: Tensor, delta: Tensor, alphas: Tensor, order: int
+) -> tuple[Tensor, ...]:
+    """`d^k/dt^k h(x + t delta)` at `t = alphas` for `k = 0..order`, each of shape `(m, B, ...)`."""
+    points = segment(x, delta, alphas)
+    direction = delta.expand_as(points).flatten(0, 1)
+    base = points.flatten(0, 1)
+
+    def g(t: Tensor) -> Tensor:
+        return call(function, h, base + t * direction)
+
+    return tuple(rows(value, x.shape[0]) for value in derivatives(g, base.new_zeros(()), order))
+
+
+@functools.lru_cache(maxsize=32)
+def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature on [0, 1] in float64 (Golub and Welsch, 1969)."""
+    k = torch.arange(1, nodes, dtype=torch.float64)
+    off_diagonal = k / (4 * k.square() - 1).sqrt()
+    points, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
+    weights = vectors[0].square()
+    # The exact rule is symmetric about 1/2; averaging with its mirror image removes half of the rounding.
+    return (1 + (points - points.flip(0)) / 2) / 2, (weights + weights.flip(0)) / 2
+
+
+def quadrature(nodes: int, edges: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gauss-Legendre nodes and weights for each panel between consecutive `edges`."""
+    points, weights = (part.to(edges, non_blocking=True) for part in _legendre(nodes))
+    for low, high in itertools.pairwise(edges):
+        width = high - low
+        yield low + width * points, width * weights
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum `weights (n,)` times `values (n, ...)` over the first dimension."""
+    total: Tensor = torch.tensordot(weights, values, dims=1)
+    return total
+
+
+def length(values: Tensor, batch_dims: int = 1) -> Tensor:
+    """Euclidean length over everything behind the first `batch_dims` dimensions."""
+    if values.ndim == batch_dims:  # one number per sample
+        return values.abs()
+    size: Tensor = torch.linalg.vector_norm(values.flatten(batch_dims), dim=-1)
+    return size
