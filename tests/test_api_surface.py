@@ -1,0 +1,74 @@
+"""The public names, checked in: adding or removing one is an edit of this file, on purpose."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import perceptual_at
+
+NAMES = {
+    "perceptual_at": """
+        Threat Linf L2 L1
+        interpolate draw_beta
+        pgd fgsm frozen margin dlr kl_to
+        robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
+        weighted_kl_loss consistency_loss
+        boundary_partition Partition
+        squared_error kl_divergence js_divergence cosine_distance
+        snapshot ema_update call_with
+        accuracy mean_score nrr evaluate Evaluation
+        objectives theory
+    """,
+    "perceptual_at.attacks": "cross_entropy dlr fgsm frozen kl_to margin pgd",
+    "perceptual_at.losses": """
+        boosted_cross_entropy consistency_loss dicar_loss mart_loss robust_perception_kl_loss robust_perception_loss
+        trades_loss weighted_kl_loss
+    """,
+    "perceptual_at.objectives": """
+        consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp rebat rpat rpat_plus_plus trades
+    """,
+}
+PAIRS = [(module, name) for module, names in NAMES.items() for name in names.split()]
+every_name = pytest.mark.parametrize(("module", "name"), PAIRS, ids=[f"{module}.{name}" for module, name in PAIRS])
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_the_public_names_are_the_ones_listed_here(module):
+    assert sorted(importlib.import_module(module).__all__) == sorted(NAMES[module].split())
+
+
+def test_the_flat_list_is_in_reading_order():
+    assert list(perceptual_at.__all__) == NAMES["perceptual_at"].split()
+
+
+@every_name
+def test_the_name_exists_and_is_documented_with_examples(module, name):
+    value = getattr(importlib.import_module(module), name)
+    text = inspect.getdoc(value)
+    assert text
+    if inspect.ismodule(value):  # its functions have theirs
+        return
+    assert re.search(r"^Examples:$", text, re.MULTILINE), f"{name} has no Examples section"
+    assert ">>> " in text
+
+
+@every_name
+def test_the_name_says_where_it_lives(module, name):
+    value = getattr(importlib.import_module(module), name)
+    home = value.__name__ if inspect.ismodule(value) else value.__module__
+    assert home.startswith("perceptual_at.")
+    assert getattr(importlib.import_module(home), name, value) is value
+
+
+def test_star_import_gives_exactly_the_public_names():
+    namespace = {}
+    exec("from perceptual_at import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(perceptual_at.__all__)
+
+
+def test_the_package_is_typed_and_versioned():
+    assert (Path(perceptual_at.__file__).parent / "py.typed").is_file()
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.?\w+)?", perceptual_at.__version__)

@@ -1,0 +1,200 @@
+"""Averaged weights as plain dicts: what goes in stays as it was, what comes out is new."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.testing import assert_close
+
+from perceptual_at import call_with, ema_update, frozen, snapshot
+from tests.strategies import generator, normal, seeds
+
+decays = st.one_of(st.just(0.0), st.just(1.0), st.floats(0.0, 1.0))
+
+
+def net(seed=0):
+    """A small model with running statistics, in float64."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(normal(seed + i, *parameter.shape))
+        model[1].running_mean.copy_(normal(seed + 50, 6))
+        model[1].running_var.copy_(1 + normal(seed + 51, 6) ** 2)
+        model[1].num_batches_tracked.fill_(seed + 7)
+    return model
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def shares_memory(weights, model):
+    own = {value.data_ptr() for value in model.state_dict().values()}
+    return any(value.data_ptr() in own for value in weights.values())
+
+
+# Snapshot ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_a_copy_of_parameters_and_buffers():
+    model = net()
+    weights = snapshot(model)
+    assert same(weights, model.state_dict())
+    assert not any(value.requires_grad for value in weights.values())
+    assert not shares_memory(weights, model)
+    before = copy.deepcopy(weights)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    assert same(weights, before)
+
+
+def test_a_snapshot_can_be_loaded_and_saved(tmp_path):
+    weights = snapshot(net())
+    torch.save(weights, tmp_path / "average.pt")
+    other = net(seed=9)
+    other.load_state_dict(torch.load(tmp_path / "average.pt", weights_only=True))
+    assert same(other.state_dict(), weights)
+
+
+def test_names_carry_no_prefix_of_a_wrapper(tmp_path):
+    model = net()
+    expected = snapshot(model)
+    compiled = torch.compile(model, backend="eager")
+    assert same(snapshot(compiled), expected)
+    assert same(ema_update(expected, compiled, decay=0.5), expected)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for both in (wrapped, torch.compile(wrapped, backend="eager")):
+            assert same(snapshot(both), expected)
+            x = normal(0, 5, 4)
+            assert_close(call_with(both.eval(), expected, x), model.eval()(x))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Averaging --------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, decays)
+def test_an_update_is_a_convex_combination(seed, decay):
+    average, model = snapshot(net(seed % 1000)), net(seed % 1000 + 500)
+    updated, current = ema_update(average, model, decay=decay), model.state_dict()
+    for name, value in updated.items():
+        assert value.dtype == current[name].dtype
+        if value.is_floating_point():
+            assert_close(value, decay * average[name] + (1 - decay) * current[name], rtol=1e-12, atol=1e-14)
+            low, high = torch.minimum(average[name], current[name]), torch.maximum(average[name], current[name])
+            assert ((value >= low) & (value <= high)).all()
+        else:
+            assert torch.equal(value, current[name])
+
+
+def test_the_ends_of_the_decay_are_exact():
+    average, model = snapshot(net(1)), net(2)
+    assert same(ema_update(average, model, decay=0.0), model.state_dict())
+    kept = ema_update(average, model, decay=1.0)
+    assert all(torch.equal(kept[name], average[name]) for name in kept if kept[name].is_floating_point())
+
+
+def test_an_update_touches_neither_the_average_nor_the_model():
+    average, model = snapshot(net(1)), net(2)
+    before, weights = copy.deepcopy(average), copy.deepcopy(model.state_dict())
+    updated = ema_update(average, model, decay=0.5)
+    assert same(average, before)
+    assert same(model.state_dict(), weights)
+    assert not shares_memory(updated, model)
+    assert not {v.data_ptr() for v in updated.values()} & {v.data_ptr() for v in average.values()}
+    assert not any(value.requires_grad for value in updated.values())
+
+
+def test_many_updates_weigh_the_past_geometrically():
+    models, decay = [net(seed) for seed in range(5)], 0.75
+    average = snapshot(models[0])
+    for model in models[1:]:
+        average = ema_update(average, model, decay=decay)
+    weights = [decay**4] + [(1 - decay) * decay ** (4 - i) for i in range(1, 5)]
+    assert sum(weights) == pytest.approx(1)
+    expected = sum(w * model[0].weight.detach() for w, model in zip(weights, models, strict=True))
+    assert_close(average["0.weight"], expected)
+
+
+def test_parameters_are_averaged_as_torch_does_it():
+    models, decay = [net(seed) for seed in range(4)], 0.9
+    ours = snapshot(models[0])
+    theirs = AveragedModel(models[0], multi_avg_fn=get_ema_multi_avg_fn(decay))
+    theirs.update_parameters(models[0])  # the first call copies
+    for model in models[1:]:
+        ours = ema_update(ours, model, decay=decay)
+        theirs.update_parameters(model)
+    for name, parameter in theirs.module.named_parameters():
+        assert_close(ours[name], parameter.detach())
+
+
+# Calls with other weights -----------------------------------------------------------------------------------------
+
+
+@given(seeds)
+def test_a_call_with_weights_is_the_call_of_a_model_that_has_them(seed):
+    model, other, x = net(1).eval(), net(2).eval(), normal(seed, 5, 4)
+    assert torch.equal(call_with(model, snapshot(other), x), other(x))
+
+
+def test_the_model_is_not_touched():
+    model, x = net(1).train(), normal(0, 5, 4)
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    call_with(model, snapshot(net(2)), x)
+    assert same(model.state_dict(), before)
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_the_model_is_not_touched_when_the_call_fails():
+    model = net(1)
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    with pytest.raises(RuntimeError):
+        call_with(model, snapshot(net(2)), normal(0, 5, 99))
+    assert same(model.state_dict(), before)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def test_in_eval_mode_the_averaged_statistics_are_used_and_kept():
+    model, average, x = net(1), snapshot(net(2)), normal(0, 5, 4)
+    before = copy.deepcopy(average)
+    with frozen(model) as f:
+        inside = call_with(f, average, x)
+    assert torch.equal(inside, net(2).eval()(x))
+    assert same(average, before)
+
+
+def test_in_train_mode_the_statistics_of_the_dict_move_and_the_models_do_not():
+    model, average = net(1).train(), snapshot(net(2))
+    before, own = copy.deepcopy(average), copy.deepcopy(model.state_dict())
+    call_with(model, average, normal(0, 5, 4))
+    assert same(model.state_dict(), own)
+    moved = {name for name in average if not torch.equal(average[name], before[name])}
+    assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_gradients_go_to_the_weights_that_were_used():
+    model, x = net(1).eval(), normal(0, 5, 4)
+    weights = snapshot(net(2))
+    for name, _ in model.named_parameters():
+        weights[name].requires_grad_()
+    call_with(model, weights, x).sum().backward()
+    other = net(2).eval()
+    other(x).sum().backward()
+    for name, parameter in other.named_parameters():
+        assert_close(weights[name].grad, parameter.grad)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_averaging_draws_nothing():
+    model = net(1).eval()
+    state = torch.get_rng_state()
+    call_with(model, ema_update(snapshot(model), model, decay=0.5), torch.rand(2, 4, generator=generator(0)).double())
+    assert torch.equal(torch.get_rng_state(), state)

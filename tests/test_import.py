@@ -1,0 +1,54 @@
+"""Importing the package in a fresh process: no warning, nothing heavy, no device touched, nothing drawn or printed."""
+
+import subprocess
+import sys
+
+HEAVY = ("torchvision", "matplotlib", "sklearn", "pyautoattack", "tqdm", "scipy", "pandas", "PIL")
+
+
+def fresh(code):
+    """Run code in a new interpreter where warnings are errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_importing_loads_nothing_heavy_warns_of_nothing_and_touches_no_device():
+    code = f"""
+import sys, torch
+before, seed, state = set(sys.modules), torch.initial_seed(), torch.get_rng_state()
+dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+import perceptual_at
+assert not torch.cuda.is_initialized(), "initialised CUDA"
+assert torch.initial_seed() == seed and torch.equal(torch.get_rng_state(), state), "drew random numbers"
+assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == (dtype, threads, grad)
+heavy = [name for name in {HEAVY!r} if name in set(sys.modules) - before]
+assert not heavy, heavy
+print(*sorted({{name.split('.')[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
+"""
+    assert set(fresh(code)) <= {"perceptual_at", "einops"}
+
+
+def test_the_readme_line_imports():
+    names = "Linf, pgd, robust_perception_loss, dicar_loss, boundary_partition, nrr"
+    assert fresh(f"from perceptual_at import {names}; print(nrr(90.0, 45.0))") == ["60.0"]
+
+
+def test_an_attack_a_loss_and_an_evaluation_work_without_any_optional_package():
+    code = f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules.setdefault(name, None)  # importing it fails
+import torch
+from perceptual_at import Linf, evaluate, pgd, robust_perception_loss
+model = torch.nn.Linear(4, 3)
+x, labels = torch.rand(5, 4), torch.zeros(5, dtype=torch.long)
+x_adv = pgd(model, x, labels, Linf(0.1))
+robust_perception_loss(model(x), model((x + x_adv) / 2), model(x_adv)).backward()
+evaluate(model, [(x, labels)], {{"pgd": lambda *given: pgd(*given, Linf(0.1))}})
+print("done")
+"""
+    assert fresh(code) == ["done"]
