@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-short test lint docs clean
+.PHONY: demo demo-short test lint docs figures clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -21,6 +21,9 @@ lint: .venv/ready
 
 docs: .venv/ready
 	.venv/bin/mkdocs build --strict
+
+figures: .venv/ready
+	$(RUN) docs/figures/make.py
 
 .venv/ready: pyproject.toml tools/setup
 	PYTHON="$(PYTHON)" sh tools/setup
