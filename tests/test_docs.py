@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -20,33 +21,65 @@ import perceptual_at
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```|^<!-- setup\n(.*?)^-->", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r'^```python(?: title="needs (?P<needs>\w+)")?\n(?P<code>.*?)^```'
+    r"|^<!-- setup(?: needs (?P<setup_needs>\w+))?\n(?P<setup>.*?)^-->",
+    re.MULTILINE | re.DOTALL,
+)
 
 
-def blocks(page):
-    """The code of a page in order, each on the lines it has there; hidden `<!-- setup -->` comments count."""
+def blocks(page, needs=None):
+    """The code of a page in order, each on the lines it has there; hidden `<!-- setup -->` comments count.
+
+    Blocks that need a library are given only if it is `needs`.
+    """
     text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
-        code = match[1] if match[1] is not None else match[2]
-        line = text.count("\n", 0, match.start()) + 1
-        yield "\n" * line + code
+        if (match["needs"] or match["setup_needs"]) in (None, needs):
+            line = text.count("\n", 0, match.start()) + 1
+            yield "\n" * line + (match["setup"] if match["code"] is None else match["code"])
+
+
+def libraries(page):
+    """What the titles on a page say that its blocks need."""
+    return sorted(set(re.findall(r'^```python title="needs (\w+)"$', page.read_text(encoding="utf-8"), re.MULTILINE)))
 
 
 def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name_of)
-def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # what a page writes stays out of the tree
+def run(page, folder, monkeypatch, needs=None):
+    monkeypatch.chdir(folder)  # what a page writes stays out of the tree
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     namespace = {"__name__": "page"}
     try:
-        for code in blocks(page):
+        for code in blocks(page, needs):
             exec(compile(code, name_of(page), "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name_of)
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+    run(page, tmp_path, monkeypatch)
+
+
+OPTIONAL = [(page, needs) for page in PAGES for needs in libraries(page)]
+
+
+@pytest.mark.filterwarnings("default")  # of code that is not ours
+@pytest.mark.parametrize(("page", "needs"), OPTIONAL, ids=[f"{name_of(page)}-{needs}" for page, needs in OPTIONAL])
+def test_code_that_needs_a_library_runs(page, needs, tmp_path, monkeypatch):
+    pytest.importorskip(needs, reason=f"{needs} is no dependency; the page was run by hand with it")
+    run(page, tmp_path, monkeypatch, needs)
+
+
+def test_every_python_block_is_run_or_says_why_not():
+    for page in PAGES:
+        for opening in re.findall(r"^```python(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.fullmatch(r'| title="(?:needs \w+|not run here: .+)"', opening), (name_of(page), opening)
 
 
 @functools.cache
@@ -139,6 +172,51 @@ def test_examples_that_pages_name_exist():
             assert (ROOT / name).exists(), (name_of(page), name)
 
 
+# Results ----------------------------------------------------------------------------------------------------------
+
+
+def loaded(name):
+    """One of the build steps beside the pages."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_marks_of_results_are_known():
+    known = {"files", *loaded("results_hook").TABLES}
+    marks = [mark for page in PAGES for mark in re.findall(r"<!-- results: (.*?) -->", page.read_text())]
+    assert marks
+    assert set(marks) <= known
+
+
+def test_a_table_of_results_holds_what_the_file_holds(tmp_path):
+    results = loaded("results_hook")
+    assert results.filled("perception", folder=tmp_path) == results.filled("files", folder=tmp_path) == results.MISSING
+    gap = {"n": 4, "success_mse": 0.25, "failure_mse": 0.5, "clean": 0.75, "robust": 0.5}
+    run = {
+        "data": "digits", "threat": "Linf(eps=0.15)", "seeds": 2, "epochs": 1,
+        "perception": {"standard": gap, "PGD-AT": gap | {"failure_mse": None}},
+        "groups": {"full": [[90.0, 60.0], [92.0, 60.0]]}, "thresholds": {"0.1": [[90.0, 60.0]]},
+    }  # fmt: skip
+    (tmp_path / "perception_gap.json").write_text(json.dumps(run))
+    table = results.filled("perception", "../results/", tmp_path)
+    assert "| standard | noise | 0.25 | 0.5 | 2.00 | 75.00 | 50.00 |" in table
+    assert "| PGD-AT | PGD-20 | 0.25 | - | - | 75.00 | 50.00 |" in table
+    assert table.endswith("[perception_gap.json](../results/perception_gap.json)")
+    assert "| full | 91.00 ± 1.41 | 60.00 ± 0.00 |" in results.filled("groups", folder=tmp_path)
+    assert "| 0.1 | 90.00 | 60.00 |" in results.filled("thresholds", folder=tmp_path)
+    assert results.filled("files", folder=tmp_path) == "- [perception_gap.json](results/perception_gap.json)"
+
+
+def test_the_table_of_the_demo_in_the_readme_is_the_recorded_one():
+    path = DOCS / "results" / "demo.json"
+    if not path.exists():
+        pytest.skip("no run of the demo is recorded")
+    table = loaded("results_hook").demo(json.loads(path.read_text()))
+    assert table.partition("\n\n")[0] in (ROOT / "README.md").read_text()
+
+
 # The built site ---------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +274,7 @@ def test_every_asset_is_there(site, pages):
     for path, page in pages.items():
         for asset in page.assets:
             home = site if asset.startswith("/") else path.parent  # the page 404 is served from anywhere
-            file = home / asset.partition("?")[0].lstrip("/")
+            file = home / re.split("[?#]", asset)[0].lstrip("/")
             assert asset.startswith("data:") or file.exists(), (path.name, asset)
 
 
@@ -221,9 +299,7 @@ def test_mathematics_are_rendered(site, pages):
 
 def test_the_mathematics_hook_refuses_what_it_cannot_typeset():
     pytest.importorskip("latex2mathml")
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = loaded("hooks")
     assert "<mi>adv</mi>" in hooks.mathml(r"x_{\mathrm{adv}}", display=False)
     assert "<munder><mo" in hooks.mathml(r"\max_i x_i", display=True)
     with pytest.raises(ValueError, match="nosuchcommand"):
