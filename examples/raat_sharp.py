@@ -3,6 +3,7 @@
     python examples/raat_sharp.py --seed 0
 
 Only view 1 enters the cross entropy. DICAR begins after the first half, as ReBAT's term does.
+Measured (digits, Linf 0.15, 10 epochs, seeds 0-2, CPU): clean 89.7 ± 1.4, PGD-20 59.6 ± 2.4, NRR 71.6 ± 2.2 %.
 """
 
 import common

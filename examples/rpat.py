@@ -3,6 +3,7 @@
     python examples/rpat.py --seed 0
 
 The form "interpolation" is the released code's; Eq. 3 of the paper is form="quotient", 16 times as large here.
+Measured (digits, Linf 0.15, 10 epochs, seeds 0-2, CPU): clean 90.0 ± 2.7, PGD-20 56.6 ± 2.6, NRR 69.5 ± 2.7 %.
 """
 
 import common

@@ -59,15 +59,15 @@ def draw_beta(
     Args:
         concentration: $\gamma$; 0.75 in both papers, 1 is uniform.
         fold: `"max"` gives $\max(b, 1 - b)$ (RAAT's released code for `mix`), `"min"` the smaller.
-        generator: a CPU generator; None uses the library's own stream, started from `torch.initial_seed()` once
-            per process and seed.
+        generator: on any device (on an accelerator the draw waits for it); None uses the library's own stream on
+            the CPU, started from `torch.initial_seed()` once per process and seed.
 
     Returns:
         A number in [0, 1].
 
     Raises:
         TypeError: if `concentration` is no number or `generator` no generator.
-        ValueError: if `concentration` is not positive, `fold` is unknown or the generator is not on the CPU.
+        ValueError: if `concentration` is not positive or `fold` is unknown.
 
     Source:
         RAAT, Sec. C.2 ($\beta$); RPAT, Fig. 4b ("Beta-" and "Beta+").
@@ -83,8 +83,9 @@ def draw_beta(
     """
     _check.number("draw_beta", "concentration", concentration, above=0.0)
     _check.choice("draw_beta", "fold", fold, ("none", "min", "max"))
-    generator = _random.source("draw_beta", generator, torch.device("cpu"))
-    seed = int(torch.randint(2**62, (), generator=generator))
+    home = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
+    generator = _random.source("draw_beta", generator, home)
+    seed = int(torch.randint(2**62, (), generator=generator, device=home))
     draw = random.Random(seed).betavariate(concentration, concentration)
     return {"none": draw, "min": min(draw, 1 - draw), "max": max(draw, 1 - draw)}[fold]
 
