@@ -79,7 +79,7 @@ def test_code_that_needs_a_library_runs(page, needs, tmp_path, monkeypatch):
 def test_every_python_block_is_run_or_says_why_not():
     for page in PAGES:
         for opening in re.findall(r"^```python(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
-            assert re.fullmatch(r'| title="(?:needs \w+|not run here: .+)"', opening), (name_of(page), opening)
+            assert re.fullmatch(r'| title="(?:needs \w+|not run by the tests: .+)"', opening), (name_of(page), opening)
 
 
 @functools.cache
@@ -204,7 +204,8 @@ def test_a_table_of_results_holds_what_the_file_holds(tmp_path):
     assert "| standard | noise | 0.25 | 0.5 | 2.00 | 75.00 | 50.00 |" in table
     assert "| PGD-AT | PGD-20 | 0.25 | - | - | 75.00 | 50.00 |" in table
     assert table.endswith("[perception_gap.json](../results/perception_gap.json)")
-    assert "| full | 91.00 ± 1.41 | 60.00 ± 0.00 |" in results.filled("groups", folder=tmp_path)
+    groups = results.filled("groups", folder=tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+    assert "| full | 91.00 ± 1.41 | 60.00 ± 0.00 |" in groups
     assert "| 0.1 | 90.00 | 60.00 |" in results.filled("thresholds", folder=tmp_path)
     assert results.filled("files", folder=tmp_path) == "- [perception_gap.json](results/perception_gap.json)"
 
@@ -213,8 +214,9 @@ def test_the_table_of_the_demo_in_the_readme_is_the_recorded_one():
     path = DOCS / "results" / "demo.json"
     if not path.exists():
         pytest.skip("no run of the demo is recorded")
-    table = loaded("results_hook").demo(json.loads(path.read_text()))
-    assert table.partition("\n\n")[0] in (ROOT / "README.md").read_text()
+    table = loaded("results_hook").demo(json.loads(path.read_text())).partition("\n\n")[0]
+    table = table.replace("\N{NO-BREAK SPACE}", " ")
+    assert table in (ROOT / "README.md").read_text(), f"put this table into README.md:\n{table}"
 
 
 # The built site ---------------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def test_every_internal_link_and_anchor_resolves(pages):
             target, _, anchor = link.partition("#")
             target = (path.parent / target).resolve() if target else path
             target = target / "index.html" if target.is_dir() else target
-            assert target in pages, (path.name, link)
+            assert target in pages or (target.suffix == ".json" and target.exists()), (path.name, link)
             assert not anchor or anchor in pages[target].anchors, (path.name, link)
 
 

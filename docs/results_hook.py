@@ -1,0 +1,122 @@
+"""Build step of the documentation: `<!-- results: NAME -->` becomes a table of a recorded run, from docs/results."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
+MISSING = "*Not recorded yet.*"
+Run = dict[str, Any]
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the tables of a page."""
+    home = "../" * page.file.src_uri.count("/") + "results/"
+    return MARK.sub(lambda match: filled(match[1], home), markdown)
+
+
+def filled(name: str, home: str = "results/", folder: Path = RESULTS) -> str:
+    """The table of that name, or a line that says there is none; `home` is where the page finds the files."""
+    if name == "files":
+        return listing(home, folder)
+    stem, write = TABLES[name]
+    path = folder / f"{stem}.json"
+    if not path.exists():
+        return MISSING
+    return f"{write(json.loads(path.read_text(encoding='utf-8')))}\n\n[{path.name}]({home}{path.name})"
+
+
+def listing(home: str, folder: Path) -> str:
+    """All recorded files."""
+    files = sorted(folder.rglob("*.json"))
+    return "\n".join(f"- [{p.relative_to(folder)}]({home}{p.relative_to(folder)})" for p in files) or MISSING
+
+
+def demo(run: Run) -> str:
+    """Methods of the demo and its verdicts."""
+    settings, versions, hardware = run["settings"], run["versions"], run["hardware"]
+    made = (
+        f"{settings['seeds']} seeds, {settings['epochs']} epochs, {run['threat']}; torch {versions['torch']}, "
+        f"{hardware['machine']}, {run['seconds']:.0f} s with {hardware['workers']} processes."
+    )
+    said = "\n".join(f"- {sentence}" for sentence in run["verdicts"])
+    return f"{scores(run, 'trained by')}\n\n{said}\n\n{made}"
+
+
+def examples(run: Run) -> str:
+    """The example files, one row each."""
+    seeds = len(next(iter(run["runs"].values())))
+    return f"{scores(run, 'example')}\n\n{run['data']}; {run['threat']}; {seeds} seeds: `{run['command']}`."
+
+
+def scores(run: Run, what: str) -> str:
+    """Accuracies of several runs of several methods, mean and deviation."""
+    columns = ("clean", "pgd20", "mean", "nrr")
+    rows = [
+        (method, *(spread([score[column] for score in runs]) for column in columns))
+        for method, runs in run["runs"].items()
+    ]
+    return table((what, "clean, %", "PGD-20, %", "mean", "NRR"), rows)
+
+
+def perception(run: Run) -> str:
+    """How far perturbations move the logits of samples that resist and of samples that give in."""
+    perturbed = {"standard": "noise", "random": "noise"}
+    rows = []
+    for name, gap in run["perception"].items():
+        success, failure = (gap[key] for key in ("success_mse", "failure_mse"))
+        ratio = f"{failure / success:.2f}" if success and failure is not None else "-"
+        rows.append((
+            name, perturbed.get(name, "PGD-20"), number(success), number(failure), ratio,
+            f"{100 * gap['clean']:.2f}", f"{100 * gap['robust']:.2f}",
+        ))  # fmt: skip
+    head = ("trained on", "perturbed by", "held: MSE", "broken: MSE", "broken / held", "clean, %", "perturbed, %")
+    return f"{table(head, rows)}\n\n{provenance(run)}"
+
+
+def groups(run: Run) -> str:
+    """PGD-AT with another perturbation for one group of samples."""
+    rows = [(name, *map(spread, zip(*pairs, strict=True))) for name, pairs in run["groups"].items()]
+    return f"{table(('perturbation', 'clean, %', 'PGD-20, %'), rows)}\n\n{provenance(run)}"
+
+
+def thresholds(run: Run) -> str:
+    """PGD-AT with boundary samples at the threshold, for several thresholds."""
+    rows = [(eta, *map(spread, zip(*pairs, strict=True))) for eta, pairs in run["thresholds"].items()]
+    return f"{table(('eta', 'clean, %', 'PGD-20, %'), rows)}\n\n{provenance(run)}"
+
+
+TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
+    "demo": ("demo", demo),
+    "examples": ("examples", examples),
+    "perception": ("perception_gap", perception),
+    "groups": ("perception_gap", groups),
+    "thresholds": ("perception_gap", thresholds),
+}
+
+
+def provenance(run: Run) -> str:
+    """What was run."""
+    return f"{run['data']}, {run['threat']}, {run['seeds']} seeds, {run['epochs']} epochs."
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean and sample deviation."""
+    values = list(values)
+    mean = f"{statistics.mean(values):.2f}"
+    gap = "\N{NO-BREAK SPACE}"
+    return f"{mean}{gap}±{gap}{statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
