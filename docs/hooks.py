@@ -67,7 +67,7 @@ def mathml(latex, *, display):
     code = ElementTree.tostring(root, encoding="unicode").replace('data-search-exclude=""', "data-search-exclude")
     if not display:
         return code
-    return f'<div class="display-math" role="group" aria-label="equation" tabindex="0">{code}</div>'
+    return f'<div class="display-math" role="group" aria-label="equation">{code}</div>'
 
 
 def _tidy(parent, display):
@@ -103,3 +103,27 @@ def _tidy(parent, display):
 
 def _is_upright_letter(element):
     return element.tag == "mi" and element.get("mathvariant") == "normal" and len(element.text or "") == 1
+
+
+# What the theme forgot for those who see no screen or hold no mouse.
+NAMES = (
+    ('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'),
+    (
+        'class="md-header__button md-icon" for="__drawer"',
+        'class="md-header__button md-icon" for="__drawer" tabindex="0" role="button" aria-label="Navigation"',
+    ),
+)
+
+
+def on_post_page(output, **_):
+    """Name what the theme leaves without a name."""
+    for before, after in NAMES:
+        if output.count(before) != 1:
+            raise PluginError(f"the theme changed: {before!r} occurs {output.count(before)} times, not once")
+        output = output.replace(before, after)
+    return output
+
+
+def on_post_template(output, template_name, **_):
+    """The same for the page that is shown where there is none."""
+    return on_post_page(output) if template_name == "404.html" else output
