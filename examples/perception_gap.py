@@ -14,6 +14,8 @@ Writes perception_gap.json and PNG files to --out.
 import argparse
 import functools
 import json
+import os
+import platform
 import statistics
 from pathlib import Path
 
@@ -173,6 +175,9 @@ def main():
     report_groups(groups, sweep, options.out)
     result = {
         "data": "scikit-learn digits", "threat": repr(THREAT), "seeds": options.seeds, "epochs": options.epochs,
+        "command": f"python examples/perception_gap.py --seeds {options.seeds} --epochs {options.epochs}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "perceptual_at": pat.__version__},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads_per_run": 1},
         "perception": {name: gap.to_dict() for name, gap in gaps.items()}, "groups": groups, "thresholds": sweep,
     }  # fmt: skip
     with written_whole(options.out / "perception_gap.json") as path:
