@@ -34,7 +34,7 @@ bounds = st.sampled_from(BOUNDS)
 alphas = st.floats(0.01, 0.99)
 scales = st.sampled_from([0.001, 1.0, 40.0])
 temperatures = st.floats(0.1, 10.0)
-accuracies = st.one_of(st.just(0.0), st.just(100.0), st.floats(0.0, 100.0))
+accuracies = st.one_of(st.just(0.0), st.just(100.0), st.floats(1e-9, 100.0))
 shapes = st.sampled_from([(1, 1), (1, 7), (3, 4), (4, 1, 2, 2), (2, 3, 5, 5), (5, 2, 3)])
 
 

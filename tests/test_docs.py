@@ -190,6 +190,19 @@ def test_marks_of_results_are_known():
     assert set(marks) <= known
 
 
+def test_numbers_quoted_from_results_are_in_the_table():
+    results, seen = loaded("results_hook"), 0
+    for page in PAGES:
+        for name, paragraph in re.findall(
+            r"<!-- quoted from: (\w+) -->\n(.*?)\n\n", page.read_text() + "\n\n", re.DOTALL
+        ):
+            numbers = re.findall(r"\d+\.\d+", paragraph)
+            assert numbers
+            assert [number for number in numbers if number not in results.filled(name)] == [], name_of(page)
+            seen += 1
+    assert seen
+
+
 def test_a_table_of_results_holds_what_the_file_holds(tmp_path):
     results = loaded("results_hook")
     assert results.filled("perception", folder=tmp_path) == results.filled("files", folder=tmp_path) == results.MISSING
