@@ -228,7 +228,7 @@ def test_the_model_sees_allowed_points_and_the_result_is_one_of_them(case, dtype
 
 
 @every_attack
-def test_the_loss_rises(case, model):
+def test_the_loss_rises(case):
     x, labels = images(batch=20), classes_of(20)
     net = Net().eval()
     x_adv = case(net, x, labels, **({"generator": generator(0)} if case.draws else {}))
