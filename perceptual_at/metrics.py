@@ -96,7 +96,7 @@ def nrr(clean: Score, robust: Score) -> Score:
     if isinstance(mean, Tensor):
         c, r = (torch.as_tensor(score, dtype=mean.dtype, device=mean.device) for score in (clean, robust))
         low, high = torch.minimum(c, r), torch.maximum(c, r)
-        total = torch.where(high > 0, c / 2 + r / 2, torch.ones_like(mean))
+        total = torch.where(mean > 0, mean, torch.ones_like(mean))
         return torch.minimum(low * (high / total), mean)
     low_number, high_number = sorted((clean, robust))
     return min(low_number * (high_number / mean), mean) if mean > 0 else 0.0
