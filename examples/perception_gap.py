@@ -1,13 +1,13 @@
 """The papers' motivating experiments on real digits: who is learned too well, and whose perturbation matters.
 
     python examples/perception_gap.py                          # three seeds, a few minutes on two CPU cores
-    python examples/perception_gap.py --checkpoint model.safetensors --architecture resnet18 --images FOLDER
+    python examples/perception_gap.py --checkpoint model.pt --architecture resnet18 --images FOLDER
 
 Part 1 (RPAT, Fig. 2): how far perturbations move the logits of samples that resist and of samples that give in,
 after standard training, training on random noise, PGD-AT and PGD-AT+RPAT; and the movement along the way.
 Part 2 (RAAT, Fig. 2): PGD-AT with the perturbation of boundary or of interior samples set to full, to the
 threshold, or to none; and the threshold swept. Misclassified samples are trained on clean, as in the paper.
-With a checkpoint, part 1 measures that model on a folder of images in class folders, and part 2 is left out.
+With a checkpoint, part 1 measures that model on images in FOLDER/test/CLASS, and part 2 is left out.
 Writes perception_gap.json and PNG files to --out.
 """
 
@@ -151,7 +151,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("outputs/perception_gap"))
     parser.add_argument("--checkpoint", type=Path, help="state dict of a model to measure instead of training any")
     parser.add_argument("--architecture", default="resnet18", help="function of perceptual_at.models")
-    parser.add_argument("--images", type=Path, help="test images in class folders")
+    parser.add_argument("--images", type=Path, help="folder with test/CLASS/*.png")
     parser.add_argument("--eps", type=float, default=8 / 255, help="Linf budget for --checkpoint")
     parser.add_argument("--samples", type=int, default=1000, help="test images to measure for --checkpoint")
     options = parser.parse_args()
@@ -189,7 +189,7 @@ def measure_checkpoint(options):
     """Part 1 for a model of the user's."""
     from perceptual_at import models
 
-    images = image_folder(options.images)
+    images = image_folder(options.images, "test")
     loader = torch.utils.data.DataLoader(images, batch_size=100)
     batches = [batch for batch, _ in zip(loader, range(-(-options.samples // 100)), strict=False)]
     model = getattr(models, options.architecture)(num_classes=len(images.classes))

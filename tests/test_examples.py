@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from perceptual_at.models import DigitsCNN
+from perceptual_at.models import DigitsCNN, resnet18
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = {
@@ -91,3 +92,18 @@ def test_report_measures_the_given_threat(load):
     result = common.report(DigitsCNN(width=4))
     assert len(result) == 360
     assert 0 <= result.worst_case <= result.clean_accuracy <= 1
+
+
+def test_the_perception_gap_of_a_checkpoint_is_measured_on_its_test_images(load, tmp_path, monkeypatch, capsys):
+    for name in ("cat", "dog"):
+        folder = tmp_path / "test" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    torch.save(resnet18(num_classes=2).state_dict(), tmp_path / "model.pt")
+    arguments = ["--checkpoint", str(tmp_path / "model.pt"), "--images", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["perception_gap.py", *arguments])
+    load("perception_gap").main()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"perception_gap.png", "perception_path.png"}
+    assert "pgd20" in capsys.readouterr().out
