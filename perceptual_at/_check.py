@@ -94,6 +94,20 @@ def labels(function: str, value: Tensor, *, classes: int | None = None, **like: 
     label_range(function, low, high, classes)
 
 
+def targets(function: str, value: Tensor, **like: Tensor) -> None:
+    """Require class indices `(B,)` or class probabilities `(B, K)` for the one tensor `like`, on its device."""
+    ((other_name, other),) = like.items()
+    tensor(function, "labels", value)
+    if not (value.ndim == 2 and value.is_floating_point()):
+        labels(function, value, classes=None, **like)
+        return
+    if value.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{function}: `labels` has {value.shape[0]} rows but `{other_name}` has {other.shape[0]} samples."
+        )
+    same_device(function, "labels", value.device, other_name, other.device)
+
+
 def label_range(function: str, low: int, high: int, classes: int) -> None:
     """Require labels in `[0, classes)`, given their extremes."""
     if low < 0 or high >= classes:

@@ -11,5 +11,5 @@ def rows(value: Tensor) -> Tensor:
 
 
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
-    """Values `(B,)` shaped to broadcast over samples `(B, ...)`."""
+    """Values `(n,)` shaped to broadcast along the first dimension of `like`, such as one per sample."""
     return value.reshape(-1, *[1] * (like.ndim - 1))

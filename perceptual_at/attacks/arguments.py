@@ -23,13 +23,7 @@ def check_arguments(
     if isinstance(threat, type) or not isinstance(threat, Threat):
         given = threat.__name__ if isinstance(threat, type) else repr(threat)
         raise TypeError(f"{function}: `threat` must be a threat model such as Linf(8 / 255), got {given}.")
-    _check.tensor(function, "labels", labels)
-    if labels.ndim == 2 and labels.is_floating_point():
-        if labels.shape[0] != x.shape[0]:
-            raise ValueError(f"{function}: `labels` has {labels.shape[0]} rows but `x` has {x.shape[0]} samples.")
-        _check.same_device(function, "labels", labels.device, "x", x.device)
-    else:
-        _check.labels(function, labels, x=x)
+    _check.targets(function, labels, x=x)
     if isinstance(start, Tensor):
         _check.same_shape(function, x=x, start=start)
     else:

@@ -53,11 +53,7 @@ def check_views(function: str, views: Any, labels: Any, *, expected: tuple[int, 
             f"{function}: `views` must be a tuple {wanted} of augmentations of the same images, got {got}."
         )
     _check.same_shape(function, **{f"views[{i}]": view for i, view in enumerate(views)})
-    _check.tensor(function, "labels", labels)
-    if not (labels.is_floating_point() and labels.ndim == 2):
-        _check.labels(function, labels, **{"views[0]": views[0]})
-    elif labels.shape[0] != views[0].shape[0]:
-        raise ValueError(f"{function}: `labels` has {labels.shape[0]} rows but a view has {views[0].shape[0]} samples.")
+    _check.targets(function, labels, **{"views[0]": views[0]})
 
 
 def check_indices(function: str, labels: Tensor) -> None:

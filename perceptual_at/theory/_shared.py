@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._shapes import per_sample
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 """Anything that maps a batch `(B, ...)` to a batch `(B, ...)`: a module in eval mode, a function, a closure."""
@@ -127,14 +128,9 @@ def positions(
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
-def column(vector: Tensor, like: Tensor) -> Tensor:
-    """View `(m,)` so that it broadcasts along the first dimension of `like`."""
-    return vector.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def segment(x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
     """The points `x + alphas delta`, shape `(m, B, ...)`; always fresh memory, so in-place layers are harmless."""
-    return x + column(alphas, x.unsqueeze(0)) * delta
+    return x + per_sample(alphas, x.unsqueeze(0)) * delta
 
 
 def with_ends(places: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._shapes import per_sample
 from perceptual_at.theory._shared import (
     Identity,
     Inequality,
     Map,
     call,
-    column,
     derivatives_along,
     fixed,
     jvp,
@@ -253,7 +253,7 @@ def power_jacobian_gap(
 
 def _unit(vectors: Tensor) -> Tensor:
     """Divide by the length; zero stays zero."""
-    return vectors / column(length(vectors).clamp_min(torch.finfo(vectors.dtype).tiny), vectors)
+    return vectors / per_sample(length(vectors).clamp_min(torch.finfo(vectors.dtype).tiny), vectors)
 
 
 def directional_gap(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Inequality:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._shapes import per_sample
 from perceptual_at.theory._shared import (
     Identity,
     Map,
     call,
-    column,
     derivatives_along,
     fixed,
     jvp,
@@ -40,7 +40,7 @@ def _weight(function: str, mix: float | Tensor, like: Tensor) -> Tensor:
 
 def _mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """`weight first + (1 - weight) second`, sample by sample."""
-    return torch.lerp(second, first, column(weight, first).expand_as(first))
+    return torch.lerp(second, first, per_sample(weight, first).expand_as(first))
 
 
 def mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor) -> Tenso
     fixed(name, h)
     weight = _weight(name, mix, x1)
     middle, first, second = call(name, h, torch.cat([_mix(x1, x2, weight), x1, x2])).chunk(3)
-    w = column(weight, middle)
+    w = per_sample(weight, middle)
     return w * (middle - first) + (1 - w) * (middle - second)
 
 
@@ -134,7 +134,7 @@ def taylor_mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *
     hat = 1 - weight
     total = torch.zeros_like(coefficients[0])
     for k in range(2, order + 1):
-        total = total + column(hat**k - hat, total) * coefficients[k]
+        total = total + per_sample(hat**k - hat, total) * coefficients[k]
     return total
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._shapes import per_sample
 from perceptual_at.theory._shared import (
     Identity,
     Map,
     along,
     call,
-    column,
     derivatives_along,
     fixed,
     length,
@@ -84,7 +84,7 @@ def _from_chord(values: Tensor, places: Tensor) -> Tensor:
     """The residual, given the values at 0, at 1 and at `places`."""
     clean, adv, middle = values[0], values[1], values[2:]
     # Two small differences instead of three large numbers: what cancels, cancels before it is rounded.
-    return (middle - clean) - column(places, middle) * (adv - clean)
+    return (middle - clean) - per_sample(places, middle) * (adv - clean)
 
 
 def segment_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def segment_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[
     fixed(name, h)
     places = positions(name, alphas, x, interior=True)
     residual = _residual(name, h, x, delta, places)
-    return residual / column(places * (1 - places), residual)
+    return residual / per_sample(places * (1 - places), residual)
 
 
 def norm_defect(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def norm_defect(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float
     places = positions(name, alphas, x)
     values = along(name, h, x, delta, with_ends(places))
     moved = length(values - values[0], batch_dims=2)
-    return moved[2:] - column(places, moved) * moved[1]
+    return moved[2:] - per_sample(places, moved) * moved[1]
 
 
 def stewart_identity(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Identity:
@@ -314,7 +314,7 @@ def layer_residuals(
         values = rows(outputs[key], x.shape[0])
         residuals[key] = _from_chord(values, places)
         if relative:
-            residuals[key] = residuals[key] / column(length(values[1] - values[0]), values[0])
+            residuals[key] = residuals[key] / per_sample(length(values[1] - values[0]), values[0])
     return residuals
 
 
