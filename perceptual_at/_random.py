@@ -21,7 +21,7 @@ class SampleGenerator:
     with one generator draw the same numbers.
 
     Args:
-        seed: any integer.
+        seed: any integer; counts modulo 2^64.
         index: what identifies each sample, for example its place in the data set; integers, shape `(B,)`.
         stream: which of the many sequences of a sample; see `fork`.
 
