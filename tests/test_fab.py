@@ -301,7 +301,13 @@ SMALL = [Linf(0.05), L2(0.15), L1(0.4)]
 every_small_threat = pytest.mark.parametrize("threat", SMALL, ids=lambda threat: type(threat).__name__)
 ways = pytest.mark.parametrize(
     "options",
-    [{}, {"target_classes": 2}, {"early_stop": False}, {"restarts": 3}, {"target_classes": 2, "restarts": 2}],
+    [
+        {},
+        {"target_classes": 2},
+        {"early_stop": False},
+        {"restarts": 3},
+        {"target_classes": 2, "restarts": 2, "early_stop": False},
+    ],
     ids=str,
 )
 
@@ -384,12 +390,41 @@ def test_more_restarts_lose_nothing(threat):
 
 
 @every_small_threat
+def test_restarts_begin_elsewhere_half_way_to_the_nearest_point(threat):
+    x = uniform(3, 10, 3, 2, 2, low=0.4, high=0.6)
+    labels = right_labels(Pointwise(), x)
+    seen = []
+
+    def model(z):
+        if z.requires_grad:
+            seen.append(z.detach().clone())
+        return Pointwise()(z)
+
+    attack = partial(fab, x=x, labels=labels, steps=2, early_stop=False)
+    far = type(threat)(20.0, bounds=EVERYWHERE)
+    first = attack(Pointwise(), threat=far, target_classes=1, verdict=True)
+    distances = torch.where(first.success, threat.norm(first.x_adv - x), torch.inf)
+    threat = type(threat)(float(distances.median()), bounds=EVERYWHERE)
+    attack(model, threat=threat, target_classes=2, restarts=3, generator=generator(0))
+    starts = seen[::2]  # of two steps each
+    assert torch.equal(starts[0], x)
+    assert torch.equal(starts[3], x)
+    drawn = [starts[run] - x for run in (1, 2, 4, 5)]
+    for one, other in itertools.combinations(drawn, 2):
+        cosine = torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1))
+        assert (cosine < 0.99).all()
+    assert_close(threat.norm(drawn[0]), distances.clamp_max(threat.eps) / 2)
+    assert (distances < threat.eps).any()
+    assert (distances > threat.eps).any()
+
+
+@every_small_threat
 @ways
 def test_a_batch_attacked_whole_equals_the_batch_attacked_in_parts(threat, options):
     x = images(12)
     labels = mostly_right(x)
-    eps = threat.eps * uniform(3, 12, low=0.5, high=1.5)
-    attack = partial(fab, Pointwise(), steps=5, verdict=True, **options)
+    eps = 4 * threat.eps * uniform(3, 12, low=0.5, high=1.5)
+    attack = partial(fab, Pointwise(), steps=2, verdict=True, **options)
     whole = attack(x, labels, type(threat)(eps), generator=SampleGenerator(7, range(12)))
     for rows in ([0], [5, 2], [11, 3, 4, 7, 1]):
         part = attack(x[rows], labels[rows], type(threat)(eps[rows]), generator=SampleGenerator(7, rows))
