@@ -211,21 +211,39 @@ def test_an_eps_beyond_the_distance_succeeds_and_one_below_does_not(threat):
 
 
 def original_fab(model, x, labels, threat, *, steps, target_classes, restarts=1):
-    """Misclassified within eps by the official code, boolean `(B,)`."""
+    """What the official code returns."""
     module = pytest.importorskip("pyautoattack.fab_pt")
     with torch.random.fork_rng(devices=[]):
         attack = module.FABAttack_PT(
             model, norm=type(threat).__name__, eps=threat.eps, n_iter=steps, n_restarts=restarts, seed=0,
             targeted=target_classes is not None, n_target_classes=target_classes or 9, device=x.device,
         )  # fmt: skip
-        x_adv = attack.perturb(x, labels)
-    return model(x_adv).argmax(dim=1) != labels
+        return attack.perturb(x, labels)
 
 
-def assert_same_verdicts(ours, theirs):
+def assert_same_verdicts(model, labels, ours, x_adv):
+    theirs = model(x_adv).argmax(dim=1) != labels
     assert (ours != theirs).float().mean() <= 0.01
     assert abs(ours.float().mean() - theirs.float().mean()) <= 0.005
     assert 0.2 < theirs.float().mean() < 0.8  # or there was nothing to compare
+
+
+@pytest.mark.parametrize("threat", [Linf(1.0), L2(6.9), L1(48.0)], ids=lambda threat: type(threat).__name__)
+@pytest.mark.parametrize("target_classes", [None, 1])
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_nearest_points_are_those_of_the_original_code(threat, target_classes, steps):
+    layers = nn.Linear(48, 16), nn.Linear(16, 5)
+    with torch.no_grad():
+        for i, layer in enumerate(layers):
+            layer.weight.copy_(normal(i, *layer.weight.shape, scale=0.5))
+    model = nn.Sequential(nn.Flatten(), layers[0], nn.Tanh(), layers[1]).requires_grad_(False)
+    x = uniform(2, 100, 3, 4, 4).float()
+    options = {"steps": steps, "target_classes": target_classes}
+    ours = fab(model, x, right_labels(model, x), threat, **options, early_stop=False)
+    theirs = original_fab(model, x, right_labels(model, x), threat, **options)
+    same = (ours - theirs).abs().flatten(1).amax(dim=1) < 1e-4
+    assert same.float().mean() >= 0.95  # the rest took another turn where two numbers were nearly equal
+    assert ((ours - x).flatten(1).abs().amax(dim=1) > 1e-3).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("threat", [Linf(0.17), L2(0.75), L1(1.7)], ids=lambda threat: type(threat).__name__)
@@ -234,14 +252,14 @@ def test_verdicts_are_those_of_the_original_code(threat, target_classes):
     model, x, labels = robust_digits()
     options = {"steps": 15, "target_classes": target_classes}
     verdict = fab(model, x, labels, threat, **options, verdict=True)
-    assert_same_verdicts(verdict.success, original_fab(model, x, labels, threat, **options))
+    assert_same_verdicts(model, labels, verdict.success, original_fab(model, x, labels, threat, **options))
 
 
 def test_verdicts_are_those_of_the_original_code_with_restarts():
     model, x, labels = robust_digits()
     options = {"steps": 5, "target_classes": None, "restarts": 4}
     verdict = fab(model, x, labels, Linf(0.17), **options, verdict=True, generator=generator(0))
-    assert_same_verdicts(verdict.success, original_fab(model, x, labels, Linf(0.17), **options))
+    assert_same_verdicts(model, labels, verdict.success, original_fab(model, x, labels, Linf(0.17), **options))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -250,7 +268,7 @@ def test_few_classes_have_few_targets(classes):
     threat = Linf(0.3 if classes == 2 else 0.25)
     verdict = fab(model, x, labels, threat, steps=15, target_classes=9, verdict=True)
     theirs = original_fab(model, x, labels, threat, steps=15, target_classes=classes - 1)
-    assert_same_verdicts(verdict.success, theirs)
+    assert_same_verdicts(model, labels, verdict.success, theirs)
     assert verdict.gradients.max() == 15 * (classes - 1)
 
 
@@ -283,7 +301,13 @@ SMALL = [Linf(0.05), L2(0.15), L1(0.4)]
 every_small_threat = pytest.mark.parametrize("threat", SMALL, ids=lambda threat: type(threat).__name__)
 ways = pytest.mark.parametrize(
     "options",
-    [{}, {"target_classes": 2}, {"early_stop": False}, {"restarts": 3}, {"target_classes": 2, "restarts": 2}],
+    [
+        {},
+        {"target_classes": 2},
+        {"early_stop": False},
+        {"restarts": 3},
+        {"target_classes": 2, "restarts": 2, "early_stop": False},
+    ],
     ids=str,
 )
 
@@ -366,12 +390,41 @@ def test_more_restarts_lose_nothing(threat):
 
 
 @every_small_threat
+def test_restarts_begin_elsewhere_half_way_to_the_nearest_point(threat):
+    x = uniform(3, 10, 3, 2, 2, low=0.4, high=0.6)
+    labels = right_labels(Pointwise(), x)
+    seen = []
+
+    def model(z):
+        if z.requires_grad:
+            seen.append(z.detach().clone())
+        return Pointwise()(z)
+
+    attack = partial(fab, x=x, labels=labels, steps=2, early_stop=False)
+    far = type(threat)(20.0, bounds=EVERYWHERE)
+    first = attack(Pointwise(), threat=far, target_classes=1, verdict=True)
+    distances = torch.where(first.success, threat.norm(first.x_adv - x), torch.inf)
+    threat = type(threat)(float(distances.median()), bounds=EVERYWHERE)
+    attack(model, threat=threat, target_classes=2, restarts=3, generator=generator(0))
+    starts = seen[::2]  # of two steps each
+    assert torch.equal(starts[0], x)
+    assert torch.equal(starts[3], x)
+    drawn = [starts[run] - x for run in (1, 2, 4, 5)]
+    for one, other in itertools.combinations(drawn, 2):
+        cosine = torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1))
+        assert (cosine < 0.99).all()
+    assert_close(threat.norm(drawn[0]), distances.clamp_max(threat.eps) / 2)
+    assert (distances < threat.eps).any()
+    assert (distances > threat.eps).any()
+
+
+@every_small_threat
 @ways
 def test_a_batch_attacked_whole_equals_the_batch_attacked_in_parts(threat, options):
     x = images(12)
     labels = mostly_right(x)
-    eps = threat.eps * uniform(3, 12, low=0.5, high=1.5)
-    attack = partial(fab, Pointwise(), steps=5, verdict=True, **options)
+    eps = 4 * threat.eps * uniform(3, 12, low=0.5, high=1.5)
+    attack = partial(fab, Pointwise(), steps=2, verdict=True, **options)
     whole = attack(x, labels, type(threat)(eps), generator=SampleGenerator(7, range(12)))
     for rows in ([0], [5, 2], [11, 3, 4, 7, 1]):
         part = attack(x[rows], labels[rows], type(threat)(eps[rows]), generator=SampleGenerator(7, rows))

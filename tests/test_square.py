@@ -162,10 +162,10 @@ def test_pyramids_spend_the_whole_budget(threat):
 
 @pytest.mark.parametrize("threat", [Linf(0.18), L2(0.75), L1(2.0)], ids=lambda threat: type(threat).__name__)
 def test_robust_accuracy_is_that_of_the_original_code(threat):
-    # A search of 300 queries is far from its end: two runs of the original code differ on 5 to 10 % of the samples.
+    # A search of 200 queries is far from its end: two runs of the original code differ on 5 to 10 % of the samples.
     model, x, labels = robust_digits()
-    for reach_edge in (True, False):
-        options = {"queries": 300, "reach_edge": reach_edge}
+    for reach_edge in (True, False) if isinstance(threat, Linf) else (True,):
+        options = {"queries": 200, "reach_edge": reach_edge}
         verdict = square(model, x, labels, threat, **options, verdict=True, generator=generator(0))
         theirs = original_square(model, x, labels, threat, **options)
         assert (verdict.success != theirs).float().mean() < 0.12
@@ -199,7 +199,7 @@ def test_on_a_linear_model_the_search_comes_near_the_optimum(threat):
     labels = model(x).argmax(dim=1)
     difference = model[1].weight[1 - labels] - model[1].weight[labels]
     dual = torch.linalg.vector_norm(difference, ord=2 if isinstance(threat, L2) else torch.inf, dim=1)
-    found = square(model, x, labels, threat, queries=3000, early_stop=False, generator=generator(0))
+    found = square(model, x, labels, threat, queries=1500, early_stop=False, generator=generator(0))
     gain = margin(model(found), labels) - margin(model(x), labels)
     assert (gain > (0.6 if isinstance(threat, L2) else 0.35) * threat.eps * dual).all()
     assert (gain <= threat.eps * dual * (1 + 1e-9)).all()

@@ -31,7 +31,7 @@ def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) ->
         The shifts $d$, shape and dtype of `points`.
 
     Source:
-        Croce and Hein 2020 (FAB), Eq. 6.
+        Croce and Hein 2020 (FAB), projection onto a hyperplane with box constraints.
 
     Examples:
         >>> point, normal = torch.tensor([[0.5, 0.875]]), torch.tensor([[1.0, 1.0]])
@@ -55,7 +55,7 @@ def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
         The shifts, shape and dtype of `points`.
 
     Source:
-        Croce and Hein 2020 (FAB), Eq. 6.
+        Croce and Hein 2020 (FAB), projection onto a hyperplane with box constraints.
 
     Examples:
         >>> point, normal = torch.tensor([[0.5, 0.5]]), torch.tensor([[3.0, -1.0]])
@@ -81,7 +81,7 @@ def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
         The shifts, shape and dtype of `points`.
 
     Source:
-        Croce and Hein 2020 (FAB), Eq. 6.
+        Croce and Hein 2020 (FAB), projection onto a hyperplane with box constraints.
 
     Examples:
         >>> point, normal = torch.tensor([[0.5, 0.5]]), torch.tensor([[2.0, -1.0]])

@@ -89,8 +89,8 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
             labels or numbers out of range, or the model returns no logits.
 
     Source:
-        Andriushchenko et al. 2020 (Square Attack), Algorithms 1 to 3; Croce and Hein 2021 ("Mind the box"), Sec. 4, for
-        L1; settings of AutoAttack.
+        Andriushchenko et al. 2020 (Square Attack), Algorithms 1 to 3; Croce and Hein 2021 ("Mind the box") for L1;
+        settings of AutoAttack.
 
     Examples:
         >>> model = lambda x: torch.stack([x.mean(dim=(1, 2, 3)), x.new_full((len(x),), 0.375)], dim=1)
