@@ -14,6 +14,7 @@ from perceptual_at._progress import Bar
 from perceptual_at.attacks import inspection, official
 from perceptual_at.attacks.apgd import apgd
 from perceptual_at.attacks.arguments import check_arguments, check_values, plain
+from perceptual_at.attacks.balls import check_ball
 from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
@@ -64,17 +65,17 @@ class AutoAttackVerdict(Verdict):
 
 @overload
 def auto_attack(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
 ) -> Tensor: ...
 @overload
 def auto_attack(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
 ) -> AutoAttackVerdict: ...
 def auto_attack(  # type: ignore[misc]  # the options of the overloads are checked by the call
     model: Model,
     x: Tensor,
     labels: Tensor,
-    threat: Threat,
+    threat: Linf | L2 | L1,
     *,
     version: Version = "standard",
     backend: Literal["native", "pyautoattack"] = "native",
@@ -133,8 +134,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         (tensor([0.7500]), tensor([0, 1]))
     """
     check_arguments("auto_attack", model, x, labels, threat, cross_entropy, verdict=True)
-    if not isinstance(threat, Linf | L2 | L1):
-        raise TypeError(f"auto_attack: `threat` must be Linf, L2 or L1, got {threat!r}.")
+    check_ball("auto_attack", threat)
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.choice("auto_attack", "model_mode", model_mode, ("eval", "keep"))
@@ -160,6 +160,8 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         for place, (name, attack) in enumerate(zip(protocol.attacks, attacks, strict=True)):
             remaining = search.remaining()
             before = len(remaining)
+            if not before:
+                break
             with Bar(f"auto_attack: {name}", total=before, shown=progress) as bar:
                 for at in torch.split(remaining, batch_size):
                     found = attack(x[at], labels[at], at)

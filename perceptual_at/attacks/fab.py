@@ -15,7 +15,7 @@ from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
-from perceptual_at.attacks.targets import margin
+from perceptual_at.attacks.targets import likely_targets, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import L1, L2, Bounds, Linf, select
 
@@ -133,7 +133,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
         right, nearest = search.remaining(), torch.full_like(eps, torch.inf)
-        targets = None if target_classes is None else _likely(clean_logits, labels, target_classes)
+        targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
         settings = _Settings(steps, alpha_max, eta, beta, early_stop)
         for run in range((1 if targets is None else targets.shape[1]) * restarts):
             rank, restart = divmod(run, restarts)
@@ -146,12 +146,6 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
                 trip.depart(drawn, torch.minimum(nearest[at], eps[at]) / 2)
             trip.go(nearest, settings, steps_before=run * steps)
     return search.result(verdict)
-
-
-def _likely(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The likeliest wrong classes of each sample, `(B, min(count, K - 1))`."""
-    wrong = logits.scatter(1, labels[:, None], -torch.inf)
-    return wrong.argsort(dim=1, descending=True, stable=True)[:, : min(count, logits.shape[1] - 1)]
 
 
 class _Settings(NamedTuple):

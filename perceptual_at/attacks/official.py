@@ -34,7 +34,11 @@ def attacks(
     if isinstance(threat.eps, Tensor) or threat.bounds != (0.0, 1.0):
         raise ValueError(f"auto_attack: the official code knows one eps and the box [0, 1] only, got {threat!r}.")
     dlr = {"apgd-dlr": 3, "apgd-t": 4}
-    for name, _ in composition:
+    for name, options in composition:
+        if options.get("reach_edge"):
+            raise ValueError(
+                "auto_attack: the official Square never touches the last row and column, got reach_edge=True."
+            )
         if classes < dlr.get(name, 2):
             raise ValueError(
                 f"auto_attack: the official {name} needs at least {dlr[name]} classes, got {classes}; use "

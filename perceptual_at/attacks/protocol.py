@@ -31,7 +31,7 @@ def standard(version: str, norm: str, classes: int) -> Composition:
     larger: Options = {"from_larger_eps": True} if norm == "L1" else {}
     targeted = ("apgd-t", {"steps": 100, "restarts": 1, "target_classes": apgd_targets, **larger})
     fab_targeted = ("fab-t", {"steps": 100, "restarts": 1, "target_classes": fab_targets})
-    square = ("square", {"queries": 5000, "restarts": 1})
+    square = ("square", {"queries": 5000, "restarts": 1, "reach_edge": False})
     if version == "standard":
         first = ("apgd-ce", {"steps": 100, "restarts": 5 if norm == "L1" else 1, **larger})
         return (first, targeted, fab_targeted, square)

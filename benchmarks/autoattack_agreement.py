@@ -1,0 +1,90 @@
+"""Native AutoAttack beside the official code: verdicts sample by sample, robust accuracy, time.
+
+    python benchmarks/autoattack_agreement.py --out docs/results/autoattack.json
+
+A small network is trained on handwritten digits by PGD-AT, then attacked with the published budgets: by the whole
+ensemble with several seeds, and by each of its attacks alone. The official code is compared with itself too, from
+another seed: no reimplementation can agree with it better than that where attacks are random.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from perceptual_at import L1, L2, Linf, SampleGenerator, auto_attack
+from perceptual_at._files import written_whole
+from perceptual_at.attacks.protocol import versions
+from tests.robust_model import robust_digits
+
+THREATS = (Linf(0.15), L2(0.75), L1(1.5))
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def attacked(model, x, labels, threat, version, seed, backend):
+    """Verdict and seconds of CPU time."""
+    numbers, start = SampleGenerator(seed, torch.arange(len(x))), time.process_time()
+    found = auto_attack(model, x, labels, threat, version=version, backend=backend, verdict=True, generator=numbers)
+    return found, time.process_time() - start
+
+
+def agreement(a, b):
+    """Share of samples with the same verdict."""
+    return round((a.success == b.success).double().mean().item(), 4)
+
+
+def compare(model, x, labels, threat, version, seeds):
+    """One row of the table: both codes from every seed, taking turns."""
+    runs = {backend: [] for backend in ("native", "pyautoattack")}
+    for seed in range(seeds):
+        for backend, done in runs.items():
+            done.append(attacked(model, x, labels, threat, version, seed, backend))
+    ours, theirs = ([found for found, _ in runs[backend]] for backend in ("native", "pyautoattack"))
+    return {
+        "threat": repr(threat),
+        "version": version if isinstance(version, str) else version[0],
+        "seeds": seeds,
+        "robust_native": [round(found.robust.double().mean().item(), 4) for found in ours],
+        "robust_official": [round(found.robust.double().mean().item(), 4) for found in theirs],
+        "agreement": [agreement(a, b) for a, b in zip(ours, theirs, strict=True)],
+        "agreement_of_the_official_with_itself": [agreement(theirs[0], other) for other in theirs[1:]],
+        "cpu_seconds_native": round(statistics.median(seconds for _, seconds in runs["native"]), 1),
+        "cpu_seconds_official": round(statistics.median(seconds for _, seconds in runs["pyautoattack"]), 1),
+        "warnings": sorted({warning for found in ours for warning in found.warnings}),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", default="outputs/autoattack.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, x, labels = robust_digits()
+    rows = []
+    for version in ("standard", *ATTACKS):
+        for threat in THREATS:
+            chosen = version if version == "standard" else [version]
+            rows.append(compare(model, x, labels, threat, chosen, options.seeds if version == "standard" else 2))
+            print(json.dumps(rows[-1]), flush=True)
+    record = {
+        "command": f"python benchmarks/autoattack_agreement.py --seeds {options.seeds}",
+        "data": "handwritten digits, 360 test images",
+        "model": "DigitsCNN(width=8), PGD-AT in Linf(0.15), 8 epochs, seed 0",
+        "clean": round((model(x).argmax(dim=1) == labels).double().mean().item(), 4),
+        "hardware": f"{platform.machine()}, one thread",
+        "versions": versions(),
+        "rows": rows,
+    }
+    with written_whole(options.out) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
