@@ -108,11 +108,11 @@ def targets(function: str, value: Tensor, **like: Tensor) -> None:
     same_device(function, "labels", value.device, other_name, other.device)
 
 
-def label_range(function: str, low: int, high: int, classes: int) -> None:
+def label_range(function: str, low: int, high: int, classes: int, *, name: str = "labels") -> None:
     """Require labels in `[0, classes)`, given their extremes."""
     if low < 0 or high >= classes:
         raise ValueError(
-            f"{function}: `labels` must lie in [0, {classes - 1}] for {classes} classes, got values from {low} "
+            f"{function}: `{name}` must lie in [0, {classes - 1}] for {classes} classes, got values from {low} "
             f"to {high}."
         )
 

@@ -294,7 +294,7 @@ def _attack(
         x, labels = plain(x), plain(labels)
         aims = labels if targets is None else plain(targets)
         label_range = check_values(function, x, aims, threat, start) if validate else None
-        queries = Queries(function, f, label_range, eot=eot)
+        queries = Queries(function, f, label_range, eot=eot, labels_are="labels" if targets is None else "targets")
         ascend: AttackLoss = loss if targets is None else (lambda logits, aims: -loss(logits, aims))
         success = misclassified if targets is None else classified
         center = x.to(wide(x))

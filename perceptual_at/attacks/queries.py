@@ -28,10 +28,20 @@ class Queries:
         model: maps inputs to logits.
         label_range: smallest and largest label where known, to compare with the number of classes.
         eot: how many passes make one answer, the mean of theirs; for models that are random.
+        labels_are: what errors call the labels.
     """
 
-    def __init__(self, function: str, model: Model, label_range: tuple[int, int] | None, *, eot: int = 1) -> None:
+    def __init__(
+        self,
+        function: str,
+        model: Model,
+        label_range: tuple[int, int] | None,
+        *,
+        eot: int = 1,
+        labels_are: str = "labels",
+    ) -> None:
         self.function, self.model, self.label_range, self.eot = function, model, label_range, eot
+        self.labels_are = labels_are
         self.logits_checked = self.values_checked = False
 
     def gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> Answer:
@@ -102,7 +112,7 @@ class Queries:
                 f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
             )
         if self.label_range is not None:
-            _check.label_range(self.function, *self.label_range, logits.shape[1])
+            _check.label_range(self.function, *self.label_range, logits.shape[1], name=self.labels_are)
 
     def _check_values(self, values: Any, batch: int) -> None:
         if not isinstance(values, Tensor) or values.shape != (batch,):

@@ -1,0 +1,274 @@
+"""Targets, momentum, averaged passes, budgets per sample, and what a verdict says."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+from torch.testing import assert_close
+
+from perceptual_at import L1, L2, Linf, cw, fgsm, margin, pgd
+from perceptual_at.attacks import cross_entropy
+from perceptual_at.threats import select
+from tests.strategies import DTYPES, clean_inputs, dtype_name, dtypes, generator, normal, seeds, threats, uniform
+from tests.test_attack_contract import Net, Pointwise, assert_allowed, classes_of, images
+
+LINF = Linf(0.1)
+
+
+# Targets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_targeted_attack_descends_the_loss_towards_its_targets():
+    net, x, labels = Net().eval(), images(), classes_of()
+    targets = (labels + 2) % 5
+    options = {"steps": 3, "start": "clean"}
+    towards = pgd(net, x, labels, LINF, targets=targets, **options)
+    away = pgd(net, x, targets, LINF, loss=lambda logits, labels: -cross_entropy(logits, labels), **options)
+    assert torch.equal(towards, away)
+    assert (cross_entropy(net(towards), targets) < cross_entropy(net(x), targets)).all()
+
+
+def test_a_targeted_attack_succeeds_when_the_target_is_predicted():
+    net, x, labels = Net().eval(), images(40), classes_of(40)
+    targets = (labels + 1) % 5
+    for attack, options in ((pgd, {"steps": 20}), (cw, {"steps": 20}), (fgsm, {})):
+        found = attack(net, x, labels, Linf(0.2), targets=targets, verdict=True, **options)
+        assert torch.equal(found.success, net(found.x_adv).argmax(dim=1) == targets)
+        assert found.success.any()
+        assert found.robust.any()
+
+
+def test_cw_is_pgd_on_the_margin():
+    net, x, labels = Net().eval(), images(), classes_of()
+    for options in ({"start": "clean"}, {"generator": generator(1)}):
+        expected = pgd(net, x, labels, LINF, steps=30, loss=margin, **options)
+        options = {**options, **({"generator": generator(1)} if "generator" in options else {})}
+        assert torch.equal(cw(net, x, labels, LINF, **options), expected)
+
+
+# Momentum and averaged passes -------------------------------------------------------------------------------------
+
+
+def test_momentum_adds_up_gradients_of_unit_length():
+    net, x, labels, decay = Net().eval(), images(), classes_of(), 0.7
+    point, velocity = x, torch.zeros_like(x)
+    for _ in range(4):
+        seen = point.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(functional.cross_entropy(net(seen), labels, reduction="sum"), seen)
+        velocity = decay * velocity + grad / grad.abs().sum(dim=(1, 2, 3), keepdim=True)
+        point = LINF.project(point + 0.03 * velocity.sign(), x)
+    options = {"steps": 4, "step_size": 0.03, "start": "clean"}
+    assert_close(pgd(net, x, labels, LINF, momentum=decay, **options), point, rtol=0, atol=1e-12)
+    assert not torch.equal(pgd(net, x, labels, LINF, **options), point)
+
+
+def test_momentum_survives_a_sample_without_gradient():
+    x, labels = images(3), torch.zeros(3, dtype=torch.long)
+    weight = normal(0, 12)
+
+    def model(z):
+        score = (z.flatten(1) @ weight) * torch.tensor([0.0, 1.0, 1.0], dtype=z.dtype)
+        return torch.stack([score, -score], dim=1)
+
+    x_adv = pgd(model, x, labels, LINF, momentum=0.9, start="clean")
+    assert torch.equal(x_adv[0], x[0])
+    assert (x_adv[1:] != x[1:]).any()
+
+
+def test_averaged_passes_attack_the_mean_of_a_random_model():
+    """One pass pushes to either side; the mean over many knows the way."""
+    calls = []
+
+    def model(z):
+        calls.append(1)
+        sign = 1.0 if len(calls) % 2 else -0.5
+        score = sign * z.flatten(1).sum(dim=1)
+        return torch.stack([score, -score], dim=1)
+
+    x, labels = torch.full((2, 3), 0.5), torch.zeros(2, dtype=torch.long)
+    found = pgd(model, x, labels, LINF, steps=5, start="clean", eot=2, loss=margin, verdict=True)
+    assert_close(found.x_adv, torch.full((2, 3), 0.4))
+    assert len(calls) == 2 * (5 + 1)
+    assert found.gradients.tolist() == [10, 10]
+    assert found.forwards.tolist() == [12, 12]
+
+
+# Verdicts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"keep": "best"}, {"restarts": 3}, {"restarts": 2, "keep": "best"}, {"start": "clean", "keep": "best"}],
+    ids=str,
+)
+def test_a_verdict_is_true(options, dtype):
+    net, x, labels = Net(dtype=dtype).eval(), images(40, dtype=dtype), classes_of(40)
+    options = {"steps": 4, **options}
+    found = pgd(net, x, labels, LINF, verdict=True, generator=generator(0), **options)
+    assert_allowed(LINF, found.x_adv, x)
+    assert torch.equal(found.success, net(found.x_adv).argmax(dim=1) != labels)
+    assert torch.equal(found.robust, ~found.success)
+    assert found.success.any()
+    assert found.robust.any()
+    assert torch.equal(found.step >= 0, found.success)
+    restarts = options.get("restarts", 1)
+    assert (found.gradients == 4 * restarts).all()
+    assert (found.forwards == 5 * restarts).all()
+    assert len(found) == 40
+
+
+def test_the_last_iterate_is_returned_with_the_same_points_as_without_a_verdict():
+    net, x, labels = Net().eval(), images(20), classes_of(20)
+    found = pgd(net, x, labels, LINF, steps=4, verdict=True, generator=generator(0))
+    assert torch.equal(found.x_adv, pgd(net, x, labels, LINF, steps=4, generator=generator(0)))
+    assert (found.step[found.success] == 4).all()
+
+
+def test_with_keep_best_any_misclassified_iterate_counts():
+    # class 1 wins in a narrow band on the way; beyond it the loss is larger but class 0 wins again
+    def model(z):
+        at = z[:, 0]
+        inside = ((at > 0.55) & (at < 0.65)).to(z.dtype)
+        return torch.stack([torch.zeros_like(at), 0.1 * inside - 1 + at, 0 * at - 1 + 0.9 * at], dim=1)
+
+    def loss(logits, labels):
+        return logits[:, 2]  # grows all the way
+
+    x, labels = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long)
+
+    def winner(z):
+        logits = model(z)
+        return torch.where(((z[:, :1] > 0.55) & (z[:, :1] < 0.65)), logits + torch.tensor([0.0, 2.0, 0.0]), logits)
+
+    options = {"steps": 3, "step_size": 0.1, "start": "clean", "loss": loss}
+    best = pgd(winner, x, labels, Linf(0.3), keep="best", verdict=True, **options)
+    assert best.success.item()
+    assert best.step.item() == 1
+    assert_close(best.x_adv, torch.full((1, 1), 0.6))
+    last = pgd(winner, x, labels, Linf(0.3), keep="last", verdict=True, **options)
+    assert not last.success.item()
+    assert last.step.item() == -1
+    # without a verdict the largest loss is kept, whatever its class
+    assert_close(pgd(winner, x, labels, Linf(0.3), keep="best", **options), torch.full((1, 1), 0.8))
+
+
+def test_logits_with_nan_are_no_success():
+    def model(z):
+        logits = torch.cat([z, 0.5 - z], dim=1)
+        return torch.where(z < 0.3, float("nan"), logits)
+
+    x, labels = torch.tensor([[0.4], [0.9]]), torch.zeros(2, dtype=torch.long)
+    found = pgd(model, x, labels, Linf(0.2), start="clean", verdict=True)
+    assert found.success.tolist() == [False, False]
+    assert found.x_adv.isfinite().all()
+
+
+def test_an_empty_batch_has_an_empty_verdict():
+    found = pgd(Net(), images()[:0], classes_of()[:0], LINF, verdict=True)
+    assert len(found) == 0
+    assert found.x_adv.shape == (0, 3, 2, 2)
+    assert found.success.dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"targets": torch.zeros(5, dtype=torch.long)},
+            ValueError,
+            r"`targets` must be integer class indices of shape",
+        ),
+        ({"targets": torch.rand(6, 5)}, TypeError, "`targets` must be integer class indices"),
+        ({"targets": 3}, TypeError, "`targets` must be a torch.Tensor, got int"),
+        ({"targets": torch.full((6,), 7)}, ValueError, r"`targets` must lie in \[0, 4\]"),
+        ({"momentum": -1.0}, ValueError, r"`momentum` must lie in \[0.0, inf\)"),
+        ({"eot": 0}, ValueError, "`eot` must be at least 1, got 0"),
+        ({"eot": 1.5}, TypeError, "`eot` must be an integer"),
+        ({"verdict": True, "labels": torch.rand(6, 5)}, TypeError, "`labels` must be integer class indices"),
+    ],
+    ids=str,
+)
+def test_malformed_options_are_refused(options, error, message):
+    labels = options.get("labels", classes_of())
+    options = {name: value for name, value in options.items() if name != "labels"}
+    with pytest.raises(error, match=f"^pgd: {message}"):
+        pgd(Net(), images(), labels, LINF, **options)
+
+
+# Budgets per sample -----------------------------------------------------------------------------------------------
+
+
+def each(threat, share):
+    """The threat with that share of its budget for each sample."""
+    return type(threat)(threat.eps * share, bounds=threat.bounds)
+
+
+@given(threats(), seeds, dtypes)
+def test_every_sample_has_its_own_ball(threat, seed, dtype):
+    share = torch.tensor([0.25, 0.5, 1.0, 1e-3], dtype=torch.float64)
+    several = each(threat, share)
+    x = clean_inputs(seed, (4, 2, 3), threat.bounds, dtype)
+    for point in (several.random_start(x, generator=generator(seed)), x + normal(seed, 4, 2, 3, scale=5).to(dtype)):
+        allowed = several.project(point, x)
+        for i in range(4):
+            alone = each(threat, float(share[i]))
+            expected = alone.project(point[i : i + 1], x[i : i + 1])
+            assert_close(allowed[i : i + 1], expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-6 * alone.eps)
+        for wider in {dtype, torch.float64}:
+            assert (several.norm(allowed.to(wider) - x.to(wider)).double() <= several.eps).all()
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.8), L1(2.0)], ids=repr)
+@pytest.mark.parametrize("attack", [pgd, fgsm])
+def test_an_attack_with_budgets_per_sample_is_one_attack_per_sample(threat, attack):
+    share = torch.tensor([0.1, 1.0, 0.5, 0.25, 0.8, 0.01], dtype=torch.float64)
+    x, labels = images(), classes_of()
+    together = attack(Pointwise(), x, labels, each(threat, share), start="clean")
+    for i in range(6):
+        alone = attack(Pointwise(), x[i : i + 1], labels[i : i + 1], each(threat, float(share[i])), start="clean")
+        assert_close(together[i : i + 1], alone, rtol=0, atol=1e-12)
+
+
+def test_steps_may_differ_by_sample_too():
+    x, labels = images(), classes_of()
+    sizes = torch.linspace(0.01, 0.1, 6, dtype=torch.float64)
+    together = pgd(Pointwise(), x, labels, LINF, step_size=sizes, start="clean", steps=3)
+    for i in range(6):
+        alone = pgd(
+            Pointwise(), x[i : i + 1], labels[i : i + 1], LINF, step_size=float(sizes[i]), start="clean", steps=3
+        )
+        assert torch.equal(together[i : i + 1], alone)
+
+
+def test_budgets_can_be_selected_scaled_and_shown():
+    several = L2(torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(select(several, torch.tensor([2, 0])).eps, torch.tensor([0.3, 0.1]))
+    assert torch.equal(select(several, torch.tensor([True, False, True])).eps, torch.tensor([0.1, 0.3]))
+    assert select(LINF, torch.tensor([0])) is LINF
+    assert_close(several.scaled(0.5).eps, torch.tensor([0.05, 0.1, 0.15]))
+    assert repr(several) == "L2(eps=<3 values>)"
+
+
+@pytest.mark.parametrize(
+    ("eps", "error", "message"),
+    [
+        (torch.tensor(0.1), TypeError, r"`eps` must be a number or floating-point numbers of shape \(B,\)"),
+        (torch.tensor([1]), TypeError, "`eps` must be a number or floating-point numbers"),
+        (torch.tensor([0.1, 0.0]), ValueError, "every `eps` must be positive and finite"),
+        (torch.tensor([0.1, float("nan")]), ValueError, "every `eps` must be positive and finite"),
+        (torch.tensor([0.1, 8.0]), ValueError, r"`eps`=8.0 exceeds the input range .* did you mean 8 / 255\?"),
+    ],
+    ids=str,
+)
+def test_malformed_budgets_are_refused(eps, error, message):
+    with pytest.raises(error, match=f"^Linf: {message}"):
+        Linf(eps)
+
+
+@given(st.sampled_from([Linf, L2, L1]))
+def test_budgets_for_another_batch_are_refused(kind):
+    x = uniform(0, 4, 3)
+    with pytest.raises(ValueError, match=r"`eps` has 3 values but `x` has 4 samples"):
+        kind(torch.full((3,), 0.1)).project(x, x)
