@@ -90,7 +90,30 @@ def thresholds(run: Run) -> str:
     return f"{table(('eta', 'clean, %', 'PGD-20, %'), rows)}\n\n{provenance(run)}"
 
 
+def autoattack(run: Run) -> str:
+    """Native AutoAttack beside the official code."""
+    rows = []
+    for row in run["rows"]:
+        ours, theirs = ([100 * share for share in row[key]] for key in ("robust_native", "robust_official"))
+        agreed, itself = (row[key] for key in ("agreement", "agreement_of_the_official_with_itself"))
+        rows.append((
+            row["version"], f"`{row['threat']}`", spread(ours), spread(theirs), f"{100 * min(agreed):.1f}",
+            f"{100 * min(itself):.1f}" if itself else "-",
+            f"{row['cpu_seconds_native']:.0f} / {row['cpu_seconds_official']:.0f}",
+        ))  # fmt: skip
+    head = (
+        "attacks", "threat", "robust here, %", "robust, official, %", "agreement, %", "with itself, %", "CPU s",
+    )  # fmt: skip
+    made = (
+        f"{run['data']}, {run['model']}, clean accuracy {100 * run['clean']:.2f} %; {run['hardware']}, torch "
+        f"{run['versions']['torch']}. Accuracies over seeds, the smallest agreement of all seeds, median times (here / "
+        f"official): `{run['command']}`."
+    )
+    return f"{table(head, rows)}\n\n{made}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
+    "autoattack": ("autoattack", autoattack),
     "demo": ("demo", demo),
     "examples": ("examples", examples),
     "perception": ("perception_gap", perception),
