@@ -1,0 +1,464 @@
+"""Is the number to be trusted? Checks of inputs, model and attack, each with what a failure suggests.
+
+Where a check compares attacks, it looks at the samples that one of them breaks and the other does not. If the
+stronger were at least as strong, each of these would be its own with probability one half or more; the check fails
+when the binomial chance of what was seen is below `level`. An honest model thus fails each of them with a probability
+of at most `level`, whatever the number of samples.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at._random import SampleGenerator
+from perceptual_at.attacks.freeze import Model, bare, frozen
+from perceptual_at.attacks.gradient import pgd
+from perceptual_at.attacks.queries import misclassified
+from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.evaluation.statistics import binomial_tail
+from perceptual_at.objectives.passes import Attack
+from perceptual_at.threats import L2, Linf, Threat
+
+_MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
+_STRONGER = (
+    "report the strongest of several attacks (more steps and restarts, `margin` and `dlr` losses, black-box, transfer) "
+    "and look for operations without a gradient, saturation and randomness in the model"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What one check found.
+
+    Examples:
+        >>> print(check_inputs(torch.tensor([[-2.0, 0.5]]), Linf(0.25)))
+        inputs FAILED: values from -2 to 0.5, bounds 0 to 1. Suggests inputs that were normalised. Keep images inside the bounds and put the normalisation into the model (`models.Normalize`).
+    """  # noqa: E501
+
+    name: str
+    passed: bool
+    value: float
+    """The number that decided; the function of the check says which."""
+    found: str
+    """The same in words."""
+    suggests: str = ""
+    """What a failure points to."""
+    advice: str = ""
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.name} passed: {self.found}."
+        return (
+            f"{self.name} FAILED: {self.found}. Suggests {self.suggests}. {self.advice[:1].upper()}{self.advice[1:]}."
+        )
+
+
+def sanity_checks(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 10,
+    black_box: Attack | None = None,
+    transfer_from: Model | None = None,
+    level: float = 0.01,
+    seed: int = 0,
+) -> tuple[Check, ...]:
+    """All checks of this module on some samples, cheap ones first.
+
+    The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `40 * steps`
+    gradients per sample, and the queries of the black-box attack.
+
+    Args:
+        model: maps inputs to logits.
+        x: clean inputs, shape `(B, ...)`; a hundred or more, for the comparisons to have something to compare.
+        labels: class indices `(B,)`.
+        threat: the threat model of the evaluation.
+        steps: of the weaker attack in every comparison.
+        black_box: attack without gradients, `(model, x, labels) -> x_adv`; None means `square` with 500 queries in
+            `Linf` and `L2`, and no such check elsewhere.
+        transfer_from: another model for the same data, whose adversarial inputs are tried on this one; None leaves
+            that check out.
+        level: largest probability with which an honest model fails one of the comparisons.
+        seed: of the noise of the attacks.
+
+    Returns:
+        A tuple of `Check`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if there is no sample or shapes do not fit.
+
+    Source:
+        Athalye et al. 2018, Sec. 3.1; Carlini et al. 2019, Sec. 5.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> x, labels = torch.tensor([[0.75], [0.375], [0.125]]), torch.tensor([0, 0, 1])
+        >>> noise = functools.partial(pgd, threat=Linf(0.25), steps=1, step_size=1e-6)  # asks for next to nothing
+        >>> [check.name for check in sanity_checks(model, x, labels, Linf(0.25), black_box=noise) if not check.passed]
+        []
+        >>> rounded = lambda x: model((4 * x).round() / 4)
+        >>> [check.name for check in sanity_checks(rounded, x, labels, Linf(0.25), black_box=noise) if not check.passed]
+        ['gradients']
+    """
+    _check.floating("sanity_checks", x=x)
+    _check.labels("sanity_checks", labels, x=x)
+    if not len(x):
+        raise ValueError("sanity_checks: `x` holds no sample.")
+    if not isinstance(threat, Threat) or isinstance(threat, type):
+        raise TypeError(f"sanity_checks: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
+    _check.count("sanity_checks", "steps", steps)
+    _check.number("sanity_checks", "level", level, above=0.0, below=1.0)
+    return tuple(_all_checks(model, x, labels, threat, steps, black_box, transfer_from, level, seed))
+
+
+def _all_checks(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    steps: int,
+    black_box: Attack | None,
+    transfer_from: Model | None,
+    level: float,
+    seed: int,
+) -> Iterator[Check]:
+    yield check_modes(model)
+    inputs = check_inputs(x, threat)
+    yield inputs
+    yield check_normalization(model, x)
+    with frozen(model) as f:
+        yield check_deterministic(f, x)
+        yield check_batches(f, x)
+        yield check_gradients(f, x, labels)
+        if not inputs.passed:  # attacks refuse such inputs
+            return
+        right = ~_broken(f, x, labels)
+        if not bool(right.any()):
+            return
+        x, labels = x[right], labels[right]
+        compare = functools.partial(_Attacks, with_gradient(f), x, labels, seed=seed)
+        base = compare(threat).pgd(steps)
+        longer = compare(threat).pgd(5 * steps)
+        yield _weaker("more_steps", longer, base, f"PGD-{5 * steps}", f"PGD-{steps}", level)
+        restarted = compare(threat).pgd(steps, restarts=5)
+        yield _weaker("restarts", restarted, base, "five restarts", "one start", level)
+        wider = compare(_scaled(threat, 2.0)).pgd(steps)
+        yield _weaker("larger_eps", wider, base, "twice the budget", "the budget", level)
+        whole = compare(_whole_box(threat, x))
+        yield _unbounded(whole.pgd(5 * steps) | whole.pgd(5 * steps, loss=margin), level)
+        white = base | longer | restarted | compare(threat).pgd(5 * steps, loss=margin)
+        black_box = black_box or _square(threat, seed)
+        if black_box is not None:
+            black = _broken(f, _points(black_box(f, x, labels)), labels)
+            yield _weaker("black_box", white, black, "white-box attacks", "an attack without gradients", level)
+        if transfer_from is not None:
+            with frozen(transfer_from) as source:
+                points = _Attacks(with_gradient(source), x, labels, threat, seed=seed).points(5 * steps)
+            moved = _broken(f, points, labels)
+            yield _weaker("transfer", white, moved, "white-box attacks", "attacks on another model", level)
+
+
+def check_modes(model: Model) -> Check:
+    """The model is in eval mode, and no batch norm takes its statistics from the batch.
+
+    Args:
+        model: a module; any other callable passes, because its modes cannot be seen.
+
+    Returns:
+        A `Check`; its value counts the modules in the wrong mode.
+
+    Examples:
+        >>> check_modes(nn.BatchNorm1d(2).eval()).passed, check_modes(nn.BatchNorm1d(2)).passed
+        (True, False)
+        >>> check_modes(nn.BatchNorm1d(2, track_running_stats=False).eval()).passed
+        False
+    """
+    parts = list(bare(model).named_modules()) if isinstance(model, nn.Module) else []
+    names = [name or type(part).__name__ for name, part in parts if part.training or _uses_batch(part)]
+    return Check(
+        "modes", not names, float(len(names)),
+        f"{len(names)} of {len(parts)} modules in train mode or with statistics of the batch"
+        + (f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""),
+        "" if not names else "dropout or batch norm in train mode: predictions depend on chance and on the batch",
+        "" if not names else "call `model.eval()`; give batch norm running statistics",
+    )  # fmt: skip
+
+
+def check_inputs(x: Tensor, threat: Threat) -> Check:
+    """Inputs are finite and inside the bounds of the threat model.
+
+    Args:
+        x: clean inputs.
+        threat: a threat model; one without `bounds` takes all finite inputs.
+
+    Returns:
+        A `Check`; its value is the furthest distance outside.
+
+    Examples:
+        >>> check_inputs(torch.tensor([[0.0, 255.0]]), Linf(0.25)).suggests
+        'images in [0, 255]'
+    """
+    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    smallest, largest = float(x.min()), float(x.max())
+    beyond = max(low - smallest, smallest - high, largest - high, low - largest, 0.0)
+    passed = bool(x.isfinite().all()) and beyond <= rounding(x)
+    normalised = smallest < low
+    return Check(
+        "inputs", passed, beyond,
+        f"values from {smallest:.4g} to {largest:.4g}, bounds {low:g} to {high:g}",
+        "" if passed else "inputs that were normalised" if normalised else f"images in [0, {largest:g}]",
+        "" if passed else
+        "keep images inside the bounds and put the normalisation into the model (`models.Normalize`)"
+        if normalised else "divide them by their largest value, 255 for 8-bit images",
+    )  # fmt: skip
+
+
+def check_normalization(model: Model, x: Tensor) -> Check:
+    """Inputs are normalised once at most: not by the loader and the model, and not twice by the model.
+
+    Layers are recognised by a class name with "Normaliz", normalised inputs by values below zero.
+
+    Args:
+        model: a module; of any other callable the layers cannot be seen.
+        x: clean inputs.
+
+    Returns:
+        A `Check`; its value counts how often inputs are normalised.
+
+    Examples:
+        >>> from perceptual_at.models import Normalize
+        >>> model = nn.Sequential(Normalize((0.5,), (0.25,)), nn.Flatten(), nn.Linear(4, 2))
+        >>> images = torch.rand(3, 1, 2, 2)
+        >>> check_normalization(model, images).passed, check_normalization(model, model[0](images - 0.5)).passed
+        (True, False)
+    """
+    parts = bare(model).modules() if isinstance(model, nn.Module) else ()
+    layers = [part for part in parts if "normaliz" in type(part).__name__.lower()]
+    times = len(layers) + int(bool((x < 0).any()))
+    passed = times <= 1
+    return Check(
+        "normalization", passed, float(times),
+        f"{len(layers)} normalising layers, inputs from {float(x.min()):.4g} to {float(x.max()):.4g}",
+        "" if passed else "double normalisation",
+        "" if passed else "normalise in one place, the first layer of the model, and feed images in [0, 1]",
+    )  # fmt: skip
+
+
+def check_deterministic(model: Model, x: Tensor) -> Check:
+    """Two passes give the same logits, within rounding.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+
+    Returns:
+        A `Check`; its value is the largest difference of a logit, 0 within rounding.
+
+    Examples:
+        >>> check_deterministic(lambda x: x, torch.rand(2, 3)).passed
+        True
+        >>> check_deterministic(torch.rand_like, torch.rand(2, 3)).passed
+        False
+    """
+    with torch.no_grad():
+        value = largest_difference(model(x), model(x))
+    return Check(
+        "deterministic", value == 0, value, f"two passes differ by {value:.3g}",
+        "" if value == 0 else "a random layer: single verdicts are luck, and gradients of one pass mislead attacks",
+        "" if value == 0 else
+        "average the attack's gradient over passes (EOT), use `version='rand'` of AutoAttack and `repeats` of evaluate",
+    )  # fmt: skip
+
+
+def check_batches(model: Model, x: Tensor) -> Check:
+    """Logits of a sample do not depend on the size and order of its batch, within rounding.
+
+    Compared are the batch as it is, reversed, and in two unequal parts.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+
+    Returns:
+        A `Check`; its value is the largest difference of a logit, 0 within rounding.
+
+    Examples:
+        >>> check_batches(lambda x: x, torch.rand(4, 3)).passed
+        True
+        >>> check_batches(lambda x: x - x.mean(dim=0), torch.rand(4, 3)).passed
+        False
+    """
+    cut = (len(x) + 2) // 3
+    with torch.no_grad():
+        whole = model(x)
+        apart = torch.cat([model(x[:cut]), model(x[cut:])]) if cut < len(x) else model(x)
+        value = max(largest_difference(whole, model(x.flip(0)).flip(0)), largest_difference(whole, apart))
+    return Check(
+        "batches", value == 0, value, f"logits differ by {value:.3g} in another batch",
+        "" if value == 0 else "batch norm in train mode: samples are judged by who shares their batch",
+        "" if value == 0 else "put batch norm into eval mode (`model.eval()`) with its running statistics",
+    )  # fmt: skip
+
+
+def check_gradients(model: Model, x: Tensor, labels: Tensor) -> Check:
+    """Every sample has a gradient to follow: that of the cross entropy is neither zero nor NaN.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+        labels: class indices.
+
+    Returns:
+        A `Check`; its value is the share of samples whose gradient is zero or not finite.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, -x], dim=1)
+        >>> x, labels = torch.tensor([[0.5], [0.25]]), torch.tensor([0, 0])
+        >>> check_gradients(model, x, labels).passed
+        True
+        >>> check_gradients(lambda x: 1000 * model(x), x, labels).value  # softmax is 1 to the last digit
+        1.0
+        >>> check_gradients(lambda x: model(x.round()), x, labels).passed
+        False
+    """
+    own = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        values = cross_entropy(with_gradient(model)(own), labels)
+        gradient = torch.autograd.grad(values.sum(), own)[0].reshape(len(x), -1)
+    lost = ~gradient.isfinite().all(dim=1) | (gradient == 0).all(dim=1)
+    count = int(lost.sum())
+    return Check(
+        "gradients", count == 0, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient",
+        "" if count == 0 else
+        f"{_MASKING}: a step without derivative (rounding, argmax, detach), or logits so large that softmax saturates",
+        "" if count == 0 else
+        "attack with `margin` or `dlr` as loss, replace the step by a differentiable one in the backward pass (BPDA), "
+        "and add a black-box attack",
+    )  # fmt: skip
+
+
+class _Attacks:
+    """PGD of several strengths on the same samples."""
+
+    def __init__(self, model: Model, x: Tensor, labels: Tensor, threat: Threat, *, seed: int) -> None:
+        self.model, self.x, self.labels, self.threat = model, x, labels, threat
+        self.noise = SampleGenerator(seed, torch.arange(len(x)))
+
+    def points(self, steps: int, *, restart: int = 0, loss: AttackLoss = cross_entropy) -> Tensor:
+        """Adversarial inputs."""
+        noise = self.noise.fork(restart)
+        return _points(
+            pgd(self.model, self.x, self.labels, self.threat, steps=steps, loss=loss, keep="best", generator=noise)
+        )
+
+    def pgd(self, steps: int, *, restarts: int = 1, loss: AttackLoss = cross_entropy) -> Tensor:
+        """Which samples break."""
+        tries = (self.points(steps, restart=restart, loss=loss) for restart in range(restarts))
+        broken = [_broken(self.model, points, self.labels) for points in tries]
+        return torch.stack(broken).any(dim=0)
+
+
+def with_gradient(model: Model) -> Model:
+    """The model, with a gradient of zero where it has none, so that attacks run and fail."""
+
+    def traced(x: Tensor) -> Tensor:
+        logits = model(x)
+        return logits if logits.requires_grad else logits + 0 * x.reshape(len(x), -1).sum(dim=1, keepdim=True)
+
+    return traced
+
+
+def rounding(values: Tensor) -> float:
+    """Differences below this are put down to rounding: half of the digits, on the scale of the values."""
+    return math.sqrt(torch.finfo(values.dtype).eps) * max(1.0, float(values.detach().abs().max()))
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two results for the same inputs; 0 if it is within rounding, infinite with NaN."""
+    difference = float((a.double() - b.double()).abs().nan_to_num(nan=math.inf).max())
+    return difference if difference > rounding(a.nan_to_num()) else 0.0
+
+
+def _weaker(name: str, strong: Tensor, weak: Tensor, strong_name: str, weak_name: str, level: float) -> Check:
+    """Whether the attack that should be stronger is so; the value is the chance of what was seen if it is."""
+    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
+    chance = binomial_tail(only_weak, only_weak + only_strong, Fraction(1, 2))
+    passed = chance >= level
+    return Check(
+        name, passed, chance,
+        f"{strong_name} broke {int(strong.sum())} and {weak_name} {int(weak.sum())} of {len(weak)}, {only_weak} of "
+        f"them alone (p = {chance:.2g})",
+        "" if passed else _MASKING,
+        "" if passed else _STRONGER,
+    )  # fmt: skip
+
+
+def _unbounded(broken: Tensor, level: float) -> Check:
+    """Whether an attack that may go anywhere breaks all; the value is the share of samples that are left."""
+    left = int((~broken).sum())
+    passed = binomial_tail(left, len(broken), Fraction(1, 100)) >= level
+    return Check(
+        "whole_box", passed, left / len(broken),
+        f"{left} of {len(broken)} samples withstand an attack that may change everything; at most 1 % should",
+        "" if passed else _MASKING,
+        "" if passed else _STRONGER,
+    )  # fmt: skip
+
+
+def _whole_box(threat: Threat, x: Tensor) -> Threat:
+    """The same kind of threat, large enough to reach every point of the box."""
+    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    width = high - low if math.isfinite(high - low) else float(x.max() - x.min())
+    corner = x.new_full((1, *x.shape[1:]), width)
+    eps = getattr(threat, "eps", None)
+    if eps is None:
+        return threat.scaled(100.0)
+    return threat.scaled(float(threat.norm(corner)) / float(torch.as_tensor(eps).min()))
+
+
+def _scaled(threat: Threat, factor: float) -> Threat:
+    """The threat with a larger budget, up to the size of the box."""
+    if isinstance(threat, Linf):
+        largest = float(torch.as_tensor(threat.eps).max())
+        factor = min(factor, (threat.bounds[1] - threat.bounds[0]) / largest)
+    return threat.scaled(factor)
+
+
+def _square(threat: Threat, seed: int) -> Callable[..., Tensor] | None:
+    """The black-box attack of the library, where it knows the norm."""
+    if not isinstance(threat, Linf | L2):
+        return None
+    from perceptual_at.attacks.square import square
+
+    def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
+        noise = SampleGenerator(seed, torch.arange(len(x)))
+        return _points(square(model, x, labels, threat, queries=500, generator=noise))
+
+    return attack
+
+
+def _points(found: Tensor | Verdict) -> Tensor:
+    return found.x_adv if isinstance(found, Verdict) else found
+
+
+def _broken(model: Model, x: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(x)
+    _check.logits("sanity_checks", **{"model(x)": logits})
+    return misclassified(logits, labels)
+
+
+def _uses_batch(part: nn.Module) -> bool:
+    """Whether a batch norm has no running statistics to use in eval mode."""
+    return isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
