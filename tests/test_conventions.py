@@ -68,7 +68,7 @@ BANNED = {
     "criterion_fn": "criterion",
 }
 # Verdicts are a function of a seed and the sample's index: a generator, which has a state, would not do.
-SEEDED = {"evaluate", "sanity_checks"}
+SEEDED = {"perceptual_at.evaluate", "perceptual_at.sanity_checks"}
 ORDER = ("model", "x", "x_adv", "clean_logits", "reduced_logits", "mid_logits", "adv_logits", "labels", "threat")
 
 
@@ -122,7 +122,7 @@ def test_names_are_those_of_the_vocabulary(name):
 def test_arguments_stand_in_the_order_of_the_path(name):
     positional = [p.name for p in parameters(name) if p.kind is p.POSITIONAL_OR_KEYWORD]
     places = [ORDER.index(parameter) for parameter in positional if parameter in ORDER]
-    if "project" in name or name.endswith(".step"):
+    if "project" in name or name.endswith((".step", ".quantize")):
         places.sort()  # `project(x_adv, x)`: the point to move, then the centre
     assert places == sorted(places)
 

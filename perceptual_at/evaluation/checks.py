@@ -20,11 +20,12 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.freeze import Model, bare, frozen
 from perceptual_at.attacks.gradient import pgd
 from perceptual_at.attacks.queries import misclassified
+from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import L2, Linf, Threat
+from perceptual_at.threats import L1, L2, Linf, Threat
 
 _MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
 _STRONGER = (
@@ -84,8 +85,8 @@ def sanity_checks(
         labels: class indices `(B,)`.
         threat: the threat model of the evaluation.
         steps: of the weaker attack in every comparison.
-        black_box: attack without gradients, `(model, x, labels) -> x_adv`; None means `square` with 500 queries in
-            `Linf` and `L2`, and no such check elsewhere.
+        black_box: attack without gradients, `(model, x, labels) -> x_adv`; None means `square` with 500 queries, and
+            for other threats than `Linf`, `L2` and `L1` no such check.
         transfer_from: another model for the same data, whose adversarial inputs are tried on this one; None leaves
             that check out.
         level: largest probability with which an honest model fails one of the comparisons.
@@ -109,7 +110,7 @@ def sanity_checks(
         []
         >>> rounded = lambda x: model((4 * x).round() / 4)
         >>> [check.name for check in sanity_checks(rounded, x, labels, Linf(0.25), black_box=noise) if not check.passed]
-        ['gradients']
+        ['gradients', 'whole_box']
     """
     _check.floating("sanity_checks", x=x)
     _check.labels("sanity_checks", labels, x=x)
@@ -437,13 +438,16 @@ def _scaled(threat: Threat, factor: float) -> Threat:
 
 def _square(threat: Threat, seed: int) -> Callable[..., Tensor] | None:
     """The black-box attack of the library, where it knows the norm."""
-    if not isinstance(threat, Linf | L2):
+    if not isinstance(threat, Linf | L2 | L1):
         return None
-    from perceptual_at.attacks.square import square
 
     def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
         noise = SampleGenerator(seed, torch.arange(len(x)))
-        return _points(square(model, x, labels, threat, queries=500, generator=noise))
+        image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
+        found = square(
+            lambda images: model(images.reshape(-1, *x.shape[1:])), image, labels, threat, queries=500, generator=noise
+        )
+        return found.reshape(x.shape)
 
     return attack
 
