@@ -244,6 +244,8 @@ class _Run:
         undefined = int(torch.stack(logits).isnan().any(dim=2).any(dim=0).sum())
         if undefined:
             raise ValueError(f"evaluate: the model gives NaN for {undefined} of {len(x)} clean inputs of a batch.")
+        if not lacking:
+            return
         right = _digits([_right(z, labels) for z in logits[: self.repeats]])
         of_label = labels.tolist()
         self.known.add(
