@@ -108,6 +108,7 @@ def evaluate(
                 x, labels, index = _batch(batch, len(run.order))
                 if not index:
                     continue
+                run.number(index)
                 fingerprints = sample_fingerprints(x, labels)
                 known.check_data(index, fingerprints)
                 x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -161,9 +162,15 @@ class _Run:
         self.order: list[int] = []
         self.standing: dict[int, str] = {}  # right in all points judged so far, one digit per repeat
 
+    def number(self, index: Sequence[int]) -> None:
+        """Note the samples of a batch, each of which may come once."""
+        twice = next((sample for sample in index if sample in self.standing), None)
+        if twice is not None or len(set(index)) < len(index):
+            raise ValueError(f"evaluate: `loader` gave {'an index' if twice is None else f'the index {twice}'} twice.")
+        self.order.extend(index)
+
     def judge(self, x: Tensor, labels: Tensor, index: Sequence[int], fingerprints: Sequence[str]) -> None:
         """All verdicts of one batch."""
-        self._number(index)
         self._judge_clean(x, labels, index, fingerprints)
         clean = self.known.column(CLEAN).right
         self.standing |= {sample: clean[sample] for sample in index}
@@ -223,14 +230,6 @@ class _Run:
             attacks=attacks,
             provenance=provenance,
         )
-
-    def _number(self, index: Sequence[int]) -> None:
-        twice = [sample for sample in index if sample in self.standing] or len(set(index)) < len(index)
-        if twice:
-            raise ValueError(
-                f"evaluate: `loader` gave the index {twice[0] if isinstance(twice, list) else index} twice."
-            )
-        self.order.extend(index)
 
     def _judge_clean(self, x: Tensor, labels: Tensor, index: Sequence[int], fingerprints: Sequence[str]) -> None:
         lacking = self.known.lacking(CLEAN, index)
