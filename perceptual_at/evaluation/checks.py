@@ -25,7 +25,7 @@ from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import L1, L2, Linf, Threat
+from perceptual_at.threats import L1, L2, Linf, Threat, select
 
 _MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
 _STRONGER = (
@@ -147,27 +147,27 @@ def _all_checks(
         right = ~_broken(f, x, labels)
         if not bool(right.any()):
             return
-        x, labels = x[right], labels[right]
-        compare = functools.partial(_Attacks, with_gradient(f), x, labels, seed=seed)
-        base = compare(threat).pgd(steps)
-        longer = compare(threat).pgd(5 * steps)
-        yield _weaker("more_steps", longer, base, f"PGD-{5 * steps}", f"PGD-{steps}", level)
-        restarted = compare(threat).pgd(steps, restarts=5)
-        yield _weaker("restarts", restarted, base, "five restarts", "one start", level)
-        wider = compare(_scaled(threat, 2.0)).pgd(steps)
-        yield _weaker("larger_eps", wider, base, "twice the budget", "the budget", level)
-        whole = compare(_whole_box(threat, x))
-        yield _unbounded(whole.pgd(5 * steps) | whole.pgd(5 * steps, loss=margin), level)
-        white = base | longer | restarted | compare(threat).pgd(5 * steps, loss=margin)
+        x, labels, threat = x[right], labels[right], select(threat, right)
+        attacks = functools.partial(_Attacks, with_gradient(f), x, labels, seed=seed)
+        compare = functools.partial(check_stronger, level=level)
+        base = attacks(threat).broken(steps)
+        longer = attacks(threat).broken(5 * steps)
+        yield compare("more_steps", longer, base, names=(f"PGD-{5 * steps}", f"PGD-{steps}"))
+        restarted = attacks(threat).broken(steps, restarts=5)
+        yield compare("restarts", restarted, base, names=("five restarts", "one start"))
+        wider = attacks(_doubled(threat)).broken(steps)
+        yield compare("larger_eps", wider, base, names=("twice the budget", "the budget"))
+        yield check_whole_box(f, x, labels, threat, steps=5 * steps, level=level, seed=seed)
+        white = base | longer | restarted | attacks(threat).broken(5 * steps, loss=margin)
         black_box = black_box or _square(threat, seed)
         if black_box is not None:
             black = _broken(f, _points(black_box(f, x, labels)), labels)
-            yield _weaker("black_box", white, black, "white-box attacks", "an attack without gradients", level)
+            yield compare("black_box", white, black, names=("white-box attacks", "an attack without gradients"))
         if transfer_from is not None:
             with frozen(transfer_from) as source:
                 points = _Attacks(with_gradient(source), x, labels, threat, seed=seed).points(5 * steps)
             moved = _broken(f, points, labels)
-            yield _weaker("transfer", white, moved, "white-box attacks", "attacks on another model", level)
+            yield compare("transfer", white, moved, names=("white-box attacks", "attacks on another model"))
 
 
 def check_modes(model: Model) -> Check:
@@ -349,6 +349,94 @@ def check_gradients(model: Model, x: Tensor, labels: Tensor) -> Check:
     )  # fmt: skip
 
 
+def check_stronger(
+    name: str,
+    strong: Tensor,
+    weak: Tensor,
+    *,
+    names: tuple[str, str] = ("the stronger", "the weaker"),
+    level: float = 0.01,
+) -> Check:
+    r"""The attack that should be the stronger of two is so, on the same samples.
+
+    Of the $n$ samples that only one of them breaks, $k$ are broken by the weaker. If that were at most as likely as
+    the other way round, the chance of $k$ or more is $\sum_{i \ge k} \binom{n}{i} 2^{-n}$ at most; the check fails
+    when this is below `level`.
+
+    Args:
+        name: of the check.
+        strong: samples that the attack with more steps, restarts, budget or knowledge breaks, boolean `(B,)`, such as
+            the `success` of its `Verdict`.
+        weak: samples that the other one breaks.
+        names: of the two attacks, for the text.
+        level: largest probability with which an honest model fails.
+
+    Returns:
+        A `Check`; its value is that chance.
+
+    Raises:
+        ValueError: if a mask is not boolean or they differ in shape.
+
+    Examples:
+        >>> strong, weak = torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
+        >>> check_stronger("steps", strong, weak).value  # 1 / 2^8
+        0.00390625
+        >>> check_stronger("steps", strong, weak).passed, check_stronger("steps", strong[:6], weak[:6]).passed
+        (False, True)
+    """
+    _check.mask("check_stronger", "strong", strong, weak=weak)
+    _check.mask("check_stronger", "weak", weak, strong=strong)
+    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
+    chance = binomial_tail(only_weak, only_weak + only_strong, Fraction(1, 2))
+    passed = chance >= level
+    return Check(
+        name, passed, chance,
+        f"{names[0]} broke {int(strong.sum())} and {names[1]} {int(weak.sum())} of {len(weak)}, {only_weak} of them "
+        f"alone (p = {chance:.2g})",
+        "" if passed else _MASKING,
+        "" if passed else _STRONGER,
+    )  # fmt: skip
+
+
+def check_whole_box(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, steps: int = 50, level: float = 0.01, seed: int = 0
+) -> Check:
+    """An attack that may change everything breaks everything: with the budget of the whole box, about 0 % remain.
+
+    About 0 % is 1 %: the check fails when as many samples remain as would with a chance below `level` if each did with
+    a probability of 1 %. PGD runs on the cross entropy and on the margin.
+
+    Args:
+        model: maps inputs to logits.
+        x: clean inputs that the model gets right.
+        labels: class indices.
+        threat: a threat model; it is scaled until it reaches every point of the box.
+        steps: of PGD.
+        level: largest probability with which an honest model fails.
+        seed: of the noise of the attacks.
+
+    Returns:
+        A `Check`; its value is the share of samples that remain.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> x, labels = torch.tensor([[0.875], [0.375]]), torch.tensor([0, 0])
+        >>> check_whole_box(model, x, labels, Linf(0.03)).value
+        0.0
+        >>> check_whole_box(lambda x: model(x.detach()), x, labels, Linf(0.03)).passed
+        False
+    """
+    attacks = _Attacks(with_gradient(model), x, labels, _whole_box(threat, x), seed=seed)
+    left = int((~(attacks.broken(steps) | attacks.broken(steps, loss=margin))).sum())
+    passed = binomial_tail(left, len(x), Fraction(1, 100)) >= level
+    return Check(
+        "whole_box", passed, left / len(x),
+        f"{left} of {len(x)} samples withstand an attack that may change everything; at most 1 % should",
+        "" if passed else _MASKING,
+        "" if passed else _STRONGER,
+    )  # fmt: skip
+
+
 class _Attacks:
     """PGD of several strengths on the same samples."""
 
@@ -363,21 +451,15 @@ class _Attacks:
             pgd(self.model, self.x, self.labels, self.threat, steps=steps, loss=loss, keep="best", generator=noise)
         )
 
-    def pgd(self, steps: int, *, restarts: int = 1, loss: AttackLoss = cross_entropy) -> Tensor:
+    def broken(self, steps: int, *, restarts: int = 1, loss: AttackLoss = cross_entropy) -> Tensor:
         """Which samples break."""
-        tries = (self.points(steps, restart=restart, loss=loss) for restart in range(restarts))
-        broken = [_broken(self.model, points, self.labels) for points in tries]
-        return torch.stack(broken).any(dim=0)
+        points = (self.points(steps, restart=restart, loss=loss) for restart in range(restarts))
+        return torch.stack([_broken(self.model, one, self.labels) for one in points]).any(dim=0)
 
 
 def with_gradient(model: Model) -> Model:
     """The model, with a gradient of zero where it has none, so that attacks run and fail."""
-
-    def traced(x: Tensor) -> Tensor:
-        logits = model(x)
-        return logits if logits.requires_grad else logits + 0 * x.reshape(len(x), -1).sum(dim=1, keepdim=True)
-
-    return traced
+    return lambda x: model(x) + 0 * x.reshape(len(x), -1).sum(dim=1, keepdim=True)
 
 
 def rounding(values: Tensor) -> float:
@@ -391,49 +473,24 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     return difference if difference > rounding(a.nan_to_num()) else 0.0
 
 
-def _weaker(name: str, strong: Tensor, weak: Tensor, strong_name: str, weak_name: str, level: float) -> Check:
-    """Whether the attack that should be stronger is so; the value is the chance of what was seen if it is."""
-    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
-    chance = binomial_tail(only_weak, only_weak + only_strong, Fraction(1, 2))
-    passed = chance >= level
-    return Check(
-        name, passed, chance,
-        f"{strong_name} broke {int(strong.sum())} and {weak_name} {int(weak.sum())} of {len(weak)}, {only_weak} of "
-        f"them alone (p = {chance:.2g})",
-        "" if passed else _MASKING,
-        "" if passed else _STRONGER,
-    )  # fmt: skip
-
-
-def _unbounded(broken: Tensor, level: float) -> Check:
-    """Whether an attack that may go anywhere breaks all; the value is the share of samples that are left."""
-    left = int((~broken).sum())
-    passed = binomial_tail(left, len(broken), Fraction(1, 100)) >= level
-    return Check(
-        "whole_box", passed, left / len(broken),
-        f"{left} of {len(broken)} samples withstand an attack that may change everything; at most 1 % should",
-        "" if passed else _MASKING,
-        "" if passed else _STRONGER,
-    )  # fmt: skip
-
-
 def _whole_box(threat: Threat, x: Tensor) -> Threat:
     """The same kind of threat, large enough to reach every point of the box."""
     low, high = getattr(threat, "bounds", (-math.inf, math.inf))
     width = high - low if math.isfinite(high - low) else float(x.max() - x.min())
-    corner = x.new_full((1, *x.shape[1:]), width)
-    eps = getattr(threat, "eps", None)
-    if eps is None:
-        return threat.scaled(100.0)
-    return threat.scaled(float(threat.norm(corner)) / float(torch.as_tensor(eps).min()))
-
-
-def _scaled(threat: Threat, factor: float) -> Threat:
-    """The threat with a larger budget, up to the size of the box."""
     if isinstance(threat, Linf):
-        largest = float(torch.as_tensor(threat.eps).max())
-        factor = min(factor, (threat.bounds[1] - threat.bounds[0]) / largest)
-    return threat.scaled(factor)
+        return dataclasses.replace(threat, eps=width)
+    if isinstance(threat, L2 | L1):
+        return dataclasses.replace(threat, eps=float(threat.norm(x.new_full((1, *x.shape[1:]), width))))
+    return threat.scaled(100.0)
+
+
+def _doubled(threat: Threat) -> Threat:
+    """Twice the budget, up to the size of the box."""
+    if isinstance(threat, Linf):
+        width = threat.bounds[1] - threat.bounds[0]
+        eps = (2 * threat.eps).clamp_max(width) if isinstance(threat.eps, Tensor) else min(2 * threat.eps, width)
+        return dataclasses.replace(threat, eps=eps)
+    return threat.scaled(2.0)
 
 
 def _square(threat: Threat, seed: int) -> Callable[..., Tensor] | None:
