@@ -244,7 +244,7 @@ def test_a_black_box_attack_of_ones_own_is_used(honest, data):
 
     x, labels = data
     found = sanity_checks(honest["standard"], x[:20], labels[:20], THREAT, steps=2, black_box=mine)
-    assert calls == [20]
+    assert calls == [int((honest["standard"](x[:20]).argmax(1) == labels[:20]).sum())]
     assert next(check for check in found if check.name == "black_box").value == 1.0
 
 
