@@ -8,7 +8,7 @@ from torch import nn
 
 from perceptual_at import L1, L2, Linf, evaluate, objectives, pgd, sanity_checks
 from perceptual_at.data import digits
-from perceptual_at.evaluation import checks
+from perceptual_at.evaluation import checks, masking
 from perceptual_at.models import DigitsCNN, Normalize, normalized
 
 pytest.importorskip("sklearn")
@@ -224,7 +224,7 @@ def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
         weak = torch.tensor([True] * only_weak + [False] * only_strong + [True, False])
         strong = torch.tensor([False] * only_weak + [True] * only_strong + [True, False])
         assert len(weak) == n + 2
-        return checks.check_stronger("steps", strong, weak, level=level)
+        return masking.check_stronger("steps", strong, weak, level=level)
 
     assert of(0, 0, 0.01).value == 1.0
     assert of(0, 5, 0.01).passed
@@ -232,7 +232,7 @@ def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
     assert not of(6, 0, 1 / 64 + 1e-9).passed
     assert of(9, 2, 0.05).value == (55 + 11 + 1) / 2048
     with pytest.raises(ValueError, match="check_stronger: `strong` must be a boolean mask"):
-        checks.check_stronger("steps", torch.zeros(3), torch.zeros(3, dtype=torch.bool))
+        masking.check_stronger("steps", torch.zeros(3), torch.zeros(3, dtype=torch.bool))
 
 
 def test_a_black_box_attack_of_ones_own_is_used(honest, data):

@@ -1,6 +1,6 @@
 """Evaluation: clean and robust accuracy with everything a reader needs to trust them."""
 
-from perceptual_at.evaluation.checks import Check, sanity_checks
+from perceptual_at.evaluation.checks import Check
 from perceptual_at.evaluation.comparison import (
     Aggregate,
     Comparison,
@@ -12,6 +12,7 @@ from perceptual_at.evaluation.comparison import (
     compare,
 )
 from perceptual_at.evaluation.loop import evaluate
+from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.quantization import quantize, still_adversarial
 from perceptual_at.evaluation.report import Cost, Evaluation
 from perceptual_at.evaluation.statistics import Interval, mcnemar, paired_interval, wilson_interval

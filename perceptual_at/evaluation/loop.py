@@ -1,6 +1,5 @@
 """Clean and robust accuracy of a model over a loader, kept per sample."""
 
-import inspect
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,14 +15,14 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.freeze import Model, frozen
 from perceptual_at.attacks.inspection import gives_probabilities
 from perceptual_at.attacks.protocol import versions
-from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.evaluation.checks import Check, largest_difference, sanity_checks
-from perceptual_at.evaluation.fingerprints import data_fingerprint, describe, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.checks import Check, largest_difference
+from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.masking import sanity_checks
+from perceptual_at.evaluation.plans import Plan, threat_of
 from perceptual_at.evaluation.records import CLEAN, Record
 from perceptual_at.evaluation.report import RESERVED, Cost, Evaluation
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import Threat
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
@@ -91,8 +90,8 @@ def evaluate(
         clean 100.00, fgsm 50.00, worst_case 50.00, mean 75.00, nrr 66.67 (%, n=2)
     """
     _check_call(model, attacks, seed, repeats)
-    plans = [_Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
-    threat = _threat(attacks) if checks else None
+    plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
+    threat = threat_of(attacks) if checks else None
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = parameter.device if parameter is not None else torch.device("cpu")
@@ -100,7 +99,7 @@ def evaluate(
     settings |= {"attacks": ", ".join(attacks), "seed": str(seed), "cascade": str(cascade), "repeats": str(repeats)}
     fingerprint, software = model_fingerprint(model), versions()
     with frozen(model) as f, Record(record, fingerprint, settings, software) as known:
-        run = _Run(f, plans, known, seed=seed, cascade=cascade, repeats=repeats)
+        run = _Run(f, plans, known, classes, seed=seed, cascade=cascade, repeats=repeats)
         first: list[tuple[Tensor, Tensor]] = []
         batches = len(loader) if isinstance(loader, Sized) else None
         with Bar("evaluate", total=batches, shown=progress, unit="batch") as bar:
@@ -124,39 +123,24 @@ def evaluate(
             x, labels = (torch.cat(parts)[:CHECKED_SAMPLES] for parts in zip(*first, strict=True))
             found = sanity_checks(f, x, labels, threat, seed=seed)
     provenance = {"model": fingerprint, "data": run.data(), **settings, "versions": software, "device": str(device)}
-    return run.result(classes, found, provenance)
-
-
-class _Plan:
-    """An attack and how to call it."""
-
-    def __init__(self, number: int, name: str, attack: Attack) -> None:
-        self.number, self.name, self.attack = number, name, attack
-        self.call = describe(attack)
-        options = _options(attack)
-        self.takes_generator = options.get("generator", ...) is None
-        self.point = {"last": "final iterate", "best": "any iterate"}.get(options.get("keep", ""), "returned point")
-
-    def run(self, model: Model, x: Tensor, labels: Tensor, noise: SampleGenerator) -> tuple[Tensor, Verdict | None]:
-        """The adversarial inputs, checked, and the verdict if there is one."""
-        given = {"generator": noise.fork(self.number)} if self.takes_generator else {}
-        found: Any = self.attack(model, x, labels, **given)
-        verdict = found if isinstance(found, Verdict) else None
-        x_adv = found if verdict is None else verdict.x_adv
-        _check.same_shape("evaluate", x=x, **{f"attacks[{self.name!r}]": x_adv})
-        undefined = int((~x_adv.isfinite()).reshape(len(x), -1).any(dim=1).sum())
-        if undefined:
-            raise ValueError(f"evaluate: attack {self.name!r} returned NaN or infinite inputs for {undefined} samples.")
-        return x_adv.detach(), verdict
+    return run.result(found, provenance)
 
 
 class _Run:
     """The verdicts of the batches so far; those already on record are not asked for again."""
 
     def __init__(
-        self, model: Model, plans: Sequence[_Plan], known: Record, *, seed: int, cascade: bool, repeats: int
+        self,
+        model: Model,
+        plans: Sequence[Plan],
+        known: Record,
+        classes: Sequence[str] | None,
+        *,
+        seed: int,
+        cascade: bool,
+        repeats: int,
     ) -> None:
-        self.model, self.plans, self.known = model, plans, known
+        self.model, self.plans, self.known, self.classes = model, plans, known, classes
         self.seed, self.cascade, self.repeats = seed, cascade, repeats
         self.traits: _Traits | None = None
         self.order: list[int] = []
@@ -192,15 +176,9 @@ class _Run:
         """Fingerprint of the data, the same for every order that kept the indices."""
         return data_fingerprint([self.known.data[sample] for sample in sorted(self.order)])
 
-    def result(
-        self, classes: Sequence[str] | None, checks: tuple[Check, ...], provenance: Mapping[str, Any]
-    ) -> Evaluation:
+    def result(self, checks: tuple[Check, ...], provenance: Mapping[str, Any]) -> Evaluation:
         """The report."""
         assert self.traits is not None
-        if classes is not None and len(classes) != self.traits.classes:
-            raise ValueError(
-                f"evaluate: `classes` must hold {self.traits.classes} names, one per logit, got {len(classes)}."
-            )
         clean = self._passes(CLEAN)
         passes, before = {CLEAN: clean}, clean
         for plan in self.plans:
@@ -221,7 +199,7 @@ class _Run:
             masks,
             labels=torch.tensor([self.known.labels[sample] for sample in self.order]),
             index=torch.tensor(self.order),
-            classes=tuple(classes or (str(number) for number in range(self.traits.classes))),
+            classes=tuple(self.classes or (str(number) for number in range(self.traits.classes))),
             costs={plan.name: self._cost(plan.name) for plan in self.plans},
             repeated=passes if len(clean) > 1 else {},
             cascade=self.cascade,
@@ -238,6 +216,10 @@ class _Run:
         logits = [_logits(self.model, x, labels) for _ in range(self.repeats if self.traits else 2)]
         if self.traits is None:
             self.traits = _Traits.seen(*logits)
+            if self.classes is not None and len(self.classes) != self.traits.classes:
+                raise ValueError(
+                    f"evaluate: `classes` must hold {self.traits.classes} names, got {len(self.classes)}."
+                )
             self.repeats = self.repeats if self.traits.difference else 1
             logits += [_logits(self.model, x, labels) for _ in range(self.repeats - 2)]
         undefined = int(torch.stack(logits).isnan().any(dim=2).any(dim=0).sum())
@@ -252,9 +234,7 @@ class _Run:
             data=[fingerprints[place] for place in lacking], labels=[of_label[place] for place in lacking],
         )  # fmt: skip
 
-    def _judge_attack(
-        self, plan: _Plan, x: Tensor, labels: Tensor, index: Sequence[int], active: Sequence[int]
-    ) -> None:
+    def _judge_attack(self, plan: Plan, x: Tensor, labels: Tensor, index: Sequence[int], active: Sequence[int]) -> None:
         todo = [place for place in active if index[place] not in self.known.column(plan.name).right]
         if not todo:
             return
@@ -354,27 +334,6 @@ def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"evaluate: `seed` must be an integer, got {type(seed).__name__} {seed!r}.")
     _check.count("evaluate", "repeats", repeats)
-
-
-def _options(attack: Attack) -> dict[str, Any]:
-    """The keywords an attack takes, with their defaults."""
-    try:
-        parameters = inspect.signature(attack).parameters.values()
-    except (TypeError, ValueError):  # of a callable that has none
-        return {}
-    return {one.name: one.default for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
-
-
-def _threat(attacks: Mapping[str, Attack]) -> Threat:
-    """The threat of the first attack that was given one."""
-    for attack in attacks.values():
-        threat = _options(attack).get("threat")
-        if isinstance(threat, Threat) and not isinstance(threat, type):
-            return threat
-    raise ValueError(
-        "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
-        "sanity_checks."
-    )
 
 
 def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
