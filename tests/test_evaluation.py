@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from perceptual_at import L2, Evaluation, Linf, compare, evaluate, mean_score, nrr, pgd, wilson_interval
 from perceptual_at.attacks.autoattack import auto_attack
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.plotting import accuracy_bars
 from tests.strategies import clean_inputs, integers
 
 quiet = partial(evaluate, progress=False)
@@ -322,7 +323,7 @@ def test_in_cascade_broken_samples_leave():
 
     attacks = {"near": push(0.05), "far": spy}
     result, each = quiet(threshold, LOADER, attacks, cascade=True), quiet(threshold, LOADER, attacks)
-    assert seen[:2] == pytest.approx([0.9, 0.6])  # of the first batch: 0.52 is broken, 0.4 never right
+    assert seen[:3] == pytest.approx([0.9, 0.6, 0.1])  # 0.52 and 0.45 are broken by then, 0.4 was never right
     assert result.worst_case == each.worst_case == result.robust_accuracy["far"]
     assert "In cascade" in result.to_markdown()
     assert "In cascade" not in each.to_markdown()
@@ -368,6 +369,16 @@ def test_a_random_model_is_found_and_judged_again():
     assert result.mean_over_repeats()["none"] == pytest.approx(1 / 3 + 1 / 12, abs=0.05)  # right twice
     assert result.robust_accuracy["half"] == 0.0
     assert "in all of 12 passes" in result.to_markdown()
+
+
+def test_in_cascade_a_random_model_is_right_only_in_passes_in_which_it_was_so_before():
+    x, labels = torch.full((40, 1), 0.55), torch.zeros(40, dtype=torch.long)
+    torch.manual_seed(0)
+    result = quiet(Noisy(), [(x, labels)], {"a": push(0.0), "b": push(0.0)}, repeats=8, cascade=True)
+    clean, a, b = (result.repeated[name] for name in ("clean", "a", "b"))
+    assert bool((clean >= a).all())
+    assert bool((a >= b).all())
+    assert result.mean_over_repeats()["b"] == pytest.approx(1 / 8, abs=0.06)
 
 
 def test_a_deterministic_model_is_judged_once_whatever_the_repeats():
@@ -533,7 +544,7 @@ def test_the_report_comes_back_from_json(tmp_path):
 def test_repeats_come_back_from_json_too(tmp_path):
     torch.manual_seed(0)
     x, labels = torch.full((9, 1), 0.55), torch.zeros(9, dtype=torch.long)
-    result = quiet(Noisy(), [(x, labels)], {"none": push(0.0)}, repeats=3)
+    result = quiet(Noisy(), [(x, labels)], {"none": push(0.0)}, repeats=3, cascade=True)
     result.to_json(tmp_path / "report.json")
     again = Evaluation.from_json(tmp_path / "report.json")
     assert torch.equal(again.repeated["none"], result.repeated["none"])
@@ -545,6 +556,15 @@ def test_the_report_as_a_plot():
     ax = named().plot()
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([100 * n / 6 for n in (5, 3, 2, 2)])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["clean", "near", "pgd", "worst case"]
+
+
+def test_evaluations_with_other_attacks_are_not_drawn_together():
+    pytest.importorskip("matplotlib")
+    one = named()
+    assert len(accuracy_bars({"a": one, "b": one}).patches) == 8
+    for results, words in (({}, "is empty"), ({"a": one, "b": quiet(threshold, LOADER, {})}, "'b' has clean")):
+        with pytest.raises(ValueError, match=words):
+            accuracy_bars(results)
 
 
 def test_checks_are_run_on_the_first_samples_with_the_threat_of_an_attack():

@@ -125,6 +125,14 @@ def test_killed_at_any_point_it_goes_on_to_the_same_verdicts(tmp_path):
         assert len([json.loads(line) for line in content.splitlines()]) == 13
 
 
+def test_every_line_is_on_disk_before_the_next_attack(tmp_path, monkeypatch):
+    synchronised, path = [], tmp_path / "record.jsonl"
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), synchronised.append(path.read_bytes().count(b"\n"))))
+    quiet(network(), batches(), ATTACKS, record=path)
+    assert synchronised == [1, *range(1, 14)]  # the file's name in its folder, after the first line
+
+
 def test_a_finished_evaluation_asks_no_attack_again(tmp_path):
     path = tmp_path / "deep" / "record.jsonl"
     first = quiet(network(), batches(), ATTACKS, record=path)

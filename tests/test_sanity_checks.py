@@ -218,6 +218,14 @@ def test_rounding_is_no_randomness():
     assert check.value == pytest.approx(0.01, rel=1e-4)
 
 
+def test_the_order_of_a_batch_must_not_matter():
+    def every_second_sees_the_one_before(x):
+        return torch.cat([x[:1], *(x[i : i + 1] - (i % 2) * x[i - 1] for i in range(1, len(x)))])
+
+    x = torch.rand(4, 3)  # parts of even length hide it
+    assert not checks.check_batches(every_second_sees_the_one_before, x).passed
+
+
 def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
     def of(only_weak, only_strong, level):
         n = only_weak + only_strong
