@@ -100,11 +100,12 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe(one)}" for key, one in value.items()) + "}"
     if isinstance(value, tuple | list):
-        return f"{type(value).__name__}({', '.join(describe(one) for one in value)})"
+        held = ", ".join(describe(one) for one in value)
+        return f"[{held}]" if isinstance(value, list) else f"({held})"
     text = _without_addresses(repr(value))
     if dataclasses.is_dataclass(value):  # a repr may leave tensors out
-        held = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        text += "".join(f" {describe(one)}" for one in held if isinstance(one, Tensor))
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        text += "".join(f" {describe(one)}" for one in fields if isinstance(one, Tensor))
     return text
 
 

@@ -217,9 +217,7 @@ class _Run:
         if self.traits is None:
             self.traits = _Traits.seen(*logits)
             if self.classes is not None and len(self.classes) != self.traits.classes:
-                raise ValueError(
-                    f"evaluate: `classes` must hold {self.traits.classes} names, got {len(self.classes)}."
-                )
+                raise ValueError(f"evaluate: `classes` must hold {self.traits.classes} names, got {len(self.classes)}.")
             self.repeats = self.repeats if self.traits.difference else 1
             logits += [_logits(self.model, x, labels) for _ in range(self.repeats - 2)]
         undefined = int(torch.stack(logits).isnan().any(dim=2).any(dim=0).sum())

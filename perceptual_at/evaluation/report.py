@@ -262,16 +262,18 @@ class Evaluation:
             lines.append(
                 f"The model is random: right means right in all of {times} passes. Mean of the passes: {means} %."
             )
+        calls = []
         for name, held in self.attacks.items():
             protocol = (held.get("protocol") or {}).get("name")
             parts = ", ".join(f"{part} {count}" for part, count in held.get("broken_by", {}).items())
-            lines.append(
-                f"{name}: `{held['call']}`{f', protocol {protocol}' if protocol else ''}"
+            calls.append(
+                f"- {name}: `{held['call']}`{f', protocol {protocol}' if protocol else ''}"
                 f"{f', broke samples by {parts}' if parts else ''}."
             )
         shown = [f"{name} {self.provenance[name]}" for name in ("model", "data") if name in self.provenance]
         shown += [f"{name} {version}" for name, version in self.provenance.get("versions", {}).items()]
-        return [*lines, f"Fingerprints and versions: {', '.join(shown)}."] if shown else lines
+        known = [f"Fingerprints and versions: {', '.join(shown)}."] if shown else []
+        return [*lines, "", *calls, *([""] if calls else []), *known]
 
 
 def _share(verdicts: Tensor) -> float:
