@@ -5,7 +5,24 @@ training loop of your own.
 """
 
 from perceptual_at import objectives, theory
-from perceptual_at.attacks import dlr, fgsm, frozen, kl_to, margin, pgd
+from perceptual_at._random import SampleGenerator
+from perceptual_at.attacks import (
+    AutoAttackVerdict,
+    Protocol,
+    Verdict,
+    apgd,
+    auto_attack,
+    cw,
+    dlr,
+    fab,
+    fgsm,
+    frozen,
+    kl_to,
+    margin,
+    pgd,
+    square,
+    targeted_dlr,
+)
 from perceptual_at.averaging import call_with, ema_update, snapshot
 from perceptual_at.divergences import cosine_distance, js_divergence, kl_divergence, squared_error
 from perceptual_at.evaluation import (
@@ -47,9 +64,19 @@ __all__ = [  # noqa: RUF022
     "draw_beta",
     "pgd",
     "fgsm",
+    "cw",
+    "apgd",
+    "fab",
+    "square",
+    "auto_attack",
+    "Verdict",
+    "AutoAttackVerdict",
+    "Protocol",
+    "SampleGenerator",
     "frozen",
     "margin",
     "dlr",
+    "targeted_dlr",
     "kl_to",
     "robust_perception_loss",
     "robust_perception_kl_loss",

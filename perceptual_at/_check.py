@@ -67,24 +67,24 @@ def logits(function: str, **tensors: Tensor) -> None:
         )
 
 
-def labels(function: str, value: Tensor, *, classes: int | None = None, **like: Tensor) -> None:
+def labels(function: str, value: Tensor, *, classes: int | None = None, name: str = "labels", **like: Tensor) -> None:
     """Require integer class indices `(B,)` for the one tensor `like`, named as the caller knows it, on its device.
 
     With `classes`, also require them in range where that can be read without waiting.
     """
     ((other_name, other),) = like.items()
     batch = other.shape[0]
-    tensor(function, "labels", value)
+    tensor(function, name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(
-            f"{function}: `labels` must be integer class indices of shape ({batch},), got {value.dtype} of "
+            f"{function}: `{name}` must be integer class indices of shape ({batch},), got {value.dtype} of "
             f"shape {tuple(value.shape)}."
         )
     if value.shape != (batch,):
         raise ValueError(
-            f"{function}: `labels` must be integer class indices of shape ({batch},), got shape {tuple(value.shape)}."
+            f"{function}: `{name}` must be integer class indices of shape ({batch},), got shape {tuple(value.shape)}."
         )
-    same_device(function, "labels", value.device, other_name, other.device)
+    same_device(function, name, value.device, other_name, other.device)
     if classes is None or batch == 0 or value.device.type != "cpu" or torch.compiler.is_compiling():
         return
     try:
@@ -99,7 +99,7 @@ def targets(function: str, value: Tensor, **like: Tensor) -> None:
     ((other_name, other),) = like.items()
     tensor(function, "labels", value)
     if not (value.ndim == 2 and value.is_floating_point()):
-        labels(function, value, classes=None, **like)
+        labels(function, value, classes=None, name="labels", **like)
         return
     if value.shape[0] != other.shape[0]:
         raise ValueError(

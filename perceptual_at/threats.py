@@ -54,7 +54,7 @@ class Threat(Protocol):
     def steepest(self, grad: Tensor) -> Tensor:
         """Step of unit norm with the largest inner product with `grad`."""
 
-    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Random allowed point around `x`."""
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ class Linf:
     $$ \{x' : \max_i |x'_i - x_i| \le \epsilon,\ l \le x'_i \le u\} $$
 
     Args:
-        eps: largest change of an entry, in input units: for images in [0, 1] write `Linf(eps=8 / 255)`.
+        eps: largest change of an entry, in input units: for images in [0, 1] write `Linf(eps=8 / 255)`. A tensor
+            `(B,)` gives every sample of a batch its own; the threat then fits batches of that size only.
         bounds: smallest and largest input value; may be infinite.
 
     Raises:
@@ -89,15 +90,16 @@ class Linf:
         tensor([[0.2500, 1.0000]])
     """
 
-    eps: float
+    eps: float | Tensor
     bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
 
     def __post_init__(self) -> None:
         _check_ball(self)
-        if self.eps > self.bounds[1] - self.bounds[0]:
+        largest = float(self.eps.max()) if isinstance(self.eps, Tensor) and len(self.eps) else self.eps
+        if not isinstance(largest, Tensor) and largest > self.bounds[1] - self.bounds[0]:
             raise ValueError(
-                f"Linf: `eps`={self.eps!r} exceeds the input range {self.bounds}. `eps` is in input units, not in "
-                f"255ths: did you mean {self.eps:g} / 255?"
+                f"Linf: `eps`={largest!r} exceeds the input range {self.bounds}. `eps` is in input units, not in "
+                f"255ths: did you mean {largest:g} / 255?"
             )
 
     def __repr__(self) -> str:
@@ -111,7 +113,7 @@ class Linf:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("Linf.project", x_adv, x)
-        reach = center.new_full((), round_down(self.eps, x.dtype))
+        reach = _reach(self, center, x.dtype)
         low, high = _box(self.bounds, x.dtype)
         lower, upper = add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
         return cast_toward(torch.minimum(torch.maximum(y, lower), upper), x)
@@ -121,12 +123,11 @@ class Linf:
         _check.floating("Linf.steepest", grad=grad)
         return grad.sign()
 
-    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform in the cube around `x`, then clipped to the box (as PGD-AT does)."""
         _check.floating("Linf.random_start", x=x)
-        generator = _random.source("Linf.random_start", generator, x.device)
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=wide(x))
-        return self.project(x + self.eps * (2 * noise - 1), x)
+        noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=wide(x))
+        return self.project(x + _budget(self, x) * (2 * noise - 1), x)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Largest absolute entry of each sample, shape `(B,)`."""
@@ -145,7 +146,8 @@ class L2:
     $$ \{x' : \|x' - x\|_2 \le \epsilon,\ l \le x'_i \le u\} $$
 
     Args:
-        eps: largest Euclidean length, in input units; 128 / 255 is usual for CIFAR images in [0, 1].
+        eps: largest Euclidean length, in input units; 128 / 255 is usual for CIFAR images in [0, 1]. A tensor
+            `(B,)` gives every sample of a batch its own.
         bounds: smallest and largest input value; may be infinite.
         projection: `"box_ball"` clips to the box, then shrinks into the ball (PGD-AT, the PGD-AT parts of RPAT and
             RAAT, and the original TRADES); `"ball_box"` shrinks, then clips (ReBAT, RPAT++, RAAT#, and the
@@ -167,7 +169,7 @@ class L2:
         tensor([[0.3000, 0.4000]])
     """
 
-    eps: float
+    eps: float | Tensor
     bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
     projection: Literal["box_ball", "ball_box"] = dataclasses.field(default="box_ball", kw_only=True)
 
@@ -202,12 +204,12 @@ class L2:
         length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         return (flat / length.clamp_min(1.0)).reshape(grad.shape)
 
-    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
         _check.floating("L2.random_start", x=x)
-        generator = _random.source("L2.random_start", generator, x.device)
-        direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=wide(x))
-        return self.project(x + self.eps * self.steepest(direction) * _radius(x, generator), x)
+        draws = _random.draws("L2.random_start", generator, x)
+        direction = self.steepest(draws.normal(tuple(x.shape), dtype=wide(x)))
+        return self.project(x + _budget(self, x) * direction * _radius(x, draws), x)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Euclidean length of each sample, shape `(B,)`."""
@@ -227,7 +229,8 @@ class L1:
     $$ \{x' : \textstyle\sum_i |x'_i - x_i| \le \epsilon,\ l \le x'_i \le u\} $$
 
     Args:
-        eps: largest sum of absolute changes, in input units; 12 is usual for CIFAR images in [0, 1].
+        eps: largest sum of absolute changes, in input units; 12 is usual for CIFAR images in [0, 1]. A tensor
+            `(B,)` gives every sample of a batch its own.
         bounds: smallest and largest input value; may be infinite.
 
     Raises:
@@ -245,7 +248,7 @@ class L1:
         tensor([[0.7500, 0.2500, 0.0000]])
     """
 
-    eps: float
+    eps: float | Tensor
     bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
 
     def __post_init__(self) -> None:
@@ -270,11 +273,11 @@ class L1:
         wanted = _flat("L1.project", delta).abs().to(accumulator(delta))
         room = torch.where(delta > 0, high - center, center - low).clamp_min(0)
         room = rows(room).to(wanted.dtype)
-        radius = self.eps * (1 - _slack(x.dtype, delta.dtype))
+        radius = _budget(self, wanted) * (1 - _slack(x.dtype, delta.dtype))
         threshold = _threshold(wanted, room, radius)
         moved = torch.minimum((wanted - threshold).clamp_min(0), room).to(delta.dtype).reshape(delta.shape)
         clipped = y.clamp(low, high)
-        outside = per_sample(_size(self, clipped, center, x.dtype) > self.eps, y)
+        outside = per_sample(_size(self, clipped, center, x.dtype) > _each(self, y), y)
         nearest = add_inward(center, moved * delta.sign()).clamp(low, high)
         return cast_toward(_shrink(self, torch.where(outside, nearest, clipped), center, x.dtype), x)
 
@@ -286,7 +289,7 @@ class L1:
         place = flat.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, place, flat.gather(1, place).sign()).reshape(grad.shape)
 
-    def step(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float) -> Tensor:
+    def step(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
         """One ascent step that spends `step_size` where it gains most and pays where it loses least.
 
         The entry with the largest gradient may be at the edge of the box already, so the step goes to the entries
@@ -298,22 +301,22 @@ class L1:
         low, high = _box(self.bounds, x_adv.dtype)
         gain = _flat("L1.step", grad)
         order = gain.abs().argsort(dim=1, descending=True)
-        room = rows(torch.where(grad > 0, high - x_adv, x_adv - low)).clamp(0, step_size)
-        delta = rows(x_adv - x) + gain.sign() * _fill(room, order, step_size)
+        length = torch.as_tensor(step_size, dtype=gain.dtype, device=gain.device).reshape(-1, 1)
+        room = rows(torch.where(grad > 0, high - x_adv, x_adv - low)).clamp_min(0).minimum(length)
+        delta = rows(x_adv - x) + gain.sign() * _fill(room, order, length)
         size = delta.abs()
-        excess = (size.sum(dim=1, keepdim=True) - self.eps).clamp_min(0)
+        excess = (size.sum(dim=1, keepdim=True) - _budget(self, size)).clamp_min(0)
         size = size - _fill(size, (delta.sign() * gain).argsort(dim=1), excess)
         return self.project(x + (delta.sign() * size).reshape(x.shape), x)
 
-    def random_start(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
         _check.floating("L1.random_start", x=x)
-        generator = _random.source("L1.random_start", generator, x.device)
-        flat = rows(torch.empty(x.shape, device=x.device, dtype=wide(x)))
-        sizes = flat.exponential_(generator=generator)
-        signs = torch.randint(0, 2, flat.shape, generator=generator, device=x.device) * 2 - 1
-        direction = signs * sizes / sizes.sum(dim=1, keepdim=True)
-        return self.project(x + self.eps * direction.reshape(x.shape) * _radius(x, generator), x)
+        draws = _random.draws("L1.random_start", generator, x)
+        shape = tuple(rows(x).shape)
+        sizes, signs = draws.exponential(shape, dtype=wide(x)), draws.signs(shape)
+        direction = (signs * sizes / sizes.sum(dim=1, keepdim=True)).reshape(x.shape)
+        return self.project(x + _budget(self, x) * direction * _radius(x, draws), x)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Sum of the absolute entries of each sample, shape `(B,)`."""
@@ -327,15 +330,28 @@ class L1:
 
 def _check_ball(ball: Linf | L2 | L1) -> None:
     name = type(ball).__name__
-    _check.number(name, "eps", ball.eps, above=0.0)
+    if isinstance(ball.eps, Tensor):
+        _check_budgets(name, ball.eps)
+    else:
+        _check.number(name, "eps", ball.eps, above=0.0)
     if not isinstance(ball.bounds, tuple | list) or len(ball.bounds) != 2:
         raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {ball.bounds!r}.")
     low, high = ball.bounds
     if any(isinstance(bound, str | bool) for bound in (low, high)) or not low < high:
         raise ValueError(f"{name}: `bounds` must be numbers (low, high) with low < high, got {ball.bounds!r}.")
     object.__setattr__(ball, "bounds", (float(low), float(high)))
-    if type(ball.eps) not in (int, float):  # NumPy's numbers would spoil the repr
+    if not isinstance(ball.eps, Tensor) and type(ball.eps) not in (int, float):  # NumPy's would spoil the repr
         object.__setattr__(ball, "eps", float(ball.eps))
+
+
+def _check_budgets(name: str, eps: Tensor) -> None:
+    if not eps.is_floating_point() or eps.ndim != 1:
+        raise TypeError(
+            f"{name}: `eps` must be a number or floating-point numbers of shape (B,), got {eps.dtype} of shape "
+            f"{tuple(eps.shape)}."
+        )
+    if not bool((eps.isfinite() & (eps > 0)).all()):
+        raise ValueError(f"{name}: every `eps` must be positive and finite, got {eps}.")
 
 
 def _describe(ball: Linf | L2 | L1) -> str:
@@ -343,9 +359,11 @@ def _describe(ball: Linf | L2 | L1) -> str:
     parts = []
     for field in dataclasses.fields(ball):
         value = getattr(ball, field.name)
-        if field.name == "eps":
-            steps = round(ball.eps * 255)
-            parts.append(f"eps={steps}/255" if steps and steps / 255 == ball.eps and steps % 255 else f"eps={value!r}")
+        if isinstance(value, Tensor):
+            parts.append(f"eps=<{len(value)} values>")
+        elif field.name == "eps":
+            steps = round(value * 255)
+            parts.append(f"eps={steps}/255" if steps and steps / 255 == value and steps % 255 else f"eps={value!r}")
         elif value != field.default:
             parts.append(f"{field.name}={value!r}")
     return f"{type(ball).__name__}({', '.join(parts)})"
@@ -354,6 +372,39 @@ def _describe(ball: Linf | L2 | L1) -> str:
 def _scaled(ball: Ball, factor: float) -> Ball:
     _check.number(f"{type(ball).__name__}.scaled", "factor", factor, above=0.0)
     return dataclasses.replace(ball, eps=ball.eps * factor)
+
+
+def select(threat: Threat, rows: Tensor) -> Threat:
+    """The threat for some samples of its batch, by index or mask; one with a common `eps` stays as it is."""
+    if isinstance(threat, Linf | L2 | L1) and isinstance(threat.eps, Tensor):
+        return dataclasses.replace(threat, eps=threat.eps[rows.to(threat.eps.device)])
+    return threat
+
+
+def _each(ball: Linf | L2 | L1, x: Tensor) -> float | Tensor:
+    """The budget of each sample: a number, or a tensor `(B,)` on the device of `x`."""
+    if not isinstance(ball.eps, Tensor):
+        return ball.eps
+    if len(ball.eps) != x.shape[0]:
+        raise ValueError(
+            f"{type(ball).__name__}: `eps` has {len(ball.eps)} values but `x` has {x.shape[0]} samples; there must be "
+            "one for each, or one number for all."
+        )
+    return ball.eps.to(x.device)
+
+
+def _budget(ball: Linf | L2 | L1, x: Tensor) -> float | Tensor:
+    """The budget, shaped to broadcast over `x`."""
+    eps = _each(ball, x)
+    return per_sample(eps.to(x.dtype), x) if isinstance(eps, Tensor) else eps
+
+
+def _reach(ball: Linf, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """The budget as the largest number of `dtype` that is not above it, shaped to broadcast over `center`."""
+    eps = _each(ball, center)
+    if not isinstance(eps, Tensor):
+        return center.new_full((), round_down(eps, dtype))
+    return per_sample(cast_toward(eps, torch.zeros_like(eps, dtype=dtype)).to(center.dtype), center)
 
 
 def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -391,8 +442,9 @@ def _size(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Tenso
 def _shrink(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
     """Move points that are outside the ball straight towards its centre until they are inside."""
     size = _size(ball, y, center, dtype)
-    outside = size > ball.eps
-    radius = ball.eps * (1 - _slack(dtype, y.dtype))
+    eps = _each(ball, y)
+    outside = size > eps
+    radius = eps * (1 - _slack(dtype, y.dtype))
     factor = torch.where(outside, radius / size, torch.ones_like(size)).to(y.dtype)
     moved = add_inward(center, (y - center) * per_sample(factor, y))
     return torch.where(per_sample(outside, y), moved, y)
@@ -405,7 +457,7 @@ def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
     return torch.zeros_like(room).scatter(1, order, torch.minimum(have, (amount - before).clamp_min(0)))
 
 
-def _threshold(wanted: Tensor, room: Tensor, radius: float) -> Tensor:
+def _threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
     """Solve `sum(min(max(wanted - t, 0), room)) = radius` for t >= 0 in each row; 0 where the sum is below."""
     ones, end = torch.ones_like(wanted), wanted.new_zeros(wanted.shape[0], 1)
     # Going down from large t, an entry starts to grow at `wanted` and stops at `wanted - room`.
@@ -420,8 +472,6 @@ def _threshold(wanted: Tensor, room: Tensor, radius: float) -> Tensor:
     return torch.where(reached.any(dim=1, keepdim=True), solution, torch.zeros_like(solution))
 
 
-def _radius(x: Tensor, generator: torch.Generator) -> Tensor:
+def _radius(x: Tensor, draws: _random.Draws) -> Tensor:
     """Radius of a uniform point in the unit ball, `u^(1/d)`, shaped to broadcast over `x`."""
-    entries = max(1, math.prod(x.shape[1:]))
-    u = torch.rand(x.shape[0], generator=generator, device=x.device, dtype=wide(x))
-    return per_sample(u ** (1 / entries), x)
+    return per_sample(draws.radius(max(1, math.prod(x.shape[1:])), dtype=wide(x)), x)

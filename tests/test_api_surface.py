@@ -13,7 +13,8 @@ NAMES = {
     "perceptual_at": """
         Threat Linf L2 L1
         interpolate draw_beta
-        pgd fgsm frozen margin dlr kl_to
+        pgd fgsm cw apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
+        margin dlr targeted_dlr kl_to
         robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
         weighted_kl_loss consistency_loss
         boundary_partition Partition
@@ -23,7 +24,10 @@ NAMES = {
         evaluate Evaluation compare aggregate wilson_interval mcnemar sanity_checks Check quantize still_adversarial
         objectives theory
     """,
-    "perceptual_at.attacks": "cross_entropy dlr fgsm frozen kl_to margin pgd",
+    "perceptual_at.attacks": """
+        AutoAttackVerdict Protocol Verdict apgd auto_attack cross_entropy cw dlr fab fgsm frozen kl_to margin pgd
+        square targeted_dlr
+    """,
     "perceptual_at.losses": """
         boosted_cross_entropy consistency_loss dicar_loss mart_loss robust_perception_kl_loss robust_perception_loss
         trades_loss weighted_kl_loss

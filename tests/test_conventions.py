@@ -42,7 +42,6 @@ BANNED = {
     "y": "labels",
     "label": "labels",
     "target": "labels",
-    "targets": "labels",
     "outputs": "logits",
     "logits_clean": "clean_logits",
     "natural_logits": "clean_logits",
@@ -56,7 +55,6 @@ BANNED = {
     "mask": "keep",
     "tau": "temperature",
     "temp": "temperature",
-    "momentum": "decay",
     "ema_decay": "decay",
     "norm_type": "threat",
     "clip_min": "bounds",
@@ -205,6 +203,9 @@ ROOMS = (
 ALLOWED = {
     ("attacks/arguments.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
     ("attacks/arguments.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
+    ("attacks/protocol.py", "tolist"): "the stamp is written when everything has been computed",
+    ("attacks/search.py", "nonzero"): "decided samples leave the batch, so it must count those that stay",
+    ("attacks/starts.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
     ("objectives/alignment.py", "nonzero"): "the mixed pass runs on the selected pairs only, so it must count them",
 }
 

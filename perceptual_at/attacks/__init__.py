@@ -1,7 +1,30 @@
 """Attacks: functions over threat x loss, safe to call in the middle of training."""
 
+from perceptual_at.attacks.apgd import apgd
+from perceptual_at.attacks.autoattack import AutoAttackVerdict, auto_attack
+from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import frozen
-from perceptual_at.attacks.gradient import fgsm, pgd
-from perceptual_at.attacks.targets import cross_entropy, dlr, kl_to, margin
+from perceptual_at.attacks.gradient import cw, fgsm, pgd
+from perceptual_at.attacks.protocol import Protocol
+from perceptual_at.attacks.square import square
+from perceptual_at.attacks.targets import cross_entropy, dlr, kl_to, margin, targeted_dlr
+from perceptual_at.attacks.verdict import Verdict
 
-__all__ = ["cross_entropy", "dlr", "fgsm", "frozen", "kl_to", "margin", "pgd"]
+__all__ = [
+    "AutoAttackVerdict",
+    "Protocol",
+    "Verdict",
+    "apgd",
+    "auto_attack",
+    "cross_entropy",
+    "cw",
+    "dlr",
+    "fab",
+    "fgsm",
+    "frozen",
+    "kl_to",
+    "margin",
+    "pgd",
+    "square",
+    "targeted_dlr",
+]

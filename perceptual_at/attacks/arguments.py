@@ -12,7 +12,17 @@ from perceptual_at.threats import Threat
 
 
 def check_arguments(
-    function: str, model: Any, x: Tensor, labels: Tensor, threat: Any, loss: Any, start: Any, restarts: Any
+    function: str,
+    model: Any,
+    x: Tensor,
+    labels: Tensor,
+    threat: Any,
+    loss: Any,
+    start: Any = "random",
+    restarts: Any = 1,
+    *,
+    targets: Any = None,
+    verdict: Any = False,
 ) -> None:
     """Require arguments of the right kind, shape and device; reads no values."""
     if not callable(model):
@@ -23,7 +33,12 @@ def check_arguments(
     if isinstance(threat, type) or not isinstance(threat, Threat):
         given = threat.__name__ if isinstance(threat, type) else repr(threat)
         raise TypeError(f"{function}: `threat` must be a threat model such as Linf(8 / 255), got {given}.")
-    _check.targets(function, labels, x=x)
+    if targets is None and not verdict:
+        _check.targets(function, labels, x=x)
+    else:  # success is a matter of classes
+        _check.labels(function, labels, x=x)
+    if targets is not None:
+        _check.labels(function, targets, name="targets", x=x)
     if isinstance(start, Tensor):
         _check.same_shape(function, x=x, start=start)
     else:
@@ -58,12 +73,12 @@ def check_values(
     return None if labels.is_floating_point() else (int(first), int(last))
 
 
-def budget(function: str, threat: Any) -> float:
+def budget(function: str, threat: Any) -> float | Tensor:
     """The `eps` of a threat, for a step size that was left open."""
     eps = getattr(threat, "eps", None)
     if eps is None:
         raise ValueError(f"{function}: a step size must be given, because {type(threat).__name__} has no `eps`.")
-    return float(eps)
+    return eps if isinstance(eps, Tensor) else float(eps)
 
 
 def plain(value: Tensor) -> Tensor:

@@ -111,6 +111,45 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    r"""Difference-of-logits ratio towards one wrong class.
+
+    $$ -\frac{z_y - z_t}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2 + 10^{-12}} $$
+
+    It needs four classes. With fewer it is the difference $z_t - z_y$ alone.
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`.
+        targets: the wrong classes to move to, indices `(B,)`.
+
+    Returns:
+        Shape `(B,)`; positive where the target is ahead of the label.
+
+    Raises:
+        TypeError: if `labels` or `targets` are no class indices.
+        ValueError: if shapes do not fit or devices differ.
+
+    Source:
+        Croce and Hein 2020 (AutoAttack), Eq. 7.
+
+    Examples:
+        >>> logits = torch.tensor([[6.0, 2.0, 1.0, 1.0]])
+        >>> targeted_dlr(logits, torch.tensor([0]), torch.tensor([1]))  # -(6 - 2) / (6 - 1)
+        tensor([-0.8000])
+        >>> targeted_dlr(logits[:, :3], torch.tensor([0]), torch.tensor([1]))
+        tensor([-4.])
+    """
+    _check.logits("targeted_dlr", logits=logits)
+    _check.labels("targeted_dlr", labels, logits=logits)
+    _check.labels("targeted_dlr", targets, name="targets", logits=logits)
+    ahead = logits.gather(1, targets.long()[:, None]) - logits.gather(1, labels.long()[:, None])
+    if logits.shape[1] < 4:
+        return ahead.squeeze(1)
+    top = logits.topk(4, dim=1).values
+    return ahead.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 def kl_to(reference_logits: Tensor) -> AttackLoss:
     r"""Distance of the prediction from a fixed one: the function TRADES attacks with.
 
@@ -147,3 +186,9 @@ def kl_to(reference_logits: Tensor) -> AttackLoss:
         return kl_divergence(reference, logits)
 
     return kl_to_reference
+
+
+def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Wrong classes in the order of their logits, shape `(B, min(count, K - 1))`."""
+    others = logits.scatter(1, labels.long()[:, None], -math.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices

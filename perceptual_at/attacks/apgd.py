@@ -1,0 +1,368 @@
+"""Auto-PGD: projected gradient ascent that chooses its step size by itself."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._rounding import cast_toward, wide
+from perceptual_at._shapes import per_sample, rows
+from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
+from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.starts import far_start
+from perceptual_at.attacks.targets import AttackLoss, cross_entropy, likely_targets, targeted_dlr
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.threats import L1, Threat, select
+
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# The schedule of Croce and Hein 2020, Sec. 3: shares of all steps.
+_FIRST_CHECK, _LEAST_CHECK, _SOONER = 0.22, 0.06, 0.03
+_MOMENTUM = 0.75
+# And of Croce and Hein 2021, Sec. 3.3, for L1.
+_CHECK_L1, _FIRST_SHARE, _DENSER, _SHRINK, _SMALLEST = 0.04, 0.2, 1.5, 1.5, 10.0
+_PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+
+
+@overload
+def apgd(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def apgd(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+) -> Verdict: ...
+def apgd(  # type: ignore[misc]  # the options of the overloads are checked by the call
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 100,
+    loss: AttackLoss | TargetedLoss | None = None,
+    target_classes: int | None = None,
+    start: Literal["random"] | Tensor = "random",
+    restarts: int = 1,
+    rho: float = 0.75,
+    from_larger_eps: bool = False,
+    eot: int = 1,
+    early_stop: bool = True,
+    model_mode: ModelMode = "eval",
+    validate: bool = True,
+    verdict: bool = False,
+    generator: _random.Generator | None = None,
+) -> Tensor | Verdict:
+    r"""Adversarial inputs by projected gradient ascent with momentum and a step size that halves when progress stalls.
+
+    $$ z = \Pi\big(x_t + s_t \, \mathrm{steepest}(\nabla \ell)\big), \qquad
+       x_{t+1} = \Pi\big(x_t + \tfrac34 (z - x_t) + \tfrac14 (x_t - x_{t-1})\big) $$
+
+    The step size starts at $2 \epsilon$. At checkpoints, at first after 22 % of the steps and then ever sooner, it is
+    halved for every sample whose loss rose in fewer than $\rho$ of the steps since the last checkpoint, or whose step
+    size and best loss have both stayed as they were; such a sample goes on from its best point. For `L1` the step
+    moves the entries with the largest gradients, as many as the best point so far suggests, without momentum.
+
+    APGD-CE is `apgd(model, x, labels, threat)`, APGD-DLR adds `loss=dlr`, APGD-T adds `target_classes=9`.
+
+    Args:
+        model: maps inputs `(B, ...)` to logits `(B, K)`.
+        x: clean inputs, shape `(B, ...)`, inside the bounds of the threat model.
+        labels: class indices `(B,)`.
+        threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat`. `L2(eps, projection="ball_box")` takes the
+            original's steps exactly.
+        steps: number of gradient steps of each run; costs `steps + 1` gradients.
+        loss: per-sample function `(logits, labels) -> (B,)`, with `target_classes` a function
+            `(logits, labels, targets) -> (B,)`. None means `cross_entropy`, or `targeted_dlr`.
+        target_classes: attack towards each of this many wrong classes in turn, most likely first (all of them
+            where there are fewer); None attacks without a target.
+        start: `"random"`, or a tensor to start from.
+        restarts: number of runs, per target class.
+        rho: share of steps that must have raised the loss.
+        from_larger_eps: only with `L1`: 30 % of the steps at three times the budget, 30 % at twice, the rest at the
+            budget itself, each from the best point of the one before.
+        eot: passes to average over in each step, for models that are random.
+        early_stop: a sample leaves the batch as soon as it is misclassified, so that decided samples cost
+            nothing. False spends all steps on all samples and returns misclassified points with the largest loss.
+        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        validate: check once that inputs are finite and inside the bounds, and labels in range.
+        verdict: return a `Verdict`.
+        generator: see `pgd`.
+
+    Returns:
+        Adversarial inputs, shape and dtype of `x`, detached; samples without success at the point of largest loss.
+        With `verdict`, a `Verdict` with them.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels or numbers out
+            of range, the model returns no logits, or an option would have no effect.
+
+    Source:
+        Croce and Hein 2020 (AutoAttack), Sec. 3 and Algorithm 1; for L1 Croce and Hein 2021 ("Mind the box"), Sec. 3.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, -x], dim=1)  # class 0 for positive x
+        >>> x, labels = torch.tensor([[0.5], [0.125]]), torch.tensor([0, 0])
+        >>> apgd(lambda x: model(x - 0.25), x, labels, Linf(0.125), steps=10, verdict=True).success
+        tensor([False,  True])
+        >>> apgd(lambda x: model(x - 0.25), x, labels, Linf(0.125), steps=10)  # the second was wrong to begin with
+        tensor([[0.3750],
+                [0.1250]])
+    """
+    _check_options(target_classes, start, rho, from_larger_eps, threat)
+    chosen: Any = loss if loss is not None else (cross_entropy if target_classes is None else targeted_dlr)
+    check_arguments("apgd", model, x, labels, threat, chosen, start, restarts, verdict=True)
+    for name, value in (("steps", steps), ("eot", eot)):
+        _check.count("apgd", name, value)
+    _check.choice("apgd", "model_mode", model_mode, ("eval", "keep"))
+    budget("apgd", threat)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+        x, labels = plain(x), plain(labels).long()
+        search = Search(x, labels)
+        if not len(x):
+            return search.result(verdict)
+        label_range = check_values("apgd", x, labels, threat, start) if validate else None
+        numbers = _random.per_sample_generator("apgd", generator, x)
+        queries = Queries("apgd", f, label_range, eot=eot)
+        everyone = torch.arange(len(x), device=x.device)
+        clean_logits = queries.logits(x, labels)
+        search.spend(everyone, forwards=eot)
+        search.judge(everyone, x, clean_logits, 0)
+        best = x.new_full((len(x),), -math.inf, dtype=clean_logits.dtype)  # largest loss of the points kept so far
+        targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
+        for target in range(1 if targets is None else targets.shape[1]):
+            for restart in range(restarts):
+                at = search.remaining() if early_stop else everyone
+                if not len(at):
+                    break
+                climb = _Climb(
+                    queries, chosen, x[at], labels[at], None if targets is None else targets[at, target],
+                    select(threat, at), at, rho=rho,
+                )  # fmt: skip
+                first = plain(start)[at] if isinstance(start, Tensor) else None
+                drawn = numbers.take(at).fork(restart if targets is None else target * restarts + restart)
+                _run(climb, search, best, first, drawn, steps, early_stop=early_stop, larger=from_larger_eps)
+    return search.result(verdict)
+
+
+def _check_options(target_classes: Any, start: Any, rho: Any, from_larger_eps: bool, threat: Any) -> None:
+    _check.number("apgd", "rho", rho, above=0.0, at_most=1.0)
+    if target_classes is not None:
+        _check.count("apgd", "target_classes", target_classes)
+    if not isinstance(start, Tensor):
+        _check.choice("apgd", "start", start, ("random",))
+    if from_larger_eps and not isinstance(threat, L1):
+        raise ValueError(f"apgd: `from_larger_eps` is for L1 threat models, got {threat!r}.")
+    if from_larger_eps and isinstance(start, Tensor):
+        raise ValueError("apgd: `from_larger_eps` has no effect with a given `start`; drop one of them.")
+
+
+def _run(
+    climb: "_Climb",
+    search: Search,
+    best: Tensor,
+    first: Tensor | None,
+    numbers: _random.SampleGenerator,
+    steps: int,
+    *,
+    early_stop: bool,
+    larger: bool,
+) -> None:
+    """One run of all steps, from one start, towards one target."""
+    phases = _PHASES if larger else ((1.0, 1.0),)
+    lengths = [math.ceil(share * steps) for _, share in phases[:-1]]
+    lengths.append(max(steps - sum(lengths), 0))
+    goal = climb.threat
+    for (factor, _), length in zip(phases, lengths, strict=True):
+        climb.threat = goal.scaled(factor) if factor != 1 else goal
+        if first is None:
+            point = far_start(climb.threat, climb.center, numbers)
+        else:
+            point = climb.threat.project(first.to(climb.center.dtype), climb.center)
+        climb.begin(point, fresh=first is None and not larger)
+        counts = factor == 1  # points of the larger balls are no result
+        for index in range(length + 1):
+            if index:
+                climb.advance(index, length)
+            wrong = climb.look(search, best, index, counts=counts)
+            if counts and early_stop and bool(wrong.any()):
+                climb.take(~wrong)
+                if not len(climb.at):
+                    return
+            if index and index < length:
+                climb.check(length)
+        first = climb.state.best_point  # where the next phase goes on
+
+
+@dataclasses.dataclass
+class _State:
+    """What a run remembers of each sample; every tensor has one row per sample."""
+
+    point: Tensor
+    previous: Tensor
+    grad: Tensor
+    values: Tensor
+    step_size: Tensor
+    best_point: Tensor
+    best_grad: Tensor
+    best_values: Tensor
+    checked_values: Tensor  # best loss at the last checkpoint
+    halved: Tensor  # at the last checkpoint
+    rises: Tensor  # since the last checkpoint
+    share: Tensor  # of the entries that an L1 step moves
+    spread: Tensor  # entries that the best point had moved at the last checkpoint, L1
+
+    def take(self, kept: Tensor) -> "_State":
+        return _State(*(getattr(self, field.name)[kept] for field in dataclasses.fields(self)))
+
+
+class _Climb:
+    """The samples that are still climbing in one run."""
+
+    state: _State
+
+    def __init__(
+        self,
+        queries: Queries,
+        loss: Any,
+        x: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+        threat: Threat,
+        at: Tensor,
+        *,
+        rho: float,
+    ) -> None:
+        self.queries, self.loss, self.x, self.labels, self.targets = queries, loss, x, labels, targets
+        self.threat, self.at, self.rho = threat, at, rho
+        self.center = x.to(wide(x))
+        self.sparse = isinstance(threat, L1)
+
+    def take(self, kept: Tensor) -> None:
+        """Go on with some of the samples."""
+        self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
+        self.targets = None if self.targets is None else self.targets[kept]
+        self.threat = select(self.threat, kept)
+        self.state = self.state.take(kept)
+
+    def begin(self, point: Tensor, *, fresh: bool) -> None:
+        """Place every sample at its start."""
+        zeros = point.new_zeros(len(point), dtype=torch.promote_types(point.dtype, torch.float32))
+        eps = budget("apgd", self.threat)
+        step_size = (1.0 if self.sparse else 2.0) * (eps.to(zeros) if isinstance(eps, Tensor) else zeros + eps)
+        entries = float(max(1, rows(point).shape[1]))
+        spread = zeros + entries if fresh else self._moved(point).to(zeros.dtype)
+        share = zeros + _FIRST_SHARE if fresh else spread / entries / _DENSER
+        self.state = _State(
+            point=point, previous=point, grad=torch.zeros_like(point), values=zeros, step_size=step_size,
+            best_point=point, best_grad=torch.zeros_like(point), best_values=zeros - math.inf,
+            checked_values=zeros, halved=torch.ones_like(zeros, dtype=torch.bool), rises=zeros,
+            share=share, spread=spread,
+        )  # fmt: skip
+        self.since_check, self.interval = 0, 0
+
+    def look(self, search: Search, best: Tensor, index: int, *, counts: bool) -> Tensor:
+        """Ask for loss and gradient at the current points; gives the mask of the misclassified."""
+        state = self.state
+        seen, targets = self._visible(state.point), self.targets
+        loss = self.loss if targets is None else lambda logits, labels: self.loss(logits, labels, targets)
+        values, grad, logits = self.queries.gradient(seen, self.labels, loss)
+        values, grad = values.to(state.rises.dtype), grad.to(state.point.dtype)
+        search.spend(self.at, gradients=self.queries.eot)
+        wrong = misclassified(logits, self.labels)
+        if counts:
+            # Misclassified points come first; among them, and among the others, those of larger loss.
+            had, so_far = search.success[self.at], best[self.at]
+            better = (wrong & ~had) | ((wrong == had) & (values > so_far))
+            search.record(self.at, seen, better & wrong, index)
+            search.settle(self.at, seen, better)
+            best[self.at] = torch.where(better, values.to(best.dtype), so_far)
+        # The original compares the first step's loss with 0 instead of the start's; its step sizes depend on it.
+        before = state.values if index > 1 else torch.zeros_like(values)
+        state.rises = state.rises + (values > before) if index else state.rises
+        improved = values > state.best_values
+        if index == 0:
+            improved = torch.ones_like(improved)
+            state.checked_values = values
+        state.values, state.grad = values, grad
+        state.best_values = torch.where(improved, values, state.best_values)
+        state.best_point = torch.where(per_sample(improved, state.point), state.point, state.best_point)
+        state.best_grad = torch.where(per_sample(improved, grad), grad, state.best_grad)
+        return wrong
+
+    def advance(self, index: int, length: int) -> None:
+        """One step of every sample."""
+        if index == 1:
+            share = _CHECK_L1 if self.sparse else _FIRST_CHECK
+            self.since_check, self.interval = 0, max(int(share * length), 1)
+        state, project = self.state, self.threat.project
+        step_size = per_sample(state.step_size.to(state.point.dtype), state.point)
+        if self.sparse:
+            target = project(state.point + step_size * self._sparse(state.grad, state.share), self.center)
+        else:
+            target = project(state.point + step_size * self.threat.steepest(state.grad), self.center)
+            weight = _MOMENTUM if index > 1 else 1.0
+            inertia = (1 - weight) * (state.point - state.previous)
+            target = project(state.point + weight * (target - state.point) + inertia, self.center)
+        state.previous, state.point = state.point, target
+        self.since_check += 1
+
+    def check(self, length: int) -> None:
+        """At a checkpoint, shorten the steps of the samples that no longer get on."""
+        if self.since_check < self.interval:
+            return
+        (self._check_sparse if self.sparse else self._check_progress)()
+        if not self.sparse:
+            least, sooner = (max(int(share * length), 1) for share in (_LEAST_CHECK, _SOONER))
+            self.interval = max(self.interval - sooner, least)
+        self.since_check = 0
+
+    def _check_progress(self) -> None:
+        state = self.state
+        oscillates = state.rises <= self.interval * self.rho
+        stuck = ~state.halved & (state.checked_values >= state.best_values)
+        state.halved = oscillates | stuck
+        state.checked_values, state.rises = state.best_values, torch.zeros_like(state.rises)
+        state.step_size = torch.where(state.halved, state.step_size / 2, state.step_size)
+        self._return_to_best(state.halved)
+
+    def _check_sparse(self) -> None:
+        state, eps = self.state, budget("apgd", self.threat)
+        largest = eps.to(state.step_size) if isinstance(eps, Tensor) else torch.full_like(state.step_size, eps)
+        spread = self._moved(state.best_point).to(state.spread.dtype)
+        sparser = spread / state.spread < 0.95
+        state.share = spread / max(1, rows(state.point).shape[1]) / _DENSER
+        shorter = (state.step_size / _SHRINK).maximum(largest / _SMALLEST)
+        state.step_size = torch.where(sparser, largest, shorter)
+        state.spread = spread
+        self._return_to_best(sparser)
+
+    def _return_to_best(self, chosen: Tensor) -> None:
+        state = self.state
+        state.point = torch.where(per_sample(chosen, state.point), state.best_point, state.point)
+        state.grad = torch.where(per_sample(chosen, state.grad), state.best_grad, state.grad)
+
+    def _moved(self, point: Tensor) -> Tensor:
+        """How many entries differ from the clean input."""
+        return (rows(point) != rows(self.center)).sum(dim=1)
+
+    def _sparse(self, grad: Tensor, share: Tensor) -> Tensor:
+        """Signs of the largest entries of the gradient, of L1 norm one."""
+        flat = rows(grad).abs()
+        entries = flat.shape[1]
+        place = ((1 - share) * entries).long().clamp(0, entries - 1)
+        least = flat.sort(dim=1).values.gather(1, place[:, None])
+        signs = rows(grad).sign() * (flat >= least)
+        return (signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)).reshape(grad.shape)
+
+    def _visible(self, point: Tensor) -> Tensor:
+        """The point in the dtype of the inputs: what the model sees and the caller gets."""
+        if point.dtype == self.x.dtype:
+            return point
+        return cast_toward(self.threat.project(point, self.x), self.x)

@@ -1,0 +1,318 @@
+"""AutoAttack: an ensemble of attacks without parameters to choose, and the stamp that says what was run."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._progress import Bar
+from perceptual_at.attacks import inspection, official
+from perceptual_at.attacks.apgd import apgd
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
+from perceptual_at.attacks.fab import fab
+from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
+from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.square import square
+from perceptual_at.attacks.targets import cross_entropy, dlr, margin
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.threats import L1, L2, Linf, Threat, select
+
+NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackVerdict(Verdict):
+    """A `Verdict` that says which attack broke each sample, under which protocol.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> x, labels = torch.tensor([[0.75], [0.375], [0.125]]), torch.tensor([0, 0, 0])
+        >>> verdict = auto_attack(model, x, labels, Linf(0.25), version=["apgd-ce"], verdict=True)
+        >>> verdict.success, verdict.attack
+        (tensor([False,  True,  True]), tensor([-1,  0, -1]))
+        >>> verdict.robust_after
+        {'clean': 0.6666666666666666, 'apgd-ce': 0.3333333333333333}
+        >>> verdict.protocol.name
+        'custom: apgd-ce, Linf(eps=0.25)'
+    """
+
+    attack: Tensor
+    """Place in `protocol.attacks` of the attack that broke the sample; -1 where none did or none was needed."""
+    protocol: Protocol
+    """What was run, and what the result may be called."""
+    warnings: tuple[str, ...]
+    """Signs that the numbers may be too good; empty when there are none."""
+
+    @property
+    def robust_after(self) -> dict[str, float]:
+        """Share of samples that are still robust after each attack, in their order."""
+        right = ~(self.success & (self.attack < 0))
+        shares = {"clean": _share(right)}
+        for place, name in enumerate(self.protocol.attacks):
+            right = right & (self.attack != place)
+            shares[name] = _share(right)
+        return shares
+
+
+@overload
+def auto_attack(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def auto_attack(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+) -> AutoAttackVerdict: ...
+def auto_attack(  # type: ignore[misc]  # the options of the overloads are checked by the call
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    version: Version = "standard",
+    backend: Literal["native", "pyautoattack"] = "native",
+    batch_size: int = 250,
+    model_mode: ModelMode = "eval",
+    validate: bool = True,
+    progress: bool = False,
+    verdict: bool = False,
+    generator: _random.Generator | None = None,
+) -> Tensor | AutoAttackVerdict:
+    """Adversarial inputs by an ensemble of strong attacks, each on the samples that withstood those before.
+
+    `"standard"` is APGD on cross entropy, APGD on the targeted DLR loss, targeted FAB and Square, with the published
+    budgets (100 steps, 9 target classes, 5000 queries); `"plus"` adds APGD on DLR and untargeted FAB, with five
+    restarts; `"rand"`, for random models, is APGD on both losses averaged over 20 passes. A sample counts as broken
+    when one attack found a point inside ball and box that the model misclassifies; clean mistakes are broken to begin
+    with.
+
+    With two or three classes the DLR losses are not defined: the margin, and the difference to the target, take their
+    place. With fewer than ten classes all wrong ones are targets. The protocol says so.
+
+    Args:
+        model: maps inputs `(B, ...)` to logits `(B, K)`, at least two classes.
+        x: clean inputs, shape `(B, C, H, W)` (any other shape without Square), inside the bounds of the threat model.
+        labels: class indices `(B,)`.
+        threat: `Linf`, `L2` or `L1`.
+        version: `"standard"`, `"plus"`, `"rand"`, or attacks in the order to run them: names, or pairs of a name and
+            options that differ from the published ones, such as `("square", {"queries": 1000})`. Names: `"apgd-ce"`,
+            `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`.
+        backend: `"native"`, or `"pyautoattack"` to run the official code (extra `autoattack`).
+        batch_size: samples attacked at a time. Verdicts do not depend on it, up to the rounding of the model.
+        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        validate: check once that inputs are finite and inside the bounds, and labels in range.
+        progress: show a progress bar, when tqdm is installed.
+        verdict: return an `AutoAttackVerdict`.
+        generator: where random numbers come from: a `SampleGenerator` for numbers of each sample's own, or a
+            `torch.Generator` that seeds one.
+
+    Returns:
+        Adversarial inputs, shape and dtype of `x`; robust samples as they came. With `verdict`, an
+        `AutoAttackVerdict` with them.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the threat is none of the three.
+        ValueError: if an argument is out of range, an attack unknown, or the model returns no logits.
+        ImportError: if the official code is asked for and not installed.
+
+    Source:
+        Croce and Hein 2020; versions and budgets: the official code, release 0.1.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> x, labels = torch.tensor([[0.75], [0.375]]), torch.tensor([0, 0])
+        >>> x_adv = auto_attack(model, x, labels, Linf(0.25), version=["apgd-ce"])
+        >>> x_adv[0], model(x_adv).argmax(dim=1)  # the first is out of reach and stays
+        (tensor([0.7500]), tensor([0, 1]))
+    """
+    check_arguments("auto_attack", model, x, labels, threat, cross_entropy, verdict=True)
+    if not isinstance(threat, Linf | L2 | L1):
+        raise TypeError(f"auto_attack: `threat` must be Linf, L2 or L1, got {threat!r}.")
+    _check_version(version)
+    _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
+    _check.choice("auto_attack", "model_mode", model_mode, ("eval", "keep"))
+    _check.count("auto_attack", "batch_size", batch_size)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+        x, labels = plain(x), plain(labels).long()
+        label_range = check_values("auto_attack", x, labels, threat, "random") if validate else None
+        queries = Queries("auto_attack", f, label_range)
+        numbers = _random.per_sample_generator("auto_attack", generator, x)
+        search = Search(x, labels)
+        everyone = torch.arange(len(x), device=x.device)
+        classes = _clean(queries, search, x, labels, torch.split(everyone, batch_size))
+        composition = _composition(version, threat, classes)
+        notes = _notes(composition, classes)
+        warnings = _suspicions(queries, x[:batch_size], labels[:batch_size], version) if len(x) else []
+        if backend == "native":
+            attacks = _native(f, composition, threat, numbers, classes)
+        else:
+            attacks, heard = official.attacks(queries, composition, threat, numbers, classes)
+            notes = (*notes, official.NOTE)
+        protocol = Protocol(threat, classes, composition, backend, notes)
+        broken_by = torch.full_like(search.step, -1)
+        for place, (name, attack) in enumerate(zip(protocol.attacks, attacks, strict=True)):
+            remaining = search.remaining()
+            before = len(remaining)
+            with Bar(f"auto_attack: {name}", total=before, shown=progress) as bar:
+                for at in torch.split(remaining, batch_size):
+                    found = attack(x[at], labels[at], at)
+                    _enter(search, at, found)
+                    broken_by[at[found.success]] = place
+                    bar.advance(len(at), robust=f"{_share(~search.success):.2%}")
+            broken = before - len(search.remaining())
+            if name == "square" and place and broken > 0.002 * len(x):
+                warnings.append(_SQUARE.format(broken, len(x)))
+        if backend == "pyautoattack":
+            warnings.extend(heard)
+    if not verdict:
+        return search.x_adv
+    return AutoAttackVerdict(
+        search.x_adv, search.success, search.step, search.gradients, search.forwards, broken_by, protocol,
+        tuple(dict.fromkeys(warnings)),
+    )  # fmt: skip
+
+
+_SQUARE = (
+    "Square, which uses no gradients, broke {} of {} samples that withstood the attacks before it: their gradients may "
+    "be masked. Run it with more queries, and an attack made for this model."
+)
+
+
+def _native(
+    model: Model, composition: Composition, threat: Threat, numbers: _random.SampleGenerator, classes: int
+) -> list[Callable[[Tensor, Tensor, Tensor], Verdict]]:
+    """The attacks of a composition as functions of inputs, labels and their rows."""
+    if isinstance(threat, L2):
+        threat = dataclasses.replace(threat, projection="ball_box")  # the original's order; the same set
+    functions: dict[str, Callable[..., Any]] = {
+        "apgd-ce": functools.partial(apgd, loss=cross_entropy),
+        "apgd-dlr": functools.partial(apgd, loss=dlr if classes > 3 else margin),
+        "apgd-t": apgd,
+        "fab": fab,
+        "fab-t": fab,
+        "square": square,
+    }
+    attacks: list[Callable[[Tensor, Tensor, Tensor], Verdict]] = []
+    seen = collections.Counter[str]()
+    for name, options in composition:
+        drawn = numbers.fork(NAMES.index(name) + len(NAMES) * seen[name])  # the same numbers in any company
+        seen[name] += 1
+        attacks.append(functools.partial(_run, functions[name], model, threat, drawn, options))
+    return attacks
+
+
+def _run(
+    function: Callable[..., Any],
+    model: Model,
+    threat: Threat,
+    numbers: _random.SampleGenerator,
+    options: Options,
+    x: Tensor,
+    labels: Tensor,
+    at: Tensor,
+) -> Verdict:
+    found: Verdict = function(
+        model, x, labels, select(threat, at), model_mode="keep", validate=False, verdict=True,
+        generator=numbers.take(at), **options,
+    )  # fmt: skip
+    return found
+
+
+def _enter(search: Search, at: Tensor, found: Verdict) -> None:
+    """Take over what one attack found."""
+    search.record(at, found.x_adv, found.success, 0)
+    search.step[at] = torch.where(found.success, found.step, search.step[at])
+    search.gradients[at] += found.gradients
+    search.forwards[at] += found.forwards
+
+
+def _clean(queries: Queries, search: Search, x: Tensor, labels: Tensor, batches: Sequence[Tensor]) -> int:
+    """Note clean mistakes; gives the number of classes."""
+    classes = 2
+    for at in batches:
+        if not len(at):
+            break
+        logits = queries.logits(x[at], labels[at])
+        search.spend(at, forwards=1)
+        search.judge(at, x[at], logits, 0)
+        classes = logits.shape[1]
+    return classes
+
+
+def _suspicions(queries: Queries, x: Tensor, labels: Tensor, version: Version) -> list[str]:
+    """What the first batch says against trusting the result."""
+    warnings = []
+    logits = queries.logits(x, labels)
+    if version != "rand" and (spread := inspection.passes_differ(queries, x, labels)) > 1e-4:
+        warnings.append(
+            f"the model is random: equal passes differ by up to {spread:.2g} of the logits' length. A single pass of "
+            'such a model cannot be trusted; use version="rand", which averages over passes.'
+        )
+    if inspection.gives_probabilities(logits):
+        warnings.append(
+            "the model seems to return probabilities, not logits: a softmax in the model makes gradients vanish. "
+            "Attack the logits."
+        )
+    if inspection.takes_gradients(queries.model, x[:1]):
+        warnings.append(
+            "the model computes gradients in its forward pass (a defence that adapts to its input?): attacks that do "
+            "not follow it there may be too weak."
+        )
+    right = ~misclassified(logits, labels)
+    for name, loss in (("cross entropy", cross_entropy), ("margin", margin)):
+        zero = int((inspection.zero_gradients(queries, x, labels, loss) & right).sum())
+        if zero:
+            warnings.append(
+                f"the gradient of the {name} is exactly zero for {zero} of {int(right.sum())} samples: saturated "
+                "logits or a part that is not differentiable. Attacks by gradient cannot move these; rely on Square or "
+                "attack a smooth stand-in."
+            )
+    return warnings
+
+
+def _check_version(version: Any) -> None:
+    if isinstance(version, str):
+        if version not in VERSIONS:
+            words = ", ".join(repr(word) for word in VERSIONS)
+            raise ValueError(f"auto_attack: `version` must be one of {words} or a list of attacks, got {version!r}.")
+        return
+    if not isinstance(version, list | tuple) or not version:
+        raise TypeError(f"auto_attack: `version` must be a name or a list of attacks, got {version!r}.")
+    for entry in version:
+        name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if name not in NAMES:
+            words = ", ".join(repr(word) for word in NAMES)
+            raise ValueError(f"auto_attack: an attack in `version` must be one of {words}, got {name!r}.")
+
+
+def _composition(version: Version, threat: Threat, classes: int) -> Composition:
+    """Attacks with all their settings; those of a list are the standard version's, else those of `"plus"`."""
+    norm = type(threat).__name__
+    if isinstance(version, str):
+        return standard(version, norm, classes)
+    known = {**dict(standard("plus", norm, classes)), **dict(standard("standard", norm, classes))}
+    entries = ((entry, {}) if isinstance(entry, str) else entry for entry in version)
+    return tuple((name, {**known[name], **options}) for name, options in entries)
+
+
+def _notes(composition: Composition, classes: int) -> tuple[str, ...]:
+    """What few classes change."""
+    names, notes = {name for name, _ in composition}, []
+    if classes < 4 and "apgd-dlr" in names:
+        notes.append(f"margin in place of DLR, which {classes} classes do not define")
+    if classes < 4 and "apgd-t" in names:
+        notes.append(f"difference to the target in place of targeted DLR, which {classes} classes do not define")
+    if classes < 10 and names & {"apgd-t", "fab-t"}:
+        notes.append(f"at most {classes - 1} target classes, because there are no more wrong ones")
+    return tuple(notes)
+
+
+def _share(robust: Tensor) -> float:
+    return float(robust.double().mean()) if len(robust) else 0.0

@@ -1,0 +1,271 @@
+"""FAB: the nearest misclassified point, by steps onto the linearised decision boundary."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._rounding import wide
+from perceptual_at._shapes import per_sample, rows
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
+from perceptual_at.attacks.balls import budgets, check_ball
+from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
+from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.targets import margin
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.threats import L1, L2, Bounds, Linf, select
+
+_SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
+    Linf: shift_linf, L2: shift_l2, L1: shift_l1,
+}  # fmt: skip
+_DUAL_ORDERS = {Linf: 1.0, L2: 2.0, L1: torch.inf}
+
+
+@overload
+def fab(
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def fab(
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
+) -> Verdict: ...
+def fab(  # type: ignore[misc]  # the options of the overloads are checked by the call
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    target_classes: int | None = None,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    early_stop: bool = True,
+    model_mode: ModelMode = "eval",
+    validate: bool = True,
+    verdict: bool = False,
+    generator: _random.Generator | None = None,
+) -> Tensor | Verdict:
+    r"""Nearest misclassified points, by the fast adaptive boundary attack.
+
+    Around the current point the model is taken as linear; the class whose boundary $w \cdot z = b$ is nearest is
+    chosen, and both the current point and the clean input step onto that boundary inside the box:
+
+    $$ x_{t+1} = (1 - \alpha) (x_t + \eta d_t) + \alpha (x + \eta d), \qquad
+    \alpha = \min\Big( \frac{\|d_t\|_p}{\|d_t\|_p + \|d\|_p}, \alpha_{\max} \Big) $$
+
+    with $d_t$ and $d$ the shortest shifts of $x_t$ and $x$ onto it. A misclassified point is noted and the search
+    goes on from $x + \beta (x_{t+1} - x)$. Nothing here depends on the scale of the logits, and `eps` only decides
+    which points count.
+
+    The model is borrowed as by `pgd`. Inputs that are misclassified as they are cost one forward pass.
+
+    Args:
+        model: maps inputs `(B, ...)` to logits `(B, K)`.
+        x: clean inputs inside the bounds, any floating dtype.
+        labels: class indices `(B,)`.
+        threat: `Linf`, `L2` or `L1`, also with infinite bounds. A large `eps` makes it a minimum-norm attack, with
+            `early_stop=False`.
+        steps: number of iterations per target class and restart.
+        restarts: number of runs; the first starts at `x`, others at a random point half the way to the nearest point
+            found, at most `eps / 2`.
+        target_classes: None considers the boundaries to all classes in every step, at one gradient each. A number
+            attacks so many of the likeliest wrong classes in turn, all there are if there are fewer, at one gradient
+            per step.
+        alpha_max: largest share of the clean input's step.
+        eta: how far to step, 1 being onto the boundary.
+        beta: how far from `x` to go on once misclassified.
+        early_stop: let a sample go at its first success. Without, all runs are made in full and the nearest
+            misclassified point is returned.
+        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        validate: check once that inputs are finite and inside the bounds, and labels in range.
+        verdict: return a `Verdict`, whose steps count on over target classes and restarts.
+        generator: source of the random starts, on the device of `x`; a `SampleGenerator` for numbers of each sample's
+            own.
+
+    Returns:
+        Misclassified inputs where one was found within `eps`, else the clean ones; shape and dtype of `x`, detached,
+        inside ball and box exactly. With `verdict=True` a `Verdict`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the threat none of the three.
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels or numbers out
+            of range, or the model returns no logits or has no input gradient.
+
+    Source:
+        Croce and Hein 2020 (FAB), Algorithm 1; settings of AutoAttack.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.25 - x], dim=1)  # class 0 above 1/8
+        >>> x, labels = torch.tensor([[0.5], [0.25]]), torch.tensor([0, 0])
+        >>> fab(model, x, labels, Linf(0.25), verdict=True).success
+        tensor([False,  True])
+        >>> nearest = fab(model, x, labels, Linf(1.0), early_stop=False)
+        >>> torch.allclose(x - nearest, torch.tensor([[0.375], [0.125]]), rtol=0.01)
+        True
+    """
+    check_arguments("fab", model, x, labels, threat, margin, "random", restarts)
+    _check.labels("fab", labels, x=x)
+    check_ball("fab", threat)
+    _check.count("fab", "steps", steps)
+    if target_classes is not None:
+        _check.count("fab", "target_classes", target_classes)
+    _check.number("fab", "alpha_max", alpha_max, at_least=0.0, at_most=1.0)
+    _check.number("fab", "eta", eta, at_least=1.0)
+    _check.number("fab", "beta", beta, at_least=0.0, at_most=1.0)
+    _check.choice("fab", "model_mode", model_mode, ("eval", "keep"))
+    eps = budgets("fab", threat, x)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+        x, labels = plain(x), plain(labels).long()
+        label_range = check_values("fab", x, labels, threat, "random") if validate else None
+        numbers = _random.per_sample_generator("fab", generator, x)
+        search = Search(threat.project(x, x), labels)
+        if not x.numel():
+            return search.result(verdict)
+        queries = Queries("fab", f, label_range)
+        everyone = torch.arange(len(x), device=x.device)
+        clean_logits = queries.logits(search.x_adv, labels)
+        search.spend(everyone, forwards=1)
+        search.judge(everyone, search.x_adv, clean_logits, 0)
+        right, nearest = search.remaining(), torch.full_like(eps, torch.inf)
+        targets = None if target_classes is None else _likely(clean_logits, labels, target_classes)
+        settings = _Settings(steps, alpha_max, eta, beta, early_stop)
+        for run in range((1 if targets is None else targets.shape[1]) * restarts):
+            rank, restart = divmod(run, restarts)
+            at = search.remaining() if early_stop else right
+            if not len(at):
+                break
+            trip = _Trip(queries, search, x, labels, threat, eps, at, None if targets is None else targets[at, rank])
+            if restart:
+                drawn = numbers.take(at).fork(rank).fork(restart)
+                trip.depart(drawn, torch.minimum(nearest[at], eps[at]) / 2)
+            trip.go(nearest, settings, steps_before=run * steps)
+    return search.result(verdict)
+
+
+def _likely(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The likeliest wrong classes of each sample, `(B, min(count, K - 1))`."""
+    wrong = logits.scatter(1, labels[:, None], -torch.inf)
+    return wrong.argsort(dim=1, descending=True, stable=True)[:, : min(count, logits.shape[1] - 1)]
+
+
+class _Settings(NamedTuple):
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+    early_stop: bool
+
+
+class _Trip:
+    """One run from one start, for the samples `at` of the batch that are still travelling."""
+
+    def __init__(
+        self,
+        queries: Queries,
+        search: Search,
+        x: Tensor,
+        labels: Tensor,
+        threat: Linf | L2 | L1,
+        eps: Tensor,
+        at: Tensor,
+        targets: Tensor | None,
+    ) -> None:
+        self.queries, self.search, self.at, self.targets = queries, search, at, targets
+        self.x, self.labels, self.eps = x[at], labels[at], eps[at]
+        self.threat, self.shift, self.bounds = select(threat, at), _SHIFTS[type(threat)], threat.bounds
+        self.center = self.x.to(wide(x))
+        self.point = self.center
+
+    def depart(self, numbers: _random.SampleGenerator, reach: Tensor) -> None:
+        """Start on the sphere of radius `reach` around the clean input, inside the box."""
+        shape, dtype = tuple(self.x.shape), self.center.dtype
+        if isinstance(self.threat, Linf):
+            direction = 2 * numbers.uniform(shape, dtype=dtype) - 1
+        else:
+            direction = numbers.normal(shape, dtype=dtype)
+        length = self.threat.norm(direction).clamp_min(torch.finfo(dtype).tiny)
+        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)
+
+    def go(self, nearest: Tensor, settings: _Settings, *, steps_before: int) -> None:
+        """Take the steps; `nearest` keeps the distances of the points found so far."""
+        for step in range(steps_before + 1, steps_before + settings.steps + 1):
+            normal, gap = self._boundary()
+            self.point = self._approach(normal, gap, settings)
+            wrong = self._judge(nearest, step)
+            back = self.center + settings.beta * (self.point - self.center)
+            self.point = torch.where(per_sample(wrong, back), back, self.point)
+            if settings.early_stop:
+                self._take(~self.search.success[self.at])
+                if not len(self.at):
+                    return
+
+    def _boundary(self) -> tuple[Tensor, Tensor]:
+        """The nearest of the linearised boundaries at the current points: its normal `(B, N)` and how far to climb.
+
+        A shift `d` reaches it where `normal @ d = gap`.
+        """
+        seen = self.point.to(self.x.dtype).detach().requires_grad_()
+        logits = self.queries.logits_to_differentiate(seen, self.labels)
+        own = logits.gather(1, self.labels[:, None]).squeeze(1)
+        classes = self._rivals(logits)
+        self.search.spend(self.at, gradients=len(classes), forwards=1 - len(classes))  # all from one forward pass
+        normal, gap = torch.zeros_like(rows(self.center)), torch.zeros_like(self.eps)
+        shortest = torch.full_like(self.eps, torch.inf)
+        for i, rival in enumerate(classes):
+            lead = logits.gather(1, rival[:, None]).squeeze(1) - own
+            grad = rows(self.queries.pull_back(lead.sum(), seen, retain_graph=i + 1 < len(classes))).to(normal.dtype)
+            lead = lead.detach().to(normal.dtype)
+            steepness = torch.linalg.vector_norm(grad, ord=_DUAL_ORDERS[type(self.threat)], dim=1)
+            distance = lead.abs() / (steepness + 1e-12)
+            nearer = (distance < shortest) & (rival != self.labels)
+            normal, gap = torch.where(nearer[:, None], grad, normal), torch.where(nearer, -lead, gap)
+            shortest = torch.where(nearer, distance, shortest)
+        return normal, gap
+
+    def _rivals(self, logits: Tensor) -> list[Tensor]:
+        """The classes whose boundaries are considered, each as `(B,)`."""
+        if self.targets is not None:
+            return [self.targets]
+        return [torch.full_like(self.labels, index) for index in range(logits.shape[1])]
+
+    def _approach(self, normal: Tensor, gap: Tensor, settings: _Settings) -> Tensor:
+        """The next points: steps onto the boundary from here and from the clean input, mixed."""
+        here, clean = rows(self.point), rows(self.center)
+        from_clean = gap + (normal * (here - clean)).sum(dim=1)
+        gaps = torch.cat([gap, from_clean])
+        shift = self.shift(torch.cat([here, clean]), normal.repeat(2, 1), gaps, self.bounds)
+        length, clean_length = self.threat.norm(shift).clamp_min(1e-8).chunk(2)
+        share = (length / (length + clean_length)).clamp_max(settings.alpha_max)[:, None]
+        shift, clean_shift = shift.chunk(2)
+        mixed = (1 - share) * (here + settings.eta * shift) + share * (clean + settings.eta * clean_shift)
+        return mixed.clamp(*self.bounds).reshape(self.point.shape)
+
+    def _judge(self, nearest: Tensor, step: int) -> Tensor:
+        """Keep misclassified points that are inside and nearer than those before; gives all that are misclassified."""
+        distance = self.threat.norm(self.point - self.center)
+        inside = distance <= self.eps
+        seen = self.point.to(self.x.dtype)
+        if inside.any():  # what is judged is what may be returned
+            among = select(self.threat, inside)
+            seen[inside] = among.project(self.point[inside], self.x[inside])
+        wrong = misclassified(self.queries.logits(seen, self.labels), self.labels)
+        self.search.spend(self.at, forwards=1)
+        better = wrong & inside & (distance < nearest[self.at])
+        self.search.record(self.at, seen, better, step)
+        nearest[self.at] = torch.where(better, distance, nearest[self.at])
+        return wrong
+
+    def _take(self, kept: Tensor) -> None:
+        """Go on with some of the samples."""
+        if kept.all():
+            return
+        self.x, self.center, self.point = self.x[kept], self.center[kept], self.point[kept]
+        self.labels, self.eps, self.at = self.labels[kept], self.eps[kept], self.at[kept]
+        self.targets = None if self.targets is None else self.targets[kept]
+        self.threat = select(self.threat, kept)

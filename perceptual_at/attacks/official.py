@@ -1,0 +1,147 @@
+"""AutoAttack as its authors released it, called so that it leaves no traces."""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import logging
+import sys
+import warnings as python_warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptual_at._random import SampleGenerator
+from perceptual_at.attacks.protocol import Composition
+from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.threats import L1, L2, Linf
+
+NOTE = "steps and passes are not known: the official code does not count them"
+
+
+def attacks(
+    queries: Queries, composition: Composition, threat: Linf | L2 | L1, numbers: SampleGenerator, classes: int
+) -> tuple[list[Callable[[Tensor, Tensor, Tensor], Verdict]], list[str]]:
+    """The attacks of a composition, each run by the official code, and the list that its warnings go to.
+
+    Raises:
+        ImportError: if neither `pyautoattack` nor `autoattack` is installed.
+        ValueError: if the official code cannot do what is asked.
+    """
+    if isinstance(threat.eps, Tensor) or threat.bounds != (0.0, 1.0):
+        raise ValueError(f"auto_attack: the official code knows one eps and the box [0, 1] only, got {threat!r}.")
+    dlr = {"apgd-dlr": 3, "apgd-t": 4}
+    for name, _ in composition:
+        if classes < dlr.get(name, 2):
+            raise ValueError(
+                f"auto_attack: the official {name} needs at least {dlr[name]} classes, got {classes}; use "
+                'backend="native".'
+            )
+    heard: list[str] = []
+    package = _package()
+    run = functools.partial(_run, package, queries, threat, numbers.seed, heard)
+    return [functools.partial(run, name, options) for name, options in composition], heard
+
+
+def _package() -> str:
+    for name in ("pyautoattack", "autoattack"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+            return name
+    raise ImportError(
+        "auto_attack: backend='pyautoattack' needs the official code, which is not installed; run "
+        "`pip install 'perceptual-at[autoattack]'`."
+    )
+
+
+def _run(
+    package: str,
+    queries: Queries,
+    threat: Linf | L2 | L1,
+    seed: int,
+    heard: list[str],
+    name: str,
+    options: dict[str, Any],
+    x: Tensor,
+    labels: Tensor,
+    at: Tensor,  # noqa: ARG001  # the official code has no numbers per sample
+) -> Verdict:
+    if x.dtype != torch.float32:
+        raise ValueError(f"auto_attack: the official code computes in float32, got inputs of {x.dtype}.")
+    suite: Any = importlib.import_module(package).AutoAttack
+    with _no_traces(x, heard):
+        common = {"norm": type(threat).__name__, "eps": threat.eps, "device": x.device, "seed": seed}
+        listed = "attacks" if "attacks" in inspect.signature(suite).parameters else "attacks_to_run"
+        runner = suite(queries.model, version="custom", **{listed: [name]}, **common)
+        _set_up(package, runner, queries.model, name, options, common)
+        given = runner.run_standard_evaluation(x, labels, **{_batch_size(runner): len(x)})
+    x_adv = given[0] if isinstance(given, tuple) else given
+    x_adv = threat.project(x_adv.detach(), x)
+    success = misclassified(queries.logits(x_adv, labels), labels)
+    unknown = torch.zeros_like(labels)
+    return Verdict(x_adv, success, torch.where(success, unknown, -1), unknown, unknown)
+
+
+def _set_up(package: str, runner: Any, model: Any, name: str, options: dict[str, Any], common: dict[str, Any]) -> None:
+    """Give the runner the attack it needs, with the budgets of the composition."""
+    restarts, shared = options["restarts"], {**common, "verbose": False, "n_restarts": options["restarts"]}
+    if name == "square":
+        module = importlib.import_module(f"{package}.square")
+        runner.square = module.SquareAttack(
+            model, p_init=0.8, n_queries=options["queries"], resc_schedule=False, **shared
+        )
+    elif name.startswith("fab"):
+        module = importlib.import_module(f"{package}.fab_pt")
+        targets = {"n_target_classes": options["target_classes"]} if name == "fab-t" else {}
+        runner.fab = module.FABAttack_PT(model, n_iter=options["steps"], **targets, **shared)
+        if name == "fab-t" and restarts != 1:
+            raise ValueError("auto_attack: the official fab-t always runs once, got restarts != 1.")
+    else:
+        module = importlib.import_module(f"{package}.autopgd_base")
+        ascent = {
+            "n_iter": options["steps"], "eot_iter": options.get("eot", 1), "rho": 0.75,
+            "use_largereps": options.get("from_larger_eps", False), "logger": logging.getLogger(_LOGGER),
+        }  # fmt: skip
+        if name == "apgd-t":
+            targets = {"n_target_classes": options["target_classes"]}
+            runner.apgd_targeted = module.APGDAttack_targeted(model, **targets, **ascent, **shared)
+        else:
+            runner.apgd = module.APGDAttack(model, **ascent, **shared)
+
+
+def _batch_size(runner: Any) -> str:
+    return "batch_size" if "batch_size" in inspect.signature(runner.run_standard_evaluation).parameters else "bs"
+
+
+_LOGGER = "auto-attack"
+
+
+class _Listener(logging.Handler):
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _no_traces(x: Tensor, heard: list[str]) -> Iterator[None]:
+    """Keep random states and tracing as they are, and collect the warnings."""
+    logger, listener = logging.getLogger(_LOGGER), _Listener(heard)
+    propagates, trace = logger.propagate, sys.gettrace()
+    devices = [x.device] if x.is_cuda else []
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        with torch.random.fork_rng(devices=devices), python_warnings.catch_warnings(record=True) as caught:
+            python_warnings.simplefilter("always")
+            yield
+        heard.extend(str(warning.message) for warning in caught)
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagates
+        sys.settrace(trace)

@@ -1,0 +1,129 @@
+"""What an attack asks of the model: logits, and losses with their input gradients."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._rounding import wide
+from perceptual_at.attacks.freeze import Model
+from perceptual_at.attacks.targets import AttackLoss
+
+
+class Answer(NamedTuple):
+    """Loss of each sample, the gradient of their sum, and the logits they came from."""
+
+    values: Tensor
+    grad: Tensor
+    logits: Tensor
+
+
+class Queries:
+    """A model under attack; what model and loss return is checked at the first call.
+
+    Args:
+        function: the name that errors speak of.
+        model: maps inputs to logits.
+        label_range: smallest and largest label where known, to compare with the number of classes.
+        eot: how many passes make one answer, the mean of theirs; for models that are random.
+    """
+
+    def __init__(self, function: str, model: Model, label_range: tuple[int, int] | None, *, eot: int = 1) -> None:
+        self.function, self.model, self.label_range, self.eot = function, model, label_range, eot
+        self.logits_checked = self.values_checked = False
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> Answer:
+        """One forward and one input-gradient pass."""
+        return Answer(*_mean([self._gradient(x, labels, loss) for _ in range(self.eot)]))
+
+    def value(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor]:
+        """Loss of each sample and the logits: one forward pass."""
+        with torch.no_grad():
+            passes = [self._logits(x, labels) for _ in range(self.eot)]
+            values, logits = _mean([(self._values(logits, labels, loss), logits) for logits in passes])
+            return values, logits
+
+    def logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One forward pass; at least float32."""
+        with torch.no_grad():
+            (logits,) = _mean([(self._logits(x, labels),) for _ in range(self.eot)])
+            return logits
+
+    def logits_to_differentiate(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One forward pass that keeps its graph; `x` must require a gradient."""
+        return self._logits(x, labels)
+
+    def pull_back(self, total: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """Gradient of `total` with respect to `x`: one input-gradient pass."""
+        grad = None
+        if total.requires_grad:
+            grad = torch.autograd.grad(total, x, allow_unused=True, retain_graph=retain_graph)[0]
+        if grad is None:
+            raise ValueError(
+                f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
+                "from `x` by differentiable operations, outside torch.no_grad()."
+            )
+        # A sample whose gradient is undefined stays where it is instead of becoming NaN.
+        return grad.nan_to_num(nan=0.0)
+
+    def _gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, ...]:
+        x = x.detach().requires_grad_()
+        logits = self._logits(x, labels)
+        values = self._values(logits, labels, loss)
+        return values.detach(), self.pull_back(values.sum(), x), logits.detach()
+
+    def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(x)
+        if not self.logits_checked:
+            self._check_logits(logits, x.shape[0], labels)
+            self.logits_checked = True
+        return logits.to(wide(logits))
+
+    def _values(self, logits: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
+        values = loss(logits, labels)
+        if not self.values_checked:
+            self._check_values(values, logits.shape[0])
+            self.values_checked = True
+        return values
+
+    def _check_logits(self, logits: Any, batch: int, labels: Tensor) -> None:
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{self.function}: `model` must return a tensor of logits, got {type(logits).__name__}.")
+        if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+            raise ValueError(
+                f"{self.function}: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
+                f"{tuple(logits.shape)}."
+            )
+        if labels.ndim == 2 and labels.shape != logits.shape:
+            raise ValueError(
+                f"{self.function}: `labels` are class probabilities of shape {tuple(labels.shape)} but `model` "
+                f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+            )
+        if self.label_range is not None:
+            _check.label_range(self.function, *self.label_range, logits.shape[1])
+
+    def _check_values(self, values: Any, batch: int) -> None:
+        if not isinstance(values, Tensor) or values.shape != (batch,):
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"{self.function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
+                "losses pass reduction='none'."
+            )
+
+
+def _mean(passes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    if len(passes) == 1:
+        return passes[0]
+    return tuple(torch.stack(parts).mean(dim=0) for parts in zip(*passes, strict=True))
+
+
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Taken for another class than the label, boolean `(B,)`; logits with NaN are no verdict."""
+    return (logits.argmax(dim=1) != labels) & ~logits.isnan().any(dim=1)
+
+
+def classified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Taken for the class of the label, boolean `(B,)`; logits with NaN are no verdict."""
+    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)

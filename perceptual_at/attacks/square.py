@@ -1,0 +1,308 @@
+"""Square: random search over squares of pixels, which asks for no gradient."""
+
+import functools
+import math
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._shapes import per_sample
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
+from perceptual_at.attacks.balls import budgets, check_ball
+from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.targets import AttackLoss, margin
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.threats import L1, L2, Linf, select
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_ORDERS: dict[type, int] = {L2: 2, L1: 1}
+_TINY = 1e-12
+_CHUNK = 100  # proposals whose random numbers are drawn together
+
+
+@overload
+def square(
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def square(
+    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
+) -> Verdict: ...
+def square(  # type: ignore[misc]  # the options of the overloads are checked by the call
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    queries: int = 5000,
+    p_init: float = 0.8,
+    restarts: int = 1,
+    loss: AttackLoss = margin,
+    reach_edge: bool = True,
+    early_stop: bool = True,
+    model_mode: ModelMode = "eval",
+    validate: bool = True,
+    verdict: bool = False,
+    generator: _random.Generator | None = None,
+) -> Tensor | Verdict:
+    r"""Adversarial images by random search: squares are proposed one after the other and kept if the loss grows.
+
+    The search starts from vertical stripes at the edge of the ball (`Linf`) or from a grid of pyramids (`L2`, `L1`).
+    Proposal $i$ is a square of side $s$ at a random place, which covers a share $p_i$ of the image, so
+    $s = \mathrm{round}(\sqrt{p_i h w})$; $p_i$ starts at `p_init` and is halved after 10, 50, 200, 500, 1000, 2000,
+    4000, 6000 and 8000 proposals. In `Linf` the square takes one sign of $\pm\epsilon$ per channel. In `L2` and `L1`
+    it takes a pyramid on top of what it has, paid for by a second square that is emptied and by unspent budget.
+
+    The model is only asked for logits, so it need not be differentiable. Every sample has squares of its own.
+
+    Args:
+        model: maps inputs `(B, C, H, W)` to logits `(B, K)`.
+        x: clean images inside the bounds, any floating dtype. For other data add dimensions: `(B, N)` as
+            `(B, 1, 1, N)` proposes one entry at a time.
+        labels: class indices `(B,)`.
+        threat: `Linf`, `L2` or `L1`.
+        queries: number of proposals per restart, at one forward pass each.
+        p_init: share of the image that the first squares cover.
+        restarts: number of runs, each from new stripes or pyramids.
+        loss: per-sample function `(logits, labels) -> (B,)` to ascend.
+        reach_edge: squares lie anywhere in the image, as in the paper. Those of the released code never touch the last
+            row and column, which matters for small images.
+        early_stop: let a sample go at its first success. Without, all queries are used, and among misclassified
+            points the one of largest loss is returned.
+        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        validate: check once that inputs are finite and inside the bounds, and labels in range.
+        verdict: return a `Verdict`; its steps count forward passes after the clean one.
+        generator: source of the random numbers, on the device of `x`; a `SampleGenerator` for numbers of each sample's
+            own.
+
+    Returns:
+        The points found, misclassified or else of largest loss; shape and dtype of `x`, detached, inside ball and box
+        exactly. With `verdict=True` a `Verdict`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the threat none of the three.
+        ValueError: if `x` are no images, shapes or devices differ, inputs are outside the bounds or not finite,
+            labels or numbers out of range, or the model returns no logits.
+
+    Source:
+        Andriushchenko et al. 2020 (Square Attack), Algorithms 1 to 3; Croce and Hein 2021 ("Mind the box") for L1;
+        settings of AutoAttack.
+
+    Examples:
+        >>> model = lambda x: torch.stack([x.mean(dim=(1, 2, 3)), x.new_full((len(x),), 0.375)], dim=1)
+        >>> x, labels = torch.tensor([0.75, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4), torch.tensor([0, 0])
+        >>> square(model, x, labels, Linf(0.25), queries=100, verdict=True).success
+        tensor([False,  True])
+        >>> square(model, x, labels, Linf(0.25), queries=100, early_stop=False).amax(dim=(1, 2, 3))  # all the way
+        tensor([0.5000, 0.2500])
+    """
+    check_arguments("square", model, x, labels, threat, loss, "random", restarts)
+    _check.labels("square", labels, x=x)
+    check_ball("square", threat)
+    if x.ndim != 4:
+        raise ValueError(
+            f"square: `x` must be images of shape (B, C, H, W), got shape {tuple(x.shape)}; give vectors (B, N) as "
+            "(B, 1, 1, N), with a model that takes them so."
+        )
+    _check.count("square", "queries", queries)
+    _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
+    _check.choice("square", "model_mode", model_mode, ("eval", "keep"))
+    eps = budgets("square", threat, x)
+    with torch.inference_mode(False), torch.no_grad(), frozen(model, model_mode=model_mode) as f:
+        x, labels = plain(x), plain(labels).long()
+        label_range = check_values("square", x, labels, threat, "random") if validate else None
+        numbers = _random.per_sample_generator("square", generator, x)
+        search = Search(threat.project(x, x), labels)
+        if not x.numel():
+            return search.result(verdict)
+        asked = Queries("square", f, label_range)
+        everyone = torch.arange(len(x), device=x.device)
+        held, clean_logits = asked.value(search.x_adv, labels, loss)  # loss of each point in `search`
+        held = _defined(held)
+        search.spend(everyone, forwards=1)
+        search.judge(everyone, search.x_adv, clean_logits, 0)
+        right = search.remaining()
+        for restart in range(restarts):
+            at = search.remaining() if early_stop else right
+            if not len(at):
+                break
+            climb = _Climb(asked, loss, search, held, x, labels, threat, eps, at, numbers.take(at).fork(restart))
+            climb.go(queries, p_init, reach_edge, early_stop, restart * (queries + 1))
+    return search.result(verdict)
+
+
+def _defined(value: Tensor) -> Tensor:
+    """An undefined loss is below all others."""
+    return value.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+class _Climb:
+    """One run of random search, for the samples `at` of the batch that are still in play."""
+
+    def __init__(
+        self,
+        asked: Queries,
+        loss: AttackLoss,
+        search: Search,
+        held: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        threat: Linf | L2 | L1,
+        eps: Tensor,
+        at: Tensor,
+        numbers: _random.SampleGenerator,
+    ) -> None:
+        self.asked, self.loss, self.search, self.held, self.at = asked, loss, search, held, at
+        self.x, self.labels, self.eps, self.numbers = x[at], labels[at], eps[at], numbers
+        self.threat, self.kind = select(threat, at), type(threat)
+        self.point = self.x
+        self.values = torch.full_like(held[at], -math.inf)
+        self.won = torch.zeros_like(at, dtype=torch.bool)
+        self.drawn = at  # random numbers of the next proposals
+
+    def go(self, queries: int, p_init: float, reach_edge: bool, early_stop: bool, steps_before: int) -> None:
+        """Judge the start, then one proposal per query."""
+        self._judge(self._start(), steps_before + 1)
+        for query in range(queries):
+            if early_stop:
+                self._take(~self.won)
+            if not len(self.at):
+                return
+            if query % _CHUNK == 0:
+                shape = (len(self.at), _CHUNK, 5 + self.x.shape[1])
+                self.drawn = self.numbers.fork(1 + query // _CHUNK).integers(shape, below=2**31)
+            side = _side(self.kind, p_init, query, *self.x.shape[2:])
+            proposed = self._proposal(self.drawn[:, query % _CHUNK], side, reach_edge)
+            self._judge(proposed, steps_before + query + 2)
+        better = self.values > self.held[self.at]
+        self.search.settle(self.at, self.point, better)
+        self.held[self.at] = torch.where(better & ~self.search.success[self.at], self.values, self.held[self.at])
+
+    def _start(self) -> Tensor:
+        """Stripes or a grid of pyramids, with random signs."""
+        numbers, reach = self.numbers.fork(0), per_sample(self.eps, self.x)
+        samples, channels, height, width = self.x.shape
+        if self.kind is Linf:
+            stripes = numbers.signs((samples, channels, 1, width))
+            return self.threat.project(self.x + 2 * reach * stripes, self.x)
+        side, first, down, across = _grid(height, width)
+        turned = numbers.fork(1).integers((samples, down * across), below=2)
+        signs = numbers.signs((samples, channels, down * across, 1, 1))
+        tiles = signs * self._pyramids(side)[turned][:, None]
+        tiles = tiles.reshape(samples, channels, down, across, side, side)
+        delta = torch.zeros_like(self.x, dtype=reach.dtype)
+        covered = slice(first, first + down * side), slice(first, first + across * side)
+        delta[:, :, covered[0], covered[1]] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+        return self._allowed(delta)
+
+    def _proposal(self, drawn: Tensor, side: int, reach_edge: bool) -> Tensor:
+        """The current points with another square."""
+        channels, height, width = self.x.shape[1:]
+        down = drawn[:, 0:4:2] % max(1, height - side + reach_edge)
+        across = drawn[:, 1:4:2] % max(1, width - side + reach_edge)
+        first = _places(down[:, 0], across[:, 0], side, width, channels)
+        signs = (drawn[:, 5:, None] & 1) * 2 - 1
+        if self.kind is Linf:
+            clean = self.x.flatten(2).gather(2, first)
+            changed = self.threat.project(clean + 2 * per_sample(self.eps, clean) * signs, clean)
+            return self.point.flatten(2).scatter(2, first, changed).reshape(self.x.shape)
+        second = _places(down[:, 1], across[:, 1], side, width, channels)
+        pattern = signs * self._pyramids(side).flatten(1)[drawn[:, 4] & 1][:, None]
+        return self._moved(first, second, pattern)
+
+    def _moved(self, first: Tensor, second: Tensor, pattern: Tensor) -> Tensor:
+        """The current points with a pyramid added in the first square, and the second one emptied."""
+        order, channels = _ORDERS[self.kind], self.x.shape[1]
+        delta = (self.point.to(self.eps.dtype) - self.x).flatten(2)
+        size = per_sample(self.threat.norm(delta), delta)
+        old = delta.gather(2, first)
+        delta = delta.scatter(2, first, 0.0)
+        freed = (old.abs() ** order).sum(dim=2, keepdim=True)
+        freed = freed + (delta.gather(2, second).abs() ** order).sum(dim=2, keepdim=True)
+        unspent = (per_sample(self.eps, delta) ** order - size**order).clamp_min(0) / channels
+        new = pattern + old / (_length(old, order) + _TINY)
+        new = new / (_length(new, order) + _TINY)
+        new = new * ((unspent + freed).sqrt() if order == 2 else (unspent + freed) * channels)
+        delta = delta.scatter(2, second, 0.0).scatter(2, first, new)
+        return self._allowed(delta.reshape(self.x.shape))
+
+    def _allowed(self, delta: Tensor) -> Tensor:
+        """Where a perturbation leads; in L2 it is scaled to the whole budget first."""
+        if self.kind is L2:
+            delta = delta * per_sample(self.eps / (self.threat.norm(delta) + _TINY), delta)
+        return self.threat.project(self.x + delta, self.x)
+
+    def _pyramids(self, side: int) -> Tensor:
+        return _pyramids(side, _ORDERS[self.kind], self.eps.dtype, self.eps.device)
+
+    def _judge(self, points: Tensor, step: int) -> None:
+        """Keep points of larger loss, and the first that is misclassified."""
+        values, logits = self.asked.value(points, self.labels, self.loss)
+        self.search.spend(self.at, forwards=1)
+        values, wrong = _defined(values), misclassified(logits, self.labels)
+        better = torch.where(self.won, wrong & (values > self.values), wrong | (values > self.values))
+        self.point = torch.where(per_sample(better, points), points, self.point)
+        self.values = torch.where(better, values, self.values)
+        self.won = self.won | wrong
+        found = better & wrong & (~self.search.success[self.at] | (values > self.held[self.at]))
+        if found.any():
+            self.search.record(self.at, points, found, step)
+            self.held[self.at] = torch.where(found, values, self.held[self.at])
+
+    def _take(self, kept: Tensor) -> None:
+        """Go on with some of the samples."""
+        if kept.all():
+            return
+        self.x, self.point, self.labels, self.eps = self.x[kept], self.point[kept], self.labels[kept], self.eps[kept]
+        self.values, self.won, self.at = self.values[kept], self.won[kept], self.at[kept]
+        self.numbers, self.drawn = self.numbers.take(kept), self.drawn[kept]
+        self.threat = select(self.threat, kept)
+
+
+def _side(kind: type, p_init: float, query: int, height: int, width: int) -> int:
+    """Side of the square of a proposal; odd for pyramids, so that they have a middle."""
+    share = p_init / 2 ** sum(query > after for after in _HALVINGS)
+    side = round(math.sqrt(share * height * width))
+    side = max(side, 1) if kind is Linf else max(side, 3) | 1
+    return min(side, height, width)
+
+
+def _grid(height: int, width: int) -> tuple[int, int, int, int]:
+    """Five tiles along the shorter side: their side, where the first begins, how many fit down and across."""
+    shorter = min(height, width)
+    side = max(shorter // 5, 1)
+    first = max(shorter - 5 * side, 0) // 2
+    return side, first, (height - first) // side, (width - first) // side
+
+
+def _places(down: Tensor, across: Tensor, side: int, width: int, channels: int) -> Tensor:
+    """Where the pixels of squares lie in flattened images, `(B, C, side * side)`."""
+    steps = torch.arange(side, device=down.device)
+    places = (down[:, None] + steps)[:, :, None] * width + (across[:, None] + steps)[:, None, :]
+    return places.flatten(1)[:, None].expand(-1, channels, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _pyramids(side: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A positive and a negative pyramid side by side, of unit length, and the same turned; `(2, side, side)`."""
+    both = torch.cat([_pyramid(side // 2, side, order), -_pyramid(side - side // 2, side, order)])
+    both = both / _length(both, order, dim=(0, 1))
+    return torch.stack([both, both.T]).to(device, dtype)
+
+
+def _pyramid(height: int, width: int, order: int) -> Tensor:
+    """Sum of nested squares around the middle, the k-th with weight `1 / k^2` (`1 / k^4` in L1), of unit length."""
+    down, across = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    ring = torch.maximum(down.abs()[:, None], across.abs())
+    weights = torch.arange(1, 2 + max(height // 2, width // 2), dtype=torch.float64) ** (-4.0 / order)
+    total = weights.flip(0).cumsum(dim=0).flip(0)[ring]
+    return total / _length(total, order, dim=(0, 1))
+
+
+def _length(value: Tensor, order: int, dim: int | tuple[int, ...] = 2) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(value, ord=order, dim=dim, keepdim=True)
+    return length

@@ -1,0 +1,47 @@
+"""What an attack found out about each sample."""
+
+import dataclasses
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Adversarial inputs, and per sample whether the attack succeeded and what it cost.
+
+    Attacks return it when called with `verdict=True`. Success was seen, not inferred: the model was run on
+    exactly the `x_adv` that is returned, in the precision of the call, and took it for another class (for the
+    target class in an attack with `targets`). A sample that the model gets wrong without any attack is a success at
+    step 0. Logits with NaN are neither right nor wrong and never count as success.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
+        >>> x, labels = torch.tensor([[0.75], [0.375]]), torch.tensor([0, 0])
+        >>> verdict = pgd(model, x, labels, Linf(0.25), steps=4, start="clean", keep="best", verdict=True)
+        >>> verdict.success, verdict.robust
+        (tensor([False,  True]), tensor([ True, False]))
+        >>> verdict.x_adv
+        tensor([[0.5000],
+                [0.1250]])
+        >>> verdict.gradients, verdict.forwards  # one more forward pass to judge the last point
+        (tensor([4, 4]), tensor([5, 5]))
+    """
+
+    x_adv: Tensor
+    """Shape and dtype of the inputs, inside ball and box."""
+    success: Tensor
+    """Misclassified at `x_adv`, boolean `(B,)`."""
+    step: Tensor
+    """Step that reached `x_adv`, 0 for the starting point; -1 without success. Integers `(B,)`."""
+    gradients: Tensor
+    """Input gradients of the model that were spent on the sample, integers `(B,)`."""
+    forwards: Tensor
+    """Forward passes that were spent on the sample, those of the gradients included, integers `(B,)`."""
+
+    def __len__(self) -> int:
+        return self.success.shape[0]
+
+    @property
+    def robust(self) -> Tensor:
+        """Samples that withstood the attack, boolean `(B,)`."""
+        return ~self.success
