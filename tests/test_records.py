@@ -259,6 +259,33 @@ def test_a_function_is_known_by_its_code_and_what_it_holds():
     assert model_fingerprint(scaled(network())) != model_fingerprint(scaled(network(1)))
 
 
+def test_a_function_may_hold_itself_and_an_empty_cell():
+    def repeated(x, times):
+        return x if times == 0 else repeated(later(x), times - 1)
+
+    assert model_fingerprint(repeated) == model_fingerprint(repeated)
+    assert "repeated" in describe(repeated)
+
+    def later(x):
+        return x
+
+
+def test_texts_are_the_same_in_every_process():
+    code = (
+        "from perceptual_at.evaluation.fingerprints import describe\n"
+        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if 'a' in {'a', 'b', 'c'} else kinds\n"
+        "print(describe(attack))"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(seen) == 1
+
+
 def test_samples_are_known_by_input_and_label_whatever_the_batch():
     x, labels = samples()
     whole = sample_fingerprints(x, labels)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,10 +84,16 @@ def describe(value: Any) -> str:
         >>> describe(functools.partial(pgd, threat=Linf(8 / 255), steps=20))
         'pgd(threat=Linf(eps=8/255), steps=20)'
     """
+    return _described(value, ())
+
+
+def _described(value: Any, within: tuple[Any, ...]) -> str:
+    """The text of a value that stands within some functions, which may hold themselves."""
+    part = functools.partial(_described, within=within)
     if isinstance(value, functools.partial):
-        given = [describe(one) for one in value.args]
-        given += [f"{name}={describe(one)}" for name, one in value.keywords.items()]
-        return f"{describe(value.func)}({', '.join(given)})"
+        given = [part(one) for one in value.args]
+        given += [f"{name}={part(one)}" for name, one in value.keywords.items()]
+        return f"{part(value.func)}({', '.join(given)})"
     if isinstance(value, Tensor):
         return f"tensor{tuple(value.shape)} {_hash(_bytes(value))}"
     if isinstance(value, torch.Generator):
@@ -94,33 +101,38 @@ def describe(value: Any) -> str:
     if isinstance(value, nn.Module):
         return f"{type(value).__name__} {model_fingerprint(value)}"
     if inspect.ismethod(value):
-        return f"{describe(value.__self__)}.{value.__name__}"
+        return f"{part(value.__self__)}.{value.__name__}"
     if inspect.isfunction(value):
-        return _function(value)
+        return _function(value, within)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {describe(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {part(one)}" for key, one in value.items()) + "}"
     if isinstance(value, tuple | list):
-        held = ", ".join(describe(one) for one in value)
+        held = ", ".join(part(one) for one in value)
         return f"[{held}]" if isinstance(value, list) else f"({held})"
+    if isinstance(value, set | frozenset):  # in an order that is the same in every process
+        return "{" + ", ".join(sorted(part(one) for one in value)) + "}"
     text = _without_addresses(repr(value))
     if dataclasses.is_dataclass(value):  # a repr may leave tensors out
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        text += "".join(f" {describe(one)}" for one in fields if isinstance(one, Tensor))
+        text += "".join(f" {part(one)}" for one in fields if isinstance(one, Tensor))
     return text
 
 
-def _function(function: Any) -> str:
+def _function(function: Any, within: tuple[Any, ...]) -> str:
+    name = f"{function.__module__}.{function.__qualname__}"
     if function.__module__.startswith("perceptual_at."):
         return str(function.__name__)
-    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    if function in within:
+        return name
+    closure = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
     held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *closure]
-    code = _hash(_code(function.__code__).encode(), *(describe(one).encode() for one in held))
-    return f"{function.__module__}.{function.__qualname__} {code}"
+    texts = [_described(one, (*within, function)) for one in held]
+    return f"{name} {_hash(_code(function.__code__).encode(), *(text.encode() for text in texts))}"
 
 
 def _code(code: Any) -> str:
     """Instructions, names and constants; functions inside are constants too."""
-    constants = [_code(one) if inspect.iscode(one) else repr(one) for one in code.co_consts]
+    constants = [_code(one) if inspect.iscode(one) else _described(one, ()) for one in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
