@@ -270,20 +270,17 @@ def test_a_function_may_hold_itself_and_an_empty_cell():
         return x
 
 
-def test_texts_are_the_same_in_every_process():
+def test_texts_are_the_same_in_every_process(capsys):
     code = (
         "from perceptual_at.evaluation.fingerprints import describe\n"
-        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if 'a' in {'a', 'b', 'c'} else kinds\n"
+        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c', 'd'} else kinds\n"
         "print(describe(attack))"
     )
-    seen = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert len(seen) == 1
+    exec(code, {"__name__": "__main__"})
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert elsewhere.stdout == capsys.readouterr().out  # strings hash differently there
 
 
 def test_samples_are_known_by_input_and_label_whatever_the_batch():
