@@ -273,7 +273,7 @@ def test_a_function_may_hold_itself_and_an_empty_cell():
 def test_texts_are_the_same_in_every_process(capsys):
     code = (
         "from perceptual_at.evaluation.fingerprints import describe\n"
-        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c', 'd'} else kinds\n"
+        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c'} else kinds\n"
         "print(describe(attack))"
     )
     exec(code, {"__name__": "__main__"})
