@@ -25,7 +25,18 @@ from perceptual_at.attacks import (
 )
 from perceptual_at.averaging import call_with, ema_update, snapshot
 from perceptual_at.divergences import cosine_distance, js_divergence, kl_divergence, squared_error
-from perceptual_at.evaluation import Evaluation, evaluate
+from perceptual_at.evaluation import (
+    Check,
+    Evaluation,
+    aggregate,
+    compare,
+    evaluate,
+    mcnemar,
+    quantize,
+    sanity_checks,
+    still_adversarial,
+    wilson_interval,
+)
 from perceptual_at.losses import (
     boosted_cross_entropy,
     consistency_loss,
@@ -89,6 +100,14 @@ __all__ = [  # noqa: RUF022
     "nrr",
     "evaluate",
     "Evaluation",
+    "compare",
+    "aggregate",
+    "wilson_interval",
+    "mcnemar",
+    "sanity_checks",
+    "Check",
+    "quantize",
+    "still_adversarial",
     "objectives",
     "theory",
 ]

@@ -112,6 +112,48 @@ def published_trade_offs(
     return ax
 
 
+def accuracy_bars(results: Mapping[str, Evaluation], *, ax: Any = None) -> Any:
+    """Clean, robust and worst-case accuracies as bars, with their 95 % intervals.
+
+    Args:
+        results: by the name of the model, what `evaluate` gave, with the same attacks.
+        ax: matplotlib axes to draw on; a new figure is made if absent.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if there is no result, or they have other attacks.
+        ImportError: if matplotlib is not installed.
+
+    Examples:
+        >>> result = Evaluation(torch.tensor([True, True]), {"pgd20": torch.tensor([True, False])})
+        >>> ax = accuracy_bars({"mine": result})
+        >>> [float(bar.get_height()) for bar in ax.patches]
+        [100.0, 50.0, 50.0]
+    """
+    if not results:
+        raise ValueError("accuracy_bars: `results` is empty.")
+    first = next(iter(results.values())).columns
+    for name, result in results.items():
+        if result.columns != first:
+            raise ValueError(f"accuracy_bars: {name!r} has {', '.join(result.columns)} instead of {', '.join(first)}.")
+    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    width = 0.8 / len(results)
+    for number, (name, result) in enumerate(results.items()):
+        places = [place + width * (number - (len(results) - 1) / 2) for place in range(len(first))]
+        heights = [100 * result.verdicts(column).double().mean().item() for column in first]
+        ends = [result.interval(column) for column in first]
+        below = [max(0.0, height - 100 * end.low) for height, end in zip(heights, ends, strict=True)]
+        above = [max(0.0, 100 * end.high - height) for height, end in zip(heights, ends, strict=True)]
+        ax.bar(places, heights, width=0.9 * width, yerr=[below, above], capsize=3, label=name, color=f"C{number}")
+    ax.set_xticks(range(len(first)), [column.replace("worst_case", "worst case") for column in first])
+    ax.set(ylabel="accuracy (%)", ylim=(0, 105))
+    if len(results) > 1:
+        ax.legend(frameon=False)
+    return ax
+
+
 def perception_bars(gaps: Mapping[str, PerceptionGap], *, ax: Any = None) -> Any:
     """How far perturbations move the perception of success and failure cases, with the accuracies as lines.
 

@@ -20,7 +20,8 @@ NAMES = {
         boundary_partition Partition
         squared_error kl_divergence js_divergence cosine_distance
         snapshot ema_update call_with
-        accuracy mean_score nrr evaluate Evaluation
+        accuracy mean_score nrr
+        evaluate Evaluation compare aggregate wilson_interval mcnemar sanity_checks Check quantize still_adversarial
         objectives theory
     """,
     "perceptual_at.attacks": """

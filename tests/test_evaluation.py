@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from perceptual_at import L2, Evaluation, Linf, evaluate, mean_score, nrr, pgd
+from perceptual_at import L2, Evaluation, Linf, compare, evaluate, mean_score, nrr, pgd, wilson_interval
+from perceptual_at.attacks.autoattack import auto_attack
+from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.plotting import accuracy_bars
 from tests.strategies import clean_inputs, integers
 
 quiet = partial(evaluate, progress=False)
@@ -151,11 +154,11 @@ def test_the_model_is_left_as_found_and_judged_in_eval_mode(threat):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_clean_passes_need_no_gradient_and_are_one_per_batch():
+def test_clean_passes_need_no_gradient_and_are_one_per_batch_after_a_second_look_at_the_first():
     model = Net()
     x, labels = clean_inputs(0, (20, 3, 2, 2), (0.0, 1.0), torch.float32), integers(0, 20, below=4)
     quiet(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], {})
-    assert model.calls == [(False, 12, False), (False, 8, False)]
+    assert model.calls == [(False, 12, False), (False, 12, False), (False, 8, False)]
 
 
 def test_the_model_is_left_as_found_when_an_attack_raises():
@@ -199,6 +202,246 @@ def test_a_real_attack_finds_what_the_hand_finds():
     assert result.robust["pgd"].tolist() == [True, True, False, False, True, False]
 
 
+# Noise, indices, verdicts -------------------------------------------------------------------------------------------
+
+
+class Smooth(nn.Module):
+    """In float64, where batches of another size round to the same verdicts."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last = (
+            torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((12, 20), (20, 4))
+        )
+
+    def forward(self, x):
+        return torch.tanh(x.flatten(1) @ self.first) @ self.last
+
+
+def noisy_samples(n=60):
+    x = clean_inputs(3, (n, 3, 2, 2), (0.0, 1.0), torch.float64)
+    return x, Smooth()(x).argmax(dim=1)
+
+
+RANDOM_STARTS = {name: partial(pgd, threat=Linf(0.08), steps=1, step_size=0.01) for name in ("one", "two")}
+
+
+def cut(size, order=None):
+    x, labels = noisy_samples()
+    order = torch.arange(len(x)) if order is None else order
+    return [(x[rows], labels[rows], rows) for rows in order.split(size)]
+
+
+def test_noise_belongs_to_the_sample_whatever_the_batches_order_and_share():
+    whole = quiet(Smooth(), [noisy_samples()], RANDOM_STARTS)
+    assert not torch.equal(whole.robust["one"], whole.robust["two"])  # each attack has its own
+    assert 0.1 < whole.worst_case < 0.9
+    for size in (1, 7):
+        parts = quiet(Smooth(), cut(size), RANDOM_STARTS)
+        assert all(torch.equal(parts.robust[name], whole.robust[name]) for name in RANDOM_STARTS)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    shuffled = quiet(Smooth(), cut(9, order), RANDOM_STARTS)
+    assert torch.equal(shuffled.index, order)
+    assert torch.equal(shuffled.robust["two"], whole.robust["two"][order])
+    assert shuffled.provenance["data"] == whole.provenance["data"]
+    half = quiet(Smooth(), cut(9, order[30:]), RANDOM_STARTS)  # what another process would do
+    assert torch.equal(half.robust["two"], shuffled.robust["two"][30:])
+
+
+def test_another_seed_draws_other_noise_and_the_same_seed_the_same():
+    first, same, other = (quiet(Smooth(), [noisy_samples()], RANDOM_STARTS, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.robust["one"], same.robust["one"])
+    assert not torch.equal(first.robust["one"], other.robust["one"])
+
+
+def test_a_generator_goes_only_to_attacks_that_want_one():
+    given = {}
+
+    def bare(model, x, labels):
+        return x
+
+    def wants(model, x, labels, *, generator=None):
+        given["wants"] = generator
+        return x
+
+    def has(model, x, labels, *, generator):
+        given["has"] = generator
+        return x
+
+    def must(model, x, labels, generator):
+        raise AssertionError("called")
+
+    own = torch.Generator()
+    attacks = {"bare": bare, "wants": wants, "has": partial(has, generator=own), "class": Verdictless()}
+    quiet(threshold, LOADER, attacks, seed=5)
+    assert given["has"] is own
+    assert (given["wants"].seed, given["wants"].index.tolist()) == (5, [4, 5])  # of the last batch
+    with pytest.raises(TypeError, match="generator"):
+        quiet(threshold, LOADER, {"must": must})
+
+
+class Verdictless:
+    def __call__(self, model, x, labels):
+        return x
+
+
+def test_what_an_attack_says_of_itself_is_judged_anew():
+    def boasts(model, x, labels):
+        n = len(x)
+        return Verdict(x, torch.ones(n, dtype=torch.bool), torch.zeros(n), torch.full((n,), 3), torch.full((n,), 4))
+
+    result = quiet(threshold, LOADER, {"boasts": boasts})
+    assert result.robust["boasts"].tolist() == RIGHT
+    assert any("5 successes it reported are none for the model" in text for text in result.warnings)
+    assert (result.costs["boasts"].gradients, result.costs["boasts"].forwards) == (15, 20)
+
+
+def test_costs_are_those_of_the_verdict_and_clean_mistakes_cost_nothing():
+    attacks = {"pgd": partial(pgd, threat=Linf(0.06), steps=3, verdict=True), "plain": partial(pgd, threat=Linf(0.06))}
+    result = quiet(threshold, LOADER, attacks)
+    assert (result.costs["pgd"].gradients, result.costs["pgd"].forwards) == (3 * sum(RIGHT), 4 * sum(RIGHT))
+    assert (result.costs["plain"].gradients, result.costs["plain"].forwards) == (None, None)
+    assert result.costs["pgd"].seconds > 0
+
+
+def test_warnings_and_protocol_of_an_ensemble_are_in_the_report():
+    attack = partial(auto_attack, threat=Linf(0.06), version=["apgd-ce", "fab"], verdict=True)
+    result = quiet(threshold, LOADER, {"aa": attack})
+    assert result.attacks["aa"]["protocol"]["name"] == "custom: apgd-ce + fab, Linf(eps=0.06)"
+    assert sum(result.attacks["aa"]["broken_by"].values()) == int((result.correct & ~result.robust["aa"]).sum()) > 0
+    assert any(text.startswith("aa: the model seems to return probabilities") for text in result.warnings)
+    assert "protocol custom: apgd-ce + fab" in result.to_markdown()
+
+
+def test_in_cascade_broken_samples_leave():
+    seen = []
+
+    def spy(model, x, labels):
+        seen.extend(x.flatten().tolist())
+        return push(0.2)(model, x, labels)
+
+    attacks = {"near": push(0.05), "far": spy}
+    result, each = quiet(threshold, LOADER, attacks, cascade=True), quiet(threshold, LOADER, attacks)
+    assert seen[:3] == pytest.approx([0.9, 0.6, 0.1])  # 0.52 and 0.45 are broken by then, 0.4 was never right
+    assert result.worst_case == each.worst_case == result.robust_accuracy["far"]
+    assert "In cascade" in result.to_markdown()
+    assert "In cascade" not in each.to_markdown()
+
+    def helps_nobody(model, x, labels):
+        return x
+
+    order = quiet(threshold, LOADER, {"far": push(0.2), "none": helps_nobody}, cascade=True)
+    assert order.robust["none"].tolist() == order.robust["far"].tolist()  # its column counts those before it
+
+
+def test_the_report_says_which_point_was_judged():
+    attacks = {
+        "last": partial(pgd, threat=Linf(0.1)), "best": partial(pgd, threat=Linf(0.1), keep="best"), "push": push(0.1),
+    }  # fmt: skip
+    text = quiet(threshold, LOADER, attacks).to_markdown()
+    assert "(last: final iterate, best: any iterate, push: returned point)" in text
+
+
+# Random models ------------------------------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """Right at 0.9, wrong at 0.1, and a coin in between."""
+
+    def forward(self, x):
+        sure = (x - 0.5).abs() > 0.3
+        coin = torch.rand_like(x).round()
+        z = torch.where(sure, (x > 0.5).float(), coin)
+        return torch.cat([5 * z, 5 - 5 * z], dim=1)
+
+
+def test_a_random_model_is_found_and_judged_again():
+    x, labels = torch.tensor([[0.9], [0.55], [0.1]] * 20), torch.zeros(60, dtype=torch.long)
+    torch.manual_seed(0)
+    once = quiet(Noisy(), [(x, labels)], {"none": push(0.0)})
+    assert any("random" in text and "use `repeats`" in text for text in once.warnings)
+    result = quiet(Noisy(), [(x, labels)], {"none": push(0.0), "half": push(0.35)}, repeats=12)
+    assert result.repeated["clean"].shape == (12, 60)
+    assert torch.equal(result.correct, result.repeated["clean"].all(dim=0))
+    assert result.clean_accuracy == pytest.approx(1 / 3, abs=0.02)  # the coins fail once in twelve
+    assert result.mean_over_repeats()["clean"] == pytest.approx(1 / 2, abs=0.05)
+    assert result.mean_over_repeats()["none"] == pytest.approx(1 / 3 + 1 / 12, abs=0.05)  # right twice
+    assert result.robust_accuracy["half"] == 0.0
+    assert "in all of 12 passes" in result.to_markdown()
+
+
+def test_in_cascade_a_random_model_is_right_only_in_passes_in_which_it_was_so_before():
+    x, labels = torch.full((40, 1), 0.55), torch.zeros(40, dtype=torch.long)
+    torch.manual_seed(0)
+    result = quiet(Noisy(), [(x, labels)], {"a": push(0.0), "b": push(0.0)}, repeats=8, cascade=True)
+    clean, a, b = (result.repeated[name] for name in ("clean", "a", "b"))
+    assert bool((clean >= a).all())
+    assert bool((a >= b).all())
+    assert result.mean_over_repeats()["b"] == pytest.approx(1 / 8, abs=0.06)
+
+
+def test_a_deterministic_model_is_judged_once_whatever_the_repeats():
+    model = Net()
+    x, labels = clean_inputs(0, (20, 3, 2, 2), (0.0, 1.0), torch.float32), integers(0, 20, below=4)
+    result = quiet(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], {}, repeats=5)
+    assert [size for _, size, _ in model.calls] == [12, 12, 8]
+    assert result.repeated == {}
+
+
+# What speaks against a number ---------------------------------------------------------------------------------------
+
+
+def test_accuracy_at_chance_is_said():
+    x, labels = clean_inputs(0, (200, 4), (0.0, 1.0), torch.float32), integers(0, 200, below=4)
+    (warning,) = quiet(lambda x: 3 * x, [(x, labels)], {}).warnings
+    assert "cannot be told from chance (25.00 %): labels or preprocessing look wrong" in warning
+    assert quiet(lambda x: 3 * x, [(x, x.argmax(dim=1))], {}).warnings == ()
+
+
+def test_probabilities_are_said():
+    x = clean_inputs(0, (50, 4), (0.0, 1.0), torch.float32)
+    (warning,) = quiet(lambda x: x.softmax(dim=1), [(x, x.argmax(dim=1))], {}).warnings
+    assert "probabilities, not logits" in warning
+
+
+def test_undefined_logits_are_an_error_on_clean_inputs_and_wrong_on_adversarial_ones():
+    def model(x):
+        return torch.where(x < 0.3, torch.nan, threshold(x))
+
+    with pytest.raises(ValueError, match="gives NaN for 1 of 2 clean inputs"):
+        quiet(model, [(X[[0, 4]], LABELS[:2])], {})
+    result = quiet(model, [(X[:2], LABELS[:2])], {"far": push(0.35)})
+    assert result.robust["far"].tolist() == [True, False]
+    assert "far: logits with NaN at 1 adversarial inputs; counted as wrong" in result.warnings
+
+
+def test_malformed_batches_and_names_are_refused():
+    index = torch.arange(4)
+    bad = {
+        "`x` contains NaN": lambda: quiet(threshold, [(X * torch.nan, LABELS)], {}),
+        "attack 'nan' returned NaN or infinite inputs for 5 samples": lambda: quiet(
+            threshold, [(X, LABELS)], {"nan": lambda model, x, labels: x / 0}
+        ),
+        "index 2 twice": lambda: quiet(threshold, [(*LOADER[0], index), (X[:1], LABELS[:1], index[2:3])], {}),
+        "an index twice": lambda: quiet(threshold, [(*LOADER[0], index * 0)], {}),
+        "index": lambda: quiet(threshold, [(*LOADER[0], index[:2])], {}),
+        "`loader` must give pairs": lambda: quiet(threshold, [(*LOADER[0], index.float())], {}),
+        "called 'clean'": lambda: quiet(threshold, LOADER, {"clean": push(0.1)}),
+        "called 'worst_case'": lambda: quiet(threshold, LOADER, {"worst_case": push(0.1)}),
+        "called 3": lambda: quiet(threshold, LOADER, {3: push(0.1)}),
+        "K >= 2": lambda: quiet(lambda x: x, LOADER, {}),
+        "labels` must lie in": lambda: quiet(threshold, [(X, LABELS + 1)], {}),
+        "`classes` must hold 2 names": lambda: quiet(threshold, LOADER, {}, classes=["one"]),
+        "`repeats` must be at least 1": lambda: quiet(threshold, LOADER, {}, repeats=0),
+        "`seed` must be an integer": lambda: quiet(threshold, LOADER, {}, seed=0.5),
+        "`checks` need a threat": lambda: quiet(threshold, LOADER, {"push": push(0.1)}, checks=True),
+    }
+    for words, call in bad.items():
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+
+
 # What it prints ---------------------------------------------------------------------------------------------------
 
 
@@ -237,3 +480,103 @@ def test_a_loader_without_samples_is_refused():
     for loader in ([], [(X[:0], LABELS[:0])]):
         with pytest.raises(ValueError, match="evaluate: `loader`"):
             quiet(threshold, loader, {})
+
+
+def named():
+    attacks = {"near": push(0.05), "pgd": partial(pgd, threat=Linf(0.2), steps=4, verdict=True)}
+    return quiet(threshold, LOADER, attacks, classes=["high", "low"])
+
+
+def test_classes_are_counted_apart():
+    assert named().per_class() == {
+        "high": pytest.approx({"n": 4, "clean": 3 / 4, "near": 2 / 4, "pgd": 1 / 4, "worst_case": 1 / 4}),
+        "low": pytest.approx({"n": 2, "clean": 1.0, "near": 1 / 2, "pgd": 1 / 2, "worst_case": 1 / 2}),
+    }
+    numbered = quiet(threshold, LOADER, {})
+    assert list(numbered.per_class()) == ["0", "1"]
+    with pytest.raises(ValueError, match="not known"):
+        Evaluation(torch.tensor([True]), {}).per_class()
+
+
+def test_every_accuracy_has_an_interval_that_says_how_small_the_sample_is():
+    result = named()
+    assert result.interval("clean") == wilson_interval(5, 6)
+    assert result.interval("worst_case", confidence=0.5) == wilson_interval(2, 6, confidence=0.5)
+    assert "| worst case | 33.33 | 9.68 to 70.00 |" in result.to_markdown()
+
+
+def test_the_report_as_markdown_and_latex():
+    result = named()
+    lines = result.to_markdown().splitlines()
+    assert lines[0] == "|  | accuracy, % | 95 % interval | gradients | forwards | seconds |"
+    assert lines[2].startswith("| clean | 83.33 | 43.65 to 96.99 |  |  |  |")
+    assert lines[4].startswith("| pgd | 33.33 | 9.68 to 70.00 | 20 | 25 | ")
+    assert "| high | 4 | 75.00 | 50.00 | 25.00 | 25.00 |" in lines
+    assert any(line.startswith("- Warning: clean accuracy 83.33 % on 6 samples cannot be told") for line in lines)
+    assert "`pgd(threat=Linf(eps=51/255), steps=4, verdict=True)`" in result.to_markdown()
+    assert result.provenance["model"] in result.to_markdown()
+    table = result.to_latex()
+    assert table.startswith("\\begin{tabular}{lrr}")
+    assert "worst case & 33.33 & 9.68 to 70.00 \\\\" in table
+
+
+def test_the_report_comes_back_from_json(tmp_path):
+    result = evaluate(
+        threshold, LOADER, {"pgd": partial(pgd, threat=Linf(0.2), verdict=True)}, progress=False, checks=True
+    )
+    result.to_json(tmp_path / "deep" / "report.json")
+    again = Evaluation.from_json(tmp_path / "deep" / "report.json")
+    assert again.to_dict() == result.to_dict()
+    assert torch.equal(again.correct, result.correct)
+    assert torch.equal(again.robust["pgd"], result.robust["pgd"])
+    assert again.to_markdown() == result.to_markdown()
+    assert (again.costs, again.checks, again.warnings) == (result.costs, result.checks, result.warnings)
+    assert again.provenance == result.provenance
+    assert compare(again, result)["pgd"].p == 1.0
+    content = json.loads((tmp_path / "deep" / "report.json").read_text())
+    assert content["summary"] == result.to_dict()
+    assert content["provenance"]["versions"]["torch"] == torch.__version__
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="was not written by"):
+        Evaluation.from_json(tmp_path / "other.json")
+
+
+def test_repeats_come_back_from_json_too(tmp_path):
+    torch.manual_seed(0)
+    x, labels = torch.full((9, 1), 0.55), torch.zeros(9, dtype=torch.long)
+    result = quiet(Noisy(), [(x, labels)], {"none": push(0.0)}, repeats=3, cascade=True)
+    result.to_json(tmp_path / "report.json")
+    again = Evaluation.from_json(tmp_path / "report.json")
+    assert torch.equal(again.repeated["none"], result.repeated["none"])
+    assert again.to_markdown() == result.to_markdown()
+
+
+def test_the_report_as_a_plot():
+    pytest.importorskip("matplotlib")
+    ax = named().plot()
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([100 * n / 6 for n in (5, 3, 2, 2)])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["clean", "near", "pgd", "worst case"]
+
+
+def test_evaluations_with_other_attacks_are_not_drawn_together():
+    pytest.importorskip("matplotlib")
+    one = named()
+    assert len(accuracy_bars({"a": one, "b": one}).patches) == 8
+    for results, words in (({}, "is empty"), ({"a": one, "b": quiet(threshold, LOADER, {})}, "'b' has clean")):
+        with pytest.raises(ValueError, match=words):
+            accuracy_bars(results)
+
+
+def test_checks_are_run_on_the_first_samples_with_the_threat_of_an_attack():
+    attacks = {"push": push(0.1), "pgd": partial(pgd, threat=Linf(0.1))}
+    result = quiet(threshold, LOADER, attacks, checks=True)
+    names = [check.name for check in result.checks]
+    assert names[:3] == ["modes", "inputs", "normalization"]
+    assert "- inputs passed: values from 0.1 to 0.9, bounds 0 to 1." in result.to_markdown()
+
+
+def test_the_bar_shows_the_accuracies_so_far(capfd, monkeypatch):
+    tqdm = pytest.importorskip("tqdm.auto")
+    monkeypatch.setattr(tqdm, "tqdm", partial(tqdm.tqdm, mininterval=0))
+    evaluate(threshold, LOADER, {"near": push(0.05)})
+    assert "clean=83.33%, robust=50.00%" in capfd.readouterr().err

@@ -1,0 +1,243 @@
+"""Is the number to be trusted? Checks of inputs and model, each with what a failure suggests."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at.attacks.freeze import Model, bare
+from perceptual_at.attacks.targets import cross_entropy
+from perceptual_at.threats import Threat
+
+MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What one check found.
+
+    Examples:
+        >>> print(check_inputs(torch.tensor([[-2.0, 0.5]]), Linf(0.25)))
+        inputs FAILED: values from -2 to 0.5, bounds 0 to 1. Suggests inputs that were normalised. Keep images inside the bounds and put the normalisation into the model (`models.Normalize`).
+    """  # noqa: E501
+
+    name: str
+    passed: bool
+    value: float
+    """The number that decided; the function of the check says which."""
+    found: str
+    """The same in words."""
+    suggests: str = ""
+    """What a failure points to."""
+    advice: str = ""
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.name} passed: {self.found}."
+        return (
+            f"{self.name} FAILED: {self.found}. Suggests {self.suggests}. {self.advice[:1].upper()}{self.advice[1:]}."
+        )
+
+
+def check_modes(model: Model) -> Check:
+    """The model is in eval mode, and no batch norm takes its statistics from the batch.
+
+    Args:
+        model: a module; any other callable passes, because its modes cannot be seen.
+
+    Returns:
+        A `Check`; its value counts the modules in the wrong mode.
+
+    Examples:
+        >>> check_modes(nn.BatchNorm1d(2).eval()).passed, check_modes(nn.BatchNorm1d(2)).passed
+        (True, False)
+        >>> check_modes(nn.BatchNorm1d(2, track_running_stats=False).eval()).passed
+        False
+    """
+    parts = list(bare(model).named_modules()) if isinstance(model, nn.Module) else []
+    names = [name or type(part).__name__ for name, part in parts if part.training or _uses_batch(part)]
+    return Check(
+        "modes", not names, float(len(names)),
+        f"{len(names)} of {len(parts)} modules in train mode or with statistics of the batch"
+        + (f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""),
+        "" if not names else "dropout or batch norm in train mode: predictions depend on chance and on the batch",
+        "" if not names else "call `model.eval()`; give batch norm running statistics",
+    )  # fmt: skip
+
+
+def check_inputs(x: Tensor, threat: Threat) -> Check:
+    """Inputs are finite and inside the bounds of the threat model.
+
+    Args:
+        x: clean inputs.
+        threat: a threat model; one without `bounds` takes all finite inputs.
+
+    Returns:
+        A `Check`; its value is the furthest distance outside.
+
+    Examples:
+        >>> check_inputs(torch.tensor([[0.0, 255.0]]), Linf(0.25)).suggests
+        'images in [0, 255]'
+    """
+    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    smallest, largest = float(x.min()), float(x.max())
+    beyond = max(low - smallest, smallest - high, largest - high, low - largest, 0.0)
+    passed = bool(x.isfinite().all()) and beyond <= rounding(x)
+    normalised = smallest < low
+    return Check(
+        "inputs", passed, beyond,
+        f"values from {smallest:.4g} to {largest:.4g}, bounds {low:g} to {high:g}",
+        "" if passed else "inputs that were normalised" if normalised else f"images in [0, {largest:g}]",
+        "" if passed else
+        "keep images inside the bounds and put the normalisation into the model (`models.Normalize`)"
+        if normalised else "divide them by their largest value, 255 for 8-bit images",
+    )  # fmt: skip
+
+
+def check_normalization(model: Model, x: Tensor) -> Check:
+    """Inputs are normalised once at most: not by the loader and the model, and not twice by the model.
+
+    Layers are recognised by a class name with "Normaliz", normalised inputs by values below zero.
+
+    Args:
+        model: a module; of any other callable the layers cannot be seen.
+        x: clean inputs.
+
+    Returns:
+        A `Check`; its value counts how often inputs are normalised.
+
+    Examples:
+        >>> from perceptual_at.models import Normalize
+        >>> model = nn.Sequential(Normalize((0.5,), (0.25,)), nn.Flatten(), nn.Linear(4, 2))
+        >>> images = torch.rand(3, 1, 2, 2)
+        >>> check_normalization(model, images).passed, check_normalization(model, model[0](images - 0.5)).passed
+        (True, False)
+    """
+    parts = bare(model).modules() if isinstance(model, nn.Module) else ()
+    layers = [part for part in parts if "normaliz" in type(part).__name__.lower()]
+    times = len(layers) + int(bool((x < 0).any()))
+    passed = times <= 1
+    return Check(
+        "normalization", passed, float(times),
+        f"{len(layers)} normalising layers, inputs from {float(x.min()):.4g} to {float(x.max()):.4g}",
+        "" if passed else "double normalisation",
+        "" if passed else "normalise in one place, the first layer of the model, and feed images in [0, 1]",
+    )  # fmt: skip
+
+
+def check_deterministic(model: Model, x: Tensor) -> Check:
+    """Two passes give the same logits, within rounding.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+
+    Returns:
+        A `Check`; its value is the largest difference of a logit, 0 within rounding.
+
+    Examples:
+        >>> check_deterministic(lambda x: x, torch.rand(2, 3)).passed
+        True
+        >>> check_deterministic(torch.rand_like, torch.rand(2, 3)).passed
+        False
+    """
+    with torch.no_grad():
+        value = largest_difference(model(x), model(x))
+    return Check(
+        "deterministic", value == 0, value, f"two passes differ by {value:.3g}",
+        "" if value == 0 else "a random layer: single verdicts are luck, and gradients of one pass mislead attacks",
+        "" if value == 0 else
+        "average the attack's gradient over passes (EOT), use `version='rand'` of AutoAttack and `repeats` of evaluate",
+    )  # fmt: skip
+
+
+def check_batches(model: Model, x: Tensor) -> Check:
+    """Logits of a sample do not depend on the size and order of its batch, within rounding.
+
+    Compared are the batch as it is, reversed, and in two unequal parts.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+
+    Returns:
+        A `Check`; its value is the largest difference of a logit, 0 within rounding.
+
+    Examples:
+        >>> check_batches(lambda x: x, torch.rand(4, 3)).passed
+        True
+        >>> check_batches(lambda x: x - x.mean(dim=0), torch.rand(4, 3)).passed
+        False
+    """
+    cut = (len(x) + 2) // 3
+    with torch.no_grad():
+        whole = model(x)
+        apart = torch.cat([model(x[:cut]), model(x[cut:])]) if cut < len(x) else model(x)
+        value = max(largest_difference(whole, model(x.flip(0)).flip(0)), largest_difference(whole, apart))
+    return Check(
+        "batches", value == 0, value, f"logits differ by {value:.3g} in another batch",
+        "" if value == 0 else "batch norm in train mode: samples are judged by who shares their batch",
+        "" if value == 0 else "put batch norm into eval mode (`model.eval()`) with its running statistics",
+    )  # fmt: skip
+
+
+def check_gradients(model: Model, x: Tensor, labels: Tensor) -> Check:
+    """Every sample has a gradient to follow: that of the cross entropy is neither zero nor NaN.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+        labels: class indices.
+
+    Returns:
+        A `Check`; its value is the share of samples whose gradient is zero or not finite.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, -x], dim=1)
+        >>> x, labels = torch.tensor([[0.5], [0.25]]), torch.tensor([0, 0])
+        >>> check_gradients(model, x, labels).passed
+        True
+        >>> check_gradients(lambda x: 1000 * model(x), x, labels).value  # softmax is 1 to the last digit
+        1.0
+        >>> check_gradients(lambda x: model(x.round()), x, labels).passed
+        False
+    """
+    own = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        values = cross_entropy(with_gradient(model)(own), labels)
+        gradient = torch.autograd.grad(values.sum(), own)[0].reshape(len(x), -1)
+    lost = ~gradient.isfinite().all(dim=1) | (gradient == 0).all(dim=1)
+    count = int(lost.sum())
+    return Check(
+        "gradients", count == 0, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient",
+        "" if count == 0 else
+        f"{MASKING}: a step without derivative (rounding, argmax, detach), or logits so large that softmax saturates",
+        "" if count == 0 else
+        "attack with `margin` or `dlr` as loss, replace the step by a differentiable one in the backward pass (BPDA), "
+        "and add a black-box attack",
+    )  # fmt: skip
+
+
+def with_gradient(model: Model) -> Model:
+    """The model, with a gradient of zero where it has none, so that attacks run and fail."""
+    return lambda x: model(x) + 0 * x.reshape(len(x), -1).sum(dim=1, keepdim=True)
+
+
+def rounding(values: Tensor) -> float:
+    """Differences below this are put down to rounding: half of the digits, on the scale of the values."""
+    # On GPUs, convolutions of float32 have the ten binary digits of TF32 unless told otherwise.
+    digits = 2.0**-10 if values.is_cuda and values.dtype == torch.float32 else torch.finfo(values.dtype).eps
+    return math.sqrt(digits) * max(1.0, float(values.detach().abs().max()))
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two results for the same inputs; 0 if it is within rounding, infinite with NaN."""
+    difference = float((a.double() - b.double()).abs().nan_to_num(nan=math.inf).max())
+    return difference if difference > rounding(a.nan_to_num()) else 0.0
+
+
+def _uses_batch(part: nn.Module) -> bool:
+    """Whether a batch norm has no running statistics to use in eval mode."""
+    return isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None

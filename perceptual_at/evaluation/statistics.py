@@ -1,0 +1,175 @@
+"""How sure an accuracy is, and whether two of them differ: exact tests and intervals of counts."""
+
+import math
+import statistics
+from fractions import Fraction
+from typing import NamedTuple
+
+from perceptual_at import _check
+
+
+class Interval(NamedTuple):
+    """Both ends of a confidence interval.
+
+    Examples:
+        >>> Interval(0.25, 0.75).high
+        0.75
+    """
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    r"""Wilson's interval of a share: what accuracies agree with `successes` right ones out of `n`.
+
+    The shares $p$ whose normal score test does not reject the count,
+    $|k - n p| \le z \sqrt{n p (1 - p)}$:
+
+    $$ \frac{k + z^2/2 \pm z \sqrt{k (n - k) / n + z^2 / 4}}{n + z^2} $$
+
+    It never leaves [0, 1], and unlike $\hat p \pm z\,\mathrm{se}$ it does not shrink to a point at 0 or `n`.
+
+    Args:
+        successes: how many, k.
+        n: out of how many, at least 1.
+        confidence: how often, over many test sets, the interval should hold the true share.
+
+    Returns:
+        The ends as fractions.
+
+    Raises:
+        TypeError: if a count is no integer.
+        ValueError: if `n` is below 1, `successes` not in `[0, n]`, or `confidence` not inside (0, 1).
+
+    Source:
+        Wilson 1927; recommended by Brown, Cai and DasGupta 2001.
+
+    Examples:
+        >>> low, high = wilson_interval(50, 100)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.404 0.596'
+        >>> f"{wilson_interval(0, 10).high:.2f}"  # nothing found in ten does not mean never
+        '0.28'
+    """
+    _check.count("wilson_interval", "n", n)
+    _count("wilson_interval", "successes", successes, at_most=n)
+    z = _quantile("wilson_interval", confidence)
+    middle = (successes + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(successes * (n - successes) / n + z * z / 4) / (n + z * z)
+    # Rounding must not cut off the share itself at its extremes.
+    low = 0.0 if successes == 0 else middle - half
+    return Interval(low, 1.0 if successes == n else middle + half)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    r"""Exact two-sided p-value that two models, judged on the same samples, are equally often right.
+
+    Samples that both get right or both get wrong say nothing. If neither is better, each of the others is a fair
+    coin, so that
+
+    $$ p = \min\Big(1,\ 2 \sum_{k=0}^{\min(a, b)} \binom{a + b}{k} 2^{-(a + b)} \Big). $$
+
+    Args:
+        only_a: samples that only the first gets right, a.
+        only_b: samples that only the second gets right, b.
+
+    Returns:
+        The p-value; 1 when there is no such sample.
+
+    Raises:
+        TypeError: if a count is no integer.
+        ValueError: if a count is negative.
+
+    Source:
+        McNemar 1947, with the exact binomial distribution; Dietterich 1998 on comparing classifiers.
+
+    Examples:
+        >>> mcnemar(0, 5)  # 2 / 2^5
+        0.0625
+        >>> mcnemar(4, 4)
+        1.0
+    """
+    for name, value in (("only_a", only_a), ("only_b", only_b)):
+        _count("mcnemar", name, value)
+    return min(1.0, 2 * binomial_tail(max(only_a, only_b), only_a + only_b, Fraction(1, 2)))
+
+
+def paired_interval(only_a: int, only_b: int, n: int, *, confidence: float = 0.95) -> Interval:
+    r"""Interval of the difference of two accuracies measured on the same `n` samples, first minus second.
+
+    With one sample more of each kind, $\tilde a = (a + 1) / (n + 2)$ and $\tilde b = (b + 1) / (n + 2)$:
+
+    $$ \tilde a - \tilde b \pm z \sqrt{\frac{\tilde a + \tilde b - (\tilde a - \tilde b)^2}{n + 2}} $$
+
+    Args:
+        only_a: samples that only the first gets right, a.
+        only_b: samples that only the second gets right, b.
+        n: samples in all, at least 1.
+        confidence: how often the interval should hold the true difference.
+
+    Returns:
+        The ends as fractions in [-1, 1].
+
+    Raises:
+        TypeError: if a count is no integer.
+        ValueError: if counts are negative or larger than `n` together, or `confidence` is not inside (0, 1).
+
+    Source:
+        Bonett and Price 2012.
+
+    Examples:
+        >>> low, high = paired_interval(10, 10, 100)
+        >>> f"{low:.3f} {high:.3f}"  # no difference, known to about nine points
+        '-0.090 0.090'
+    """
+    _check.count("paired_interval", "n", n)
+    _count("paired_interval", "only_a", only_a, at_most=n)
+    _count("paired_interval", "only_b", only_b, at_most=n - only_a)
+    z = _quantile("paired_interval", confidence)
+    a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
+    return Interval(max(-1.0, a - b - half), min(1.0, a - b + half))
+
+
+def binomial_tail(successes: int, n: int, probability: Fraction) -> float:
+    """Exact chance of at least `successes` in `n` independent trials.
+
+    Args:
+        successes: how many, in `[0, n]`.
+        n: trials.
+        probability: of a success in each, a fraction in [0, 1].
+
+    Returns:
+        The probability, rounded once at the end.
+
+    Examples:
+        >>> binomial_tail(2, 3, Fraction(1, 2))  # three of eight, and one of eight
+        0.5
+    """
+    p, q = probability.numerator, probability.denominator - probability.numerator
+    if not (p and q):
+        return float(successes == 0 or p > 0)
+    # Whole numbers, C(n, k) p^k q^(n-k), from the nearer end of the distribution.
+    upper = successes > n - successes
+    (p, q), terms = ((q, p), n - successes + 1) if upper else ((p, q), successes)
+    total, term = 0, q**n
+    for k in range(terms):
+        total += term
+        term = term * (n - k) * p // ((k + 1) * q)
+    everything = (p + q) ** n
+    share: float = (total if upper else everything - total) / everything
+    return share
+
+
+def _quantile(function: str, confidence: float) -> float:
+    _check.number(function, "confidence", confidence, above=0.0, below=1.0)
+    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _count(function: str, name: str, value: int, *, at_most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: `{name}` must be an integer, got {type(value).__name__} {value!r}.")
+    if value < 0 or (at_most is not None and value > at_most):
+        wanted = "at least 0" if at_most is None else f"in [0, {at_most}]"
+        raise ValueError(f"{function}: `{name}` must be {wanted}, got {value}.")

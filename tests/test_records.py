@@ -1,0 +1,305 @@
+"""Evaluations that were interrupted: killed at any point they go on to the same verdicts, and nothing is mixed."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from perceptual_at import Linf, evaluate, pgd
+from perceptual_at.evaluation.fingerprints import (
+    data_fingerprint,
+    describe,
+    model_fingerprint,
+    sample_fingerprints,
+)
+
+quiet = functools.partial(evaluate, progress=False)
+THREAT = Linf(0.1)
+ATTACKS = {
+    "one": functools.partial(pgd, threat=THREAT, steps=1),
+    "two": functools.partial(pgd, threat=THREAT, steps=3, verdict=True),
+}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def samples(n=24, seed=1):
+    x = torch.rand(n, 6, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        labels = network()(x).argmax(dim=1)
+    labels[::7] = (labels[::7] + 1) % 3  # a few clean mistakes
+    return x, labels
+
+
+def batches(size=6, n=24):
+    x, labels = samples(n)
+    return list(zip(x.split(size), labels.split(size), strict=True))
+
+
+def same(a, b):
+    assert torch.equal(a.correct, b.correct)
+    assert a.robust.keys() == b.robust.keys()
+    assert all(torch.equal(a.robust[name], b.robust[name]) for name in a.robust)
+    assert [(c.gradients, c.forwards) for c in a.costs.values()] == [
+        (c.gradients, c.forwards) for c in b.costs.values()
+    ]
+    assert a.warnings == b.warnings
+    assert {**a.provenance, "device": ""} == {**b.provenance, "device": ""}
+
+
+def counting(attacks, calls):
+    """The attacks, with a note of each call that describes them no differently."""
+
+    def count(name):
+        class Counted(functools.partial):
+            def __call__(self, model, x, labels, **more):
+                calls.append((name, len(x)))
+                return super().__call__(model, x, labels, **more)
+
+        return Counted(attacks[name].func, **attacks[name].keywords)
+
+    return {name: count(name) for name in attacks}
+
+
+# Going on -----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import functools, os, signal, sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {root!r})
+from perceptual_at.evaluation import records
+from tests.test_records import ATTACKS, batches, network, quiet
+
+write = os.write
+
+def killing_after(count, torn):
+    written = 0
+    def write_and_die(file, text):
+        nonlocal written
+        written += 1
+        if written <= count:
+            return write(file, text)
+        write(file, text[: int(torn * len(text))])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_and_die
+
+for path, count, torn in {points!r}:
+    child = os.fork()
+    if child == 0:
+        os.write = killing_after(count, torn)
+        quiet(network(), batches(), ATTACKS, record=path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (path, status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_any_point_it_goes_on_to_the_same_verdicts(tmp_path):
+    """Thirteen lines are written; each run is killed in one of them, before, within, or just after its last byte."""
+    points = [
+        (str(tmp_path / f"{count}-{torn}.jsonl"), count, torn)
+        for count, torn in [(0, 0.0), (0, 0.4), (1, 0.4), (2, 1.0), (3, 0.4), (5, 0.0), (8, 0.4), (12, 0.4), (12, 1.0)]
+    ]
+    root = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", KILLED.format(root=root, points=points)], check=True, cwd=root)
+    whole = quiet(network(), batches(), ATTACKS)
+    for path, count, torn in points:
+        kept = Path(path).read_bytes().count(b"\n")
+        assert kept == count + (torn == 1.0)
+        calls = []
+        same(quiet(network(), batches(), counting(ATTACKS, calls), record=path), whole)
+        assert len(calls) == 8 - sum(max(0, kept - 1 - 3 * i - j) > 0 for i in range(4) for j in (1, 2))
+        content = Path(path).read_bytes()
+        assert content.endswith(b"\n")
+        assert len([json.loads(line) for line in content.splitlines()]) == 13
+
+
+def test_every_line_is_on_disk_before_the_next_attack(tmp_path, monkeypatch):
+    synchronised, path = [], tmp_path / "record.jsonl"
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), synchronised.append(path.read_bytes().count(b"\n"))))
+    quiet(network(), batches(), ATTACKS, record=path)
+    assert synchronised == [1, *range(1, 14)]  # the file's name in its folder, after the first line
+
+
+def test_a_finished_evaluation_asks_no_attack_again(tmp_path):
+    path = tmp_path / "deep" / "record.jsonl"
+    first = quiet(network(), batches(), ATTACKS, record=path)
+    calls = []
+    same(quiet(network(), batches(), counting(ATTACKS, calls), record=path), first)
+    assert calls == []
+
+
+def test_verdicts_are_kept_per_sample_so_batches_may_change(tmp_path):
+    path = tmp_path / "record.jsonl"
+    quiet(network(), batches(size=6)[:2], ATTACKS, record=path)
+    calls = []
+    resumed = quiet(network(), batches(size=8), counting(ATTACKS, calls), record=path)
+    same(resumed, quiet(network(), batches(), ATTACKS))
+    right = resumed.correct
+    assert sum(size for name, size in calls if name == "one") == int(right[12:].sum())  # only the new ones
+
+
+def test_samples_with_an_index_go_on_in_any_order(tmp_path):
+    path = tmp_path / "record.jsonl"
+    x, labels = samples()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    shuffled = [(x[rows], labels[rows], rows) for rows in order.split(5)]
+    quiet(network(), shuffled[:3], ATTACKS, record=path)
+    resumed = quiet(network(), batches(), ATTACKS, record=path)
+    same(resumed, quiet(network(), batches(), ATTACKS))
+
+
+def test_in_cascade_it_goes_on_with_those_still_standing(tmp_path):
+    path = tmp_path / "record.jsonl"
+    whole = quiet(network(), batches(), ATTACKS, cascade=True)
+    quiet(network(), batches()[:2], ATTACKS, cascade=True, record=path)
+    same(quiet(network(), batches(), ATTACKS, cascade=True, record=path), whole)
+
+
+# Refusing -----------------------------------------------------------------------------------------------------------
+
+
+def test_other_models_data_and_settings_are_refused_by_name(tmp_path):
+    path = tmp_path / "record.jsonl"
+    quiet(network(), batches(), ATTACKS, record=path)
+    before = path.read_bytes()
+    x, labels = samples()
+    changed = x.clone()
+    changed[3, 0] += 1e-6
+    more = {**ATTACKS, "two": functools.partial(ATTACKS["two"], steps=4)}
+    refused = {
+        "model was sha256:": lambda: quiet(network(1), batches(), ATTACKS, record=path),
+        "attack 'two' was pgd.*steps=3.*is pgd.*steps=4": lambda: quiet(network(), batches(), more, record=path),
+        "attacks was one, two, is one": lambda: quiet(network(), batches(), {"one": ATTACKS["one"]}, record=path),
+        "seed was 0, is 1": lambda: quiet(network(), batches(), ATTACKS, record=path, seed=1),
+        "cascade was False, is True": lambda: quiet(network(), batches(), ATTACKS, record=path, cascade=True),
+        "repeats was 1, is 2": lambda: quiet(network(), batches(), ATTACKS, record=path, repeats=2),
+        "belongs to other data: sample 3 was": lambda: quiet(network(), [(changed, labels)], ATTACKS, record=path),
+        "belongs to other data: sample 0 was": lambda: quiet(network(), [(x, 2 - labels)], ATTACKS, record=path),
+    }
+    for words, call in refused.items():
+        with pytest.raises(ValueError, match=words):
+            call()
+        assert path.read_bytes() == before
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    for content in (b"notes", b"notes\n", b'{"a": 1}\n'):
+        path = tmp_path / "notes.txt"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no record of an evaluation"):
+            quiet(network(), batches(), ATTACKS, record=path)
+        assert path.read_bytes() == content
+
+
+def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path):
+    path = tmp_path / "record.jsonl"
+    quiet(network(), batches(), ATTACKS, record=path)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:4], lines[4][:-9], *lines[5:]]))
+    with pytest.raises(ValueError, match="damaged in line 5"):
+        quiet(network(), batches(), ATTACKS, record=path)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_any_work(tmp_path):
+    def refuse(x):
+        raise AssertionError("called")
+
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "record.jsonl"):
+        with pytest.raises(OSError, match=tmp_path.name):
+            quiet(refuse, batches(), ATTACKS, record=path)
+
+
+def test_other_versions_of_the_software_are_said(tmp_path):
+    path = tmp_path / "record.jsonl"
+    quiet(network(), batches(), {}, record=path)
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    (warning,) = quiet(network(), batches(), {}, record=path).warnings
+    assert "begun with other versions" in warning
+    assert "1.0" in warning
+
+
+# Fingerprints -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_known_by_weights_buffers_structure_and_kind():
+    kinds = [network(), network(1), nn.Sequential(*network(), nn.Identity()), network().double()]
+    norm, moved = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    moved.running_mean += 1
+    found = [model_fingerprint(model) for model in (*kinds, norm, moved)]
+    assert len(set(found)) == len(found)
+    assert model_fingerprint(network()) == found[0] == model_fingerprint(network().eval())
+    compiled = nn.Module()
+    compiled._orig_mod = network()  # what torch.compile wraps
+    assert model_fingerprint(compiled) == found[0]
+
+
+def test_a_function_is_known_by_its_code_and_what_it_holds():
+    def scaled(factor):
+        return lambda x: factor * x
+
+    def shifted(factor):
+        return lambda x: factor + x
+
+    assert model_fingerprint(scaled(2)) == model_fingerprint(scaled(2)) != model_fingerprint(scaled(3))
+    assert model_fingerprint(scaled(2)) != model_fingerprint(shifted(2))
+    assert model_fingerprint(scaled(network())) != model_fingerprint(scaled(network(1)))
+
+
+def test_a_function_may_hold_itself_and_an_empty_cell():
+    def repeated(x, times):
+        return x if times == 0 else repeated(later(x), times - 1)
+
+    assert model_fingerprint(repeated) == model_fingerprint(repeated)
+    assert "repeated" in describe(repeated)
+
+    def later(x):
+        return x
+
+
+def test_texts_are_the_same_in_every_process(capsys):
+    code = (
+        "from perceptual_at.evaluation.fingerprints import describe\n"
+        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c'} else kinds\n"
+        "print(describe(attack))"
+    )
+    exec(code, {"__name__": "__main__"})
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert elsewhere.stdout == capsys.readouterr().out  # strings hash differently there
+
+
+def test_samples_are_known_by_input_and_label_whatever_the_batch():
+    x, labels = samples()
+    whole = sample_fingerprints(x, labels)
+    assert len(set(whole)) == 24
+    assert whole == [one for batch in batches(5) for one in sample_fingerprints(*batch)]
+    assert sample_fingerprints(x.double(), labels)[0] != whole[0]
+    assert sample_fingerprints(x[:, :, None], labels)[0] != whole[0]
+    assert data_fingerprint(whole) != data_fingerprint(whole[::-1])
+    assert len(sample_fingerprints(x.bfloat16().T.contiguous().T, labels)) == 24
+
+
+def test_an_attack_is_described_by_its_call():
+    assert describe(ATTACKS["two"]) == "pgd(threat=Linf(eps=0.1), steps=3, verdict=True)"
+    first, second = (
+        describe(functools.partial(pgd, threat=Linf(torch.tensor(eps)))) for eps in ([0.1, 0.2], [0.1, 0.3])
+    )
+    assert first != second
+    assert describe(torch.Generator().manual_seed(3)) == "Generator(seed=3)"
+    assert "0x" not in describe(functools.partial(pgd, loss=object()))
+    assert describe([network().forward, {"a": torch.ones(2)}]) == describe([network().forward, {"a": torch.ones(2)}])
