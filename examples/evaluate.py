@@ -27,10 +27,6 @@ from torch.utils.data import Subset, TensorDataset
 import perceptual_at as pat
 from perceptual_at import data
 from perceptual_at._files import written_whole
-from perceptual_at.attacks.apgd import apgd
-from perceptual_at.attacks.autoattack import auto_attack
-from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.square import square
 
 ATTACKS = "fgsm, pgdK, cwK, apgdK (K steps), fab, square, aa"
 
@@ -132,18 +128,17 @@ def images_of(settings: Settings) -> torch.utils.data.Dataset[Any]:
 
 def attack_of(name: str, threat: pat.Threat, step_size: float | None) -> Any:
     """An attack by the name it has in tables."""
-    plain = {"fgsm": pat.fgsm, "fab": fab, "square": square, "aa": auto_attack}
+    plain = {"fgsm": pat.fgsm, "fab": pat.fab, "square": pat.square, "aa": pat.auto_attack}
     if name in plain:
-        more = {} if name == "fgsm" else {"verdict": True}
-        return functools.partial(plain[name], threat=threat, **more)
+        return functools.partial(plain[name], threat=threat, verdict=True)
     match = re.fullmatch(r"(pgd|cw|apgd)(\d+)", name)
     if match is None:
         raise SystemExit(f"--attacks knows {ATTACKS}, not {name!r}.")
     kind, steps = match[1], int(match[2])
     if kind == "apgd":
-        return functools.partial(apgd, threat=threat, steps=steps, verdict=True)
-    losses = {"loss": pat.margin} if kind == "cw" else {}
-    return functools.partial(pat.pgd, threat=threat, steps=steps, step_size=step_size, verdict=True, **losses)
+        return functools.partial(pat.apgd, threat=threat, steps=steps, verdict=True)
+    function = pat.cw if kind == "cw" else pat.pgd
+    return functools.partial(function, threat=threat, steps=steps, step_size=step_size, verdict=True)
 
 
 def main(settings: Settings) -> pat.Evaluation:
