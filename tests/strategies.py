@@ -42,6 +42,11 @@ def dtype_name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
+def words(value):
+    """Identifier of a test's parameter: only texts name a case; functions and tensors differ between processes."""
+    return value if isinstance(value, str) else "-"
+
+
 def generator(seed):
     return torch.Generator().manual_seed(seed)
 

@@ -15,7 +15,7 @@ from perceptual_at import L1, L2, Linf, SampleGenerator, apgd, dlr, margin, pgd,
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.attacks.targets import likely_targets
 from tests.robust_model import robust_digits
-from tests.strategies import dtype_name, generator, normal, seeds, uniform
+from tests.strategies import dtype_name, generator, normal, seeds, uniform, words
 from tests.test_attack_contract import Net, Pointwise, assert_allowed, classes_of, images
 
 module = importlib.import_module("perceptual_at.attacks.apgd")
@@ -206,7 +206,7 @@ OPTIONS = [
 
 
 @every_threat
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=dtype_name)
 def test_a_verdict_is_true(threat, options, dtype):
     model, x, labels = Net(dtype=dtype).eval(), images(30, dtype=dtype), classes_of(30)
@@ -345,7 +345,7 @@ def test_a_loss_of_ones_own_with_targets():
         ({"generator": 3}, TypeError, "`generator` must be a torch.Generator"),
         ({"verdict": True, "labels": torch.rand(6, 5)}, TypeError, "`labels` must be integer class indices"),
     ],
-    ids=str,
+    ids=words,
 )
 def test_malformed_calls_are_refused(options, error, message):
     x = images()

@@ -14,7 +14,7 @@ from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, auto_attack
 from perceptual_at.attacks import official
 from perceptual_at.attacks.protocol import standard
 from tests.robust_model import robust_digits
-from tests.strategies import generator, uniform
+from tests.strategies import generator, uniform, words
 from tests.test_attack_contract import Net, Picture, Pointwise, assert_allowed, classes_of, images, random_states
 
 QUICK = [
@@ -381,7 +381,7 @@ def test_models_that_deceive_are_found_out():
         ({"threat": Linf}, TypeError, "`threat` must be a threat model"),
         ({"model": nn.Flatten(0)}, ValueError, "`model` must return logits of shape"),
     ],
-    ids=str,
+    ids=words,
 )
 def test_malformed_calls_are_refused(options, error, message):
     given = {"model": Net(), "x": images(), "labels": classes_of(), "threat": Linf(0.1), **options}

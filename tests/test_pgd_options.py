@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from perceptual_at import L1, L2, Linf, cw, fgsm, margin, pgd
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.threats import select
-from tests.strategies import DTYPES, clean_inputs, dtype_name, dtypes, generator, normal, seeds, threats, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, dtypes, generator, normal, seeds, threats, uniform, words
 from tests.test_attack_contract import Net, Pointwise, assert_allowed, classes_of, images
 
 LINF = Linf(0.1)
@@ -188,7 +188,7 @@ def test_an_empty_batch_has_an_empty_verdict():
         ({"eot": 1.5}, TypeError, "`eot` must be an integer"),
         ({"verdict": True, "labels": torch.rand(6, 5)}, TypeError, "`labels` must be integer class indices"),
     ],
-    ids=str,
+    ids=words,
 )
 def test_malformed_options_are_refused(options, error, message):
     labels = options.get("labels", classes_of())
@@ -260,7 +260,7 @@ def test_budgets_can_be_selected_scaled_and_shown():
         (torch.tensor([0.1, float("nan")]), ValueError, "every `eps` must be positive and finite"),
         (torch.tensor([0.1, 8.0]), ValueError, r"`eps`=8.0 exceeds the input range .* did you mean 8 / 255\?"),
     ],
-    ids=str,
+    ids=words,
 )
 def test_malformed_budgets_are_refused(eps, error, message):
     with pytest.raises(error, match=f"^Linf: {message}"):

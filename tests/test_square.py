@@ -228,7 +228,7 @@ def mostly_right(x):
 
 
 ways = pytest.mark.parametrize(
-    "options", [{}, {"early_stop": False}, {"restarts": 2}, {"loss": cross_entropy}], ids=str
+    "options", [{}, {"early_stop": False}, {"restarts": 2}, {"loss": cross_entropy}], ids=", ".join
 )
 
 
