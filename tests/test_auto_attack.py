@@ -262,6 +262,37 @@ def test_few_classes_are_attacked_in_earnest_and_the_protocol_says_how(classes):
     assert dict(found.protocol.composition)["apgd-t"]["target_classes"] == classes - 1
 
 
+class Prototypes(nn.Module):
+    """The nearest of 200 random images wins: robust as far as half the way to the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = uniform(0, 200, 64, dtype=torch.float32)
+
+    def forward(self, x):
+        return 2 * x.flatten(1) @ self.images.T - self.images.square().sum(dim=1)
+
+
+@pytest.mark.parametrize("backend", ["native", "pyautoattack"])
+def test_two_hundred_classes_are_attacked_as_the_geometry_says(backend):
+    if backend == "pyautoattack":
+        pytest.importorskip("pyautoattack", reason="runs the official code")
+    model, labels = Prototypes(), torch.arange(0, 200, 4)
+    x = (model.images[labels] + 0.1 * uniform(1, 50, 64, dtype=torch.float32) - 0.05).clamp(0, 1).reshape(-1, 1, 8, 8)
+    assert torch.equal(model(x).argmax(dim=1), labels)
+    # The plane between own image and another is reached at (z_y - z_k) / |w|, in the dual norm.
+    weights = 2 * (model.images[labels][:, None] - model.images)
+    gaps = model(x).gather(1, labels[:, None]) - model(x)
+    distances = (gaps / weights.norm(dim=2)).scatter(1, labels[:, None], float("inf")).amin(dim=1)
+    threat = L2(float(distances.median()), bounds=(0.0, 1.0))
+    version = [("apgd-ce", {"steps": 20}), ("apgd-t", {"steps": 20}), ("fab-t", {"steps": 20})]
+    found = auto_attack(model, x, labels, threat, version=version, backend=backend, verdict=True, generator=numbers(x))
+    assert found.protocol.notes == (() if backend == "native" else (official.NOTE,))
+    # Inside the box the way is longer: nobody falls before the plane, and most that could, do.
+    assert not found.success[distances > threat.eps * 1.001].any()
+    assert found.success.sum() >= 8
+
+
 @pytest.mark.parametrize("classes", [10, 200])
 def test_many_classes_have_nine_targets(classes):
     x = images(3)
