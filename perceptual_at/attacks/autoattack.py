@@ -139,6 +139,11 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.choice("auto_attack", "model_mode", model_mode, ("eval", "keep"))
     _check.count("auto_attack", "batch_size", batch_size)
+    if x.ndim != 4 and "square" in _names(version):  # said before the first attack, not after hours
+        raise ValueError(
+            f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
+            "them in front of the model, or give `version` a list without 'square'."
+        )
     with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
         x, labels = plain(x), plain(labels).long()
         label_range = check_values("auto_attack", x, labels, threat, "random") if validate else None
@@ -289,9 +294,15 @@ def _check_version(version: Any) -> None:
         raise TypeError(f"auto_attack: `version` must be a name or a list of attacks, got {version!r}.")
     for entry in version:
         name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        if name not in NAMES:
+        if not isinstance(name, str) or name not in NAMES:
             words = ", ".join(repr(word) for word in NAMES)
             raise ValueError(f"auto_attack: an attack in `version` must be one of {words}, got {name!r}.")
+
+
+def _names(version: Version) -> tuple[str, ...]:
+    if isinstance(version, str):
+        return tuple(name for name, _ in standard(version, "Linf", 10))
+    return tuple(entry if isinstance(entry, str) else entry[0] for entry in version)
 
 
 def _composition(version: Version, threat: Threat, classes: int) -> Composition:
