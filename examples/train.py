@@ -90,8 +90,8 @@ def prepare(settings: Settings) -> Run:
     if settings.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
-    noise = torch.Generator(accelerator.device).manual_seed(settings.seed * 1_000_003 + accelerator.process_index)
-    mixes = torch.Generator().manual_seed(settings.seed)
+    noise = parts.stream(settings, "noise", accelerator.process_index, device=accelerator.device)
+    mixes = parts.stream(settings, "mix")
     average = None if settings.average_decay is None else snapshot(model)
     data = parts.fingerprint(images)
     return Run(settings, accelerator, images, data, model, optimizer, noise, mixes, average)
@@ -165,7 +165,7 @@ def close_epoch(run: Run, writer: SummaryWriter | None) -> None:
         "learning_rate": run.optimizer.param_groups[0]["lr"], "seconds": round(run.seconds, 1),
     })  # fmt: skip
     if is_best:
-        run.best = weights
+        run.best = {name: value.clone() for name, value in weights.items()}
     save(run)
     if accelerator.is_main_process:
         write_log(run)
@@ -183,9 +183,10 @@ def share_statistics(run: Run) -> None:
     """Give all processes the mean of their batch-norm statistics: each collected those of its own batches."""
     if run.accelerator.num_processes == 1:
         return
-    for name, buffer in [*run.model.named_buffers(), *(run.average or {}).items()]:
-        if buffer.is_floating_point() and not buffer.requires_grad and not name.endswith(("weight", "bias")):
-            buffer.copy_(run.accelerator.reduce(buffer, "mean"))
+    for name, buffer in run.accelerator.unwrap_model(run.model).named_buffers():
+        for held in (buffer, *([] if run.average is None else [run.average[name]])):
+            if held.is_floating_point():
+                held.copy_(run.accelerator.reduce(held, "mean"))
 
 
 # State ------------------------------------------------------------------------------------------------------------
@@ -253,11 +254,13 @@ def restore(run: Run) -> bool:
     run.noise.set_state(group("random")["noise"])
     run.mixes.set_state(group("random")["mixes"])
     run.accelerator.unwrap_model(run.model).load_state_dict(group("buffer"))
+    like = snapshot(run.model)  # memory layout counts for the last bit
     if run.average is not None:
-        run.average = {name: value.to(device) for name, value in group("average").items()}
+        run.average = {name: like[name].clone().copy_(value) for name, value in group("average").items()}
     run.sums = {name: value.to(device) for name, value in group("sum").items()}
     if (state / "best.safetensors").exists():
-        run.best = {name: value.to(device) for name, value in read_weights(state / "best.safetensors").items()}
+        best = read_weights(state / "best.safetensors")
+        run.best = {name: like[name].clone().copy_(value) for name, value in best.items()}
     run.epoch, run.batch, run.log, run.seconds = (saved[name] for name in ("epoch", "batch", "log", "seconds"))
     return True
 

@@ -91,10 +91,16 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
     return settings.lr / settings.factor**drops
 
 
+def stream(settings: Settings, what: str, number: int = 0, *, device: torch.device | str = "cpu") -> torch.Generator:
+    """A source of random numbers of its own for each purpose, all from the one seed."""
+    named = hashlib.sha256(f"{settings.seed} {what} {number}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(named[:7], "little"))
+
+
 def rows_of_epoch(settings: Settings, images: int, epoch: int) -> list[Tensor]:
     """The joint batches of an epoch, the same in every process; what does not fill a batch waits for another epoch."""
-    order = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
-    return list(torch.randperm(images, generator=order)[: images // settings.batch * settings.batch].split(settings.batch))
+    order = torch.randperm(images, generator=stream(settings, "order", epoch))
+    return list(order[: images // settings.batch * settings.batch].split(settings.batch))
 
 
 Attack = Callable[..., Tensor]

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from training.parts import threat_of
+from training.parts import stream, threat_of
 from training.settings import Settings
 
 import perceptual_at as pat
@@ -32,7 +32,7 @@ def measure(
     batches = range(0, len(images), settings.eval_batch)
     with pat.frozen(model) as f:
         for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
-            noise = torch.Generator(accelerator.device).manual_seed(settings.seed * 1_000_003 + number)
+            noise = stream(settings, "evaluation", number, device=accelerator.device)
             attack = functools.partial(
                 pat.pgd, threat=threat_of(settings), steps=steps, step_size=settings.step_size, generator=noise
             )
