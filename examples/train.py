@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from training.settings import Settings
 
 from perceptual_at import ema_update, snapshot
 from perceptual_at._files import written_whole
+from perceptual_at.attacks.freeze import bare
 from perceptual_at.averaging import Weights
 from perceptual_at.checkpoints import read_weights, save_weights
 
@@ -74,10 +76,12 @@ def prepare(settings: Settings) -> Run:
     # together there, and RAAT leaves forwards out where it finds no pairs: the others would wait for ever.
     # Every objective uses all parameters in its first forward, so none has to be searched for.
     accelerator = Accelerator(
-        cpu=settings.cpu,
+        cpu=settings.cpu or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)],
     )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise Stopped("--precision fp16 needs an accelerator; take bf16 on a CPU.")
     if settings.batch % accelerator.num_processes:
         raise Stopped(f"--batch {settings.batch} cannot be shared evenly by {accelerator.num_processes} processes.")
     images = parts.splits(settings)
@@ -89,7 +93,9 @@ def prepare(settings: Settings) -> Run:
     )
     if settings.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():  # Accelerate does not know torch's new name of the option yet
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        model, optimizer = accelerator.prepare(model, optimizer)
     noise = parts.stream(settings, "noise", accelerator.process_index, device=accelerator.device)
     mixes = parts.stream(settings, "mix")
     average = None if settings.average_decay is None else snapshot(model)
@@ -183,7 +189,7 @@ def share_statistics(run: Run) -> None:
     """Give all processes the mean of their batch-norm statistics: each collected those of its own batches."""
     if run.accelerator.num_processes == 1:
         return
-    for name, buffer in run.accelerator.unwrap_model(run.model).named_buffers():
+    for name, buffer in bare(run.model).named_buffers():
         for held in (buffer, *([] if run.average is None else [run.average[name]])):
             if held.is_floating_point():
                 held.copy_(run.accelerator.reduce(held, "mean"))
@@ -223,11 +229,13 @@ def own_tensors(run: Run) -> dict[str, Tensor]:
     """What differs between processes: random states, batch-norm statistics, averaged weights, sums of terms."""
     groups = {
         "random": {"noise": run.noise.get_state(), "mixes": run.mixes.get_state()},
-        "buffer": {name: buffer for name, buffer in snapshot(run.model).items()},
+        "buffer": dict(bare(run.model).named_buffers()),
         "average": run.average or {},
         "sum": run.sums,
     }
-    return {f"{group}/{name}": value.cpu().contiguous() for group, held in groups.items() for name, value in held.items()}
+    return {
+        f"{group}/{name}": value.cpu().contiguous() for group, held in groups.items() for name, value in held.items()
+    }
 
 
 def restore(run: Run) -> bool:
@@ -253,7 +261,8 @@ def restore(run: Run) -> bool:
 
     run.noise.set_state(group("random")["noise"])
     run.mixes.set_state(group("random")["mixes"])
-    run.accelerator.unwrap_model(run.model).load_state_dict(group("buffer"))
+    for name, buffer in bare(run.model).named_buffers():
+        buffer.copy_(group("buffer")[name])
     like = snapshot(run.model)  # memory layout counts for the last bit
     if run.average is not None:
         run.average = {name: like[name].clone().copy_(value) for name, value in group("average").items()}

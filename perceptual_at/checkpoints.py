@@ -50,7 +50,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
         >>> len(checksum)
         64
     """
-    tensors = _tensors(weights)
+    tensors = _tensors("save_weights", weights)
     save_file = _safetensors("save_weights").save_file
     checksum = weights_checksum(tensors)
     with written_whole(path) as beside:
@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_weights: `model` must be a torch.nn.Module, got {type(model).__name__}.")
-    stored, own = read_weights(path), bare(model).state_dict()
+    stored, own = _read("load_weights", path), bare(model).state_dict()
     ignored, missing = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
     if strict and (ignored or missing):
         raise ValueError(
@@ -133,29 +133,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         ...     read_weights(f"{folder}/a.safetensors")
         {'bias': tensor([1.])}
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_weights: there is no file `{path}`.")
-    load = _safetensors("load_weights").load
-    raw = path.read_bytes()
-    metadata = _header(path, raw).get("__metadata__", {})
-    try:
-        stored: Weights = load(raw)
-    except Exception as error:  # safetensors' own exception is no public class of Python's
-        raise ValueError(f"load_weights: `{path}` is damaged: {error}. Copy or download it again.") from error
-    expected = metadata.get("sha256")
-    if expected is not None and weights_checksum(stored) != expected:
-        raise ValueError(
-            f"load_weights: the tensors in `{path}` do not have the checksum that the file states; it was changed or "
-            "damaged. Copy or download it again."
-        )
-    bared: Weights = {}
-    for name, value in stored.items():
-        short = _without_prefixes(name)
-        if short in bared:
-            raise ValueError(f"load_weights: `{path}` holds {short!r} twice, under different prefixes.")
-        bared[short] = value
-    return bared
+    return _read("read_weights", path)
 
 
 def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
@@ -177,20 +155,45 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
         False
     """
     digest = hashlib.sha256()
-    for name, value in sorted(_tensors(weights).items()):
+    for name, value in sorted(_tensors("weights_checksum", weights).items()):
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _tensors(weights: Any) -> Weights:
+def _read(function: str, path: str | os.PathLike[str]) -> Weights:
+    """The body of `read_weights`; errors speak of `function`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{function}: there is no file `{path}`.")
+    load = _safetensors(function).load
+    raw = path.read_bytes()
+    metadata = _header(function, path, raw).get("__metadata__", {})
+    try:
+        stored: Weights = load(raw)
+    except Exception as error:  # safetensors raises an exception of its own, whose place has moved
+        raise ValueError(f"{function}: `{path}` is damaged: {error}. Copy or download it again.") from error
+    expected = metadata.get("sha256")
+    if expected is not None and weights_checksum(stored) != expected:
+        raise ValueError(
+            f"{function}: the tensors in `{path}` do not have the checksum that the file states; it was changed or "
+            "damaged. Copy or download it again."
+        )
+    bared: Weights = {}
+    for name, value in stored.items():
+        short = _without_prefixes(name)
+        if short in bared:
+            raise ValueError(f"{function}: `{path}` holds {short!r} twice, under different prefixes.")
+        bared[short] = value
+    return bared
+
+
+def _tensors(function: str, weights: Any) -> Weights:
     """Tensors by name, on the CPU, contiguous and each with memory of its own."""
     named = bare(weights).state_dict() if isinstance(weights, nn.Module) else weights
     if not isinstance(named, Mapping) or not all(isinstance(value, Tensor) for value in named.values()):
-        raise TypeError(f"save_weights: `weights` must be a module or tensors by name, got {type(weights).__name__}.")
-    return {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()
-    }
+        raise TypeError(f"{function}: `weights` must be a module or tensors by name, got {type(weights).__name__}.")
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 
 def _without_prefixes(name: str) -> str:
@@ -204,19 +207,19 @@ def _named(what: str, names: list[str]) -> str:
     return f"{what}: {', '.join(names[:5]) or 'nothing'}{more}"
 
 
-def _header(path: Path, raw: bytes) -> dict[str, Any]:
-    """The header of a safetensors file, whose length has to be what the header says."""
+def _header(function: str, path: Path, raw: bytes) -> dict[str, Any]:
+    """The header of a safetensors file, which has to be as long as the header says."""
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or raw[8:9] != b"{":
-        raise ValueError(f"load_weights: `{path}` is no safetensors file: it looks like {_looks_like(raw)}.")
-    cut = f"load_weights: `{path}` is cut off: it has {len(raw)} bytes, "
+        raise ValueError(f"{function}: `{path}` is no safetensors file: it looks like {_looks_like(raw)}.")
+    cut = f"{function}: `{path}` is cut off: it has {len(raw)} bytes, "
     if len(raw) < 8 + size:
         raise ValueError(f"{cut}its header alone {8 + size}. Copy or download it again.")
     try:
         header: dict[str, Any] = json.loads(raw[8 : 8 + size])
         end = 8 + size + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"load_weights: the header of `{path}` is damaged. Copy or download it again.") from error
+        raise ValueError(f"{function}: the header of `{path}` is damaged. Copy or download it again.") from error
     if len(raw) < end:
         raise ValueError(f"{cut}its header says {end}. Copy or download it again.")
     return header

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from training.settings import ALIGNED, AVERAGED, TWO_VIEWS, Settings
 
 import perceptual_at as pat
 from perceptual_at import data, models, objectives
@@ -15,6 +14,7 @@ from perceptual_at.attacks import cross_entropy
 from perceptual_at.augment import random_crop_flip
 from perceptual_at.data import TensorImages
 from perceptual_at.schedules import rebat_learning_rate
+from training.settings import ALIGNED, AVERAGED, TWO_VIEWS, Settings
 
 
 def images_of(settings: Settings, split: str) -> TensorImages:
@@ -59,11 +59,11 @@ def fingerprint(parts: dict[str, TensorImages]) -> str:
 def network(settings: Settings, images: TensorImages) -> nn.Module:
     """The network for these images, with its first weights drawn from the seed."""
     classes = len(images.classes) if images.classes else int(images.labels.max()) + 1
-    options: dict[str, Any] = {"num_classes": classes, "in_channels": images.images.shape[1]}
+    options: dict[str, Any] = {"num_classes": classes}
+    if settings.model != "digits_cnn":
+        options |= {"in_channels": images.images.shape[1], "stem_stride": settings.stem_stride}
     if settings.width is not None:
         options["width"] = settings.width
-    if settings.stem_stride != 1:
-        options["stem_stride"] = settings.stem_stride
     kind = models.DigitsCNN if settings.model == "digits_cnn" else getattr(models, settings.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -5,7 +5,7 @@ from typing import Any
 
 from training.settings import Settings
 
-L2 = {"norm": "l2", "eps": 128 / 255, "step_size": 32 / 255}
+L2: dict[str, Any] = {"norm": "l2", "eps": 128 / 255, "step_size": 32 / 255}
 LONG: dict[str, Any] = {"epochs": 200, "milestones": (100, 150)}
 
 # RPAT, Sec. 5.2, and RAAT, Sec. 5.1: 110 epochs, drops at 100 and 105, the network called "ResNet-18" there.
@@ -39,11 +39,29 @@ _ON_REBAT: dict[str, tuple[str, Settings]] = {
     "raat_sharp": ("RAAT# (on ReBAT)", _with(_REBAT, objective="raat_sharp")),
 }
 
+_PAPER = {
+    "rpat_paper": ("RPAT on PGD-AT by Eq. 3", _with(_PLAIN, objective="rpat", source="paper")),
+    "raat_paper": ("RAAT by the paper's formulas", _with(_PLAIN, objective="raat", source="paper")),
+}
+
+
+def _named(
+    methods: dict[str, tuple[str, Settings]], ending: str = "", **changes: Any
+) -> dict[str, tuple[str, Settings]]:
+    """Methods under other settings, each with a line that says so."""
+    named = {}
+    for name, (title, made) in methods.items():
+        changed = _with(made, **changes)
+        budget = "Linf 8/255" if changed.norm == "linf" else "L2 128/255"
+        named[name + ending] = (f"{title}: {budget}, {changed.epochs} epochs", changed)
+    return named
+
+
 RECIPES: dict[str, tuple[str, Settings]] = {
-    **{name: (f"{title}: Linf 8/255, 110 epochs", made) for name, (title, made) in _METHODS.items()},
-    **{f"{name}_200": (f"{title}: Linf 8/255, 200 epochs", _with(made, **LONG)) for name, (title, made) in _METHODS.items()},
-    **{f"{name}_l2": (f"{title}: L2 128/255, 110 epochs", _with(made, **L2)) for name, (title, made) in _METHODS.items()},
-    **{name: (f"{title}: Linf 8/255, 200 epochs", made) for name, (title, made) in _ON_REBAT.items()},
-    "rpat_paper": ("RPAT on PGD-AT with Eq. 3: Linf 8/255, 110 epochs", _with(_PLAIN, objective="rpat", source="paper")),
-    "raat_paper": ("RAAT by the paper's formulas: Linf 8/255, 110 epochs", _with(_PLAIN, objective="raat", source="paper")),
-}  # fmt: skip
+    **_named(_METHODS),
+    **_named(_METHODS, "_200", **LONG),
+    **_named(_METHODS, "_l2", **L2),
+    **_named(_ON_REBAT),
+    **_named(_PAPER),
+}
+"""Description and settings by name."""

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from training.parts import stream, threat_of
-from training.settings import Settings
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
 from perceptual_at.data import TensorImages
+from training.parts import stream, threat_of
+from training.settings import Settings
 
 
 def measure(

@@ -28,7 +28,8 @@ Number = Annotated[
 ]
 
 Objective = Literal[
-    "pgd_at", "trades", "mart", "consistency_at", "rpat", "rebat", "rpat_plus_plus", "raat", "raat_plus_plus", "raat_sharp"
+    "pgd_at", "trades", "mart", "consistency_at", "rpat", "rebat", "rpat_plus_plus",
+    "raat", "raat_plus_plus", "raat_sharp",
 ]  # fmt: skip
 AVERAGED = ("rebat", "rpat_plus_plus", "raat_sharp")
 ALIGNED = ("raat", "raat_plus_plus", "raat_sharp")
@@ -152,7 +153,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in (
-            "epochs", "batch", "steps", "select_steps", "test_steps", "eval_batch", "held_out", "save_every", "stem_stride"
+            "epochs", "batch", "steps", "select_steps", "test_steps", "eval_batch",
+            "held_out", "save_every", "stem_stride",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
