@@ -84,10 +84,15 @@ def prepare(settings: Settings) -> Run:
         raise Stopped("--precision fp16 needs an accelerator; take bf16 on a CPU.")
     if settings.batch % accelerator.num_processes:
         raise Stopped(f"--batch {settings.batch} cannot be shared evenly by {accelerator.num_processes} processes.")
-    images = parts.splits(settings)
+    try:
+        parts.threat_of(settings)
+        with accelerator.main_process_first():  # only one of them downloads
+            images = parts.splits(settings)
+        model = parts.network(settings, images["train"])
+    except (ValueError, TypeError, ImportError) as error:
+        raise Stopped(str(error)) from error
     if len(images["train"]) < settings.batch:
         raise Stopped(f"--batch {settings.batch} is more than the {len(images['train'])} images to train on.")
-    model = parts.network(settings, images["train"])
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -284,13 +289,14 @@ def write_log(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Test the best and the final weights once, and write down what came of it."""
+    """Test the best and the final weights once, in full precision, and write down what came of it."""
     settings, accelerator = run.settings, run.accelerator
+    plain = parts.network(settings, run.images["train"]).to(accelerator.device)
     final = snapshot(run.model) if run.average is None else run.average
     chosen = max(entry["epoch"] for entry in run.log if entry["best"])
     tested = {}
     for name, weights, epoch in (("best", run.best, chosen), ("final", final, settings.epochs)):
-        result = report.measure(accelerator, settings, run.model, weights, run.images["test"], settings.test_steps)
+        result = report.measure(accelerator, settings, plain, weights, run.images["test"], settings.test_steps)
         tested[name] = {"epoch": epoch, "test": report.percent(result)}
         if accelerator.is_main_process:
             tested[name]["weights"] = save_weights(settings.out / f"{name}.safetensors", weights)
@@ -336,7 +342,7 @@ def train(settings: Settings) -> None:
 def main() -> None:
     try:
         train(tyro.extras.overridable_config_cli(RECIPES, description=__doc__))
-    except (Stopped, states.NoWholeState, ValueError, OSError, ImportError) as error:
+    except (Stopped, states.NoWholeState, OSError) as error:
         sys.exit(f"train: {error}")
 
 

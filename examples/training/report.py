@@ -48,8 +48,8 @@ def measure(
 
 def percent(result: pat.Evaluation) -> dict[str, float]:
     """An evaluation in percent; `mean` and `nrr` are those of clean and PGD accuracy."""
-    kept = {name: value for name, value in result.to_dict().items() if name != "worst_case"}
-    return {name: value if name == "n" else round(100 * value, 4) for name, value in kept.items()}
+    accuracies = {"clean": result.clean_accuracy, **result.robust_accuracy, "mean": result.mean, "nrr": result.nrr}
+    return {"n": len(result), **{name: round(100 * value, 4) for name, value in accuracies.items()}}
 
 
 def made_by(accelerator: Accelerator, settings: Settings) -> dict[str, Any]:
