@@ -341,8 +341,13 @@ from train import parts, report, prepare, RECIPES
 settings = tyro.extras.overridable_config_cli(RECIPES)
 run = prepare(settings)
 rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
+test = run.images["test"]
+with torch.no_grad(), train.report.pat.frozen(run.model) as f:  # all right, but barely: verdicts hang on the noise
+    f.linear.bias -= f(test[:][0]).mean(dim=0)
+    test.labels = f(test[:][0]).argmax(dim=1)
 weights = train.snapshot(run.model)
-tested = report.measure(run.accelerator, settings, run.model, weights, run.images["test"], 3)
+loud = dataclasses.replace(settings, eps=0.5)
+tested = report.measure(run.accelerator, loud, run.model, weights, test, 3)
 seen = {"correct": tested.correct, "robust": tested.robust["pgd3"]}
 
 run.model.eval()
@@ -368,7 +373,8 @@ def test_two_processes_have_the_gradients_and_counts_of_one(runner, tmp_path, re
         assert torch.equal(found["robust"], one["robust"])
         for name, gradient in one["gradients"].items():
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
-    assert len(one["correct"]) == 64
+    assert one["correct"].tolist() == [True] * 64
+    assert 0 < one["robust"].sum() < 64
     assert any(gradient.abs().max() > 1e-3 for gradient in one["gradients"].values())
 
 
