@@ -136,7 +136,7 @@ def train_epoch(run: Run, writer: SummaryWriter | None) -> None:
             decay = settings.average_decay if run.epoch >= settings.average_start else 0.0
             run.average = ema_update(run.average, run.model, decay=decay)
         for name, value in {"loss": loss.detach(), **terms}.items():
-            run.sums[name] = run.sums.get(name, 0.0) + value.double()
+            run.sums[name] = run.sums.get(name, 0.0) + value.float()
         run.batch += 1
         run.seconds += time.perf_counter() - began
         bar.update()

@@ -468,6 +468,14 @@ def test_every_recipe_parses_and_runs_two_steps(train, recipe, tmp_path):
     assert any(not torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
 
 
+@pytest.mark.parametrize("base", ["pgd_at", "trades", "mart", "consistency_at"])
+def test_dicar_runs_on_every_base(train, base, tmp_path):
+    run = train.prepare(parsed(train, "pgd_at", *TINY, "--objective", "dicar", "--base", base, "--out", tmp_path))
+    train.train_epoch(run, None)
+    assert "dicar" in run.sums
+    assert len(run.sums) == (3 if base == "pgd_at" else 4)
+
+
 def test_recipes_hold_the_papers_settings(train):
     recipes = {name: settings for name, (_, settings) in train.RECIPES.items()}
     for settings in recipes.values():

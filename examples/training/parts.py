@@ -14,7 +14,7 @@ from perceptual_at.attacks import cross_entropy
 from perceptual_at.augment import random_crop_flip
 from perceptual_at.data import TensorImages
 from perceptual_at.schedules import rebat_learning_rate
-from training.settings import ALIGNED, AVERAGED, TWO_VIEWS, Settings
+from training.settings import ALIGNED, AVERAGED, MIXING, TWO_VIEWS, Settings
 
 
 def images_of(settings: Settings, split: str) -> TensorImages:
@@ -162,7 +162,7 @@ def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Genera
         if settings.channels_last:
             views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
         changing = dict(options)
-        if settings.objective in ALIGNED:
+        if settings.objective in MIXING:
             changing["mix"] = pat.draw_beta(fold=fold, generator=mixes)
         if settings.objective in AVERAGED:
             began = epoch >= settings.average_start

@@ -29,11 +29,12 @@ Number = Annotated[
 
 Objective = Literal[
     "pgd_at", "trades", "mart", "consistency_at", "rpat", "rebat", "rpat_plus_plus",
-    "raat", "raat_plus_plus", "raat_sharp",
+    "raat", "raat_plus_plus", "raat_sharp", "dicar",
 ]  # fmt: skip
 AVERAGED = ("rebat", "rpat_plus_plus", "raat_sharp")
 ALIGNED = ("raat", "raat_plus_plus", "raat_sharp")
-TWO_VIEWS = ("consistency_at", *ALIGNED)
+MIXING = (*ALIGNED, "dicar")
+TWO_VIEWS = ("consistency_at", *MIXING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Settings:
     objective: Objective = "pgd_at"
     """A function of `perceptual_at.objectives`."""
     base: Literal["pgd_at", "trades", "mart", "consistency_at"] | None = None
-    """What RPAT is added to (rpat only; PGD-AT if left out)."""
+    """What RPAT or DICAR is added to (rpat, dicar; PGD-AT if left out)."""
     source: Literal["release", "paper"] = "release"
     """Where released code and paper differ, which to follow: see `objectives.preset`."""
     form: Literal["interpolation", "quotient"] | None = None
@@ -167,7 +168,10 @@ class Settings:
     def options(self) -> dict[str, Any]:
         """The keywords of the objective: the preset's, then those given. One that it does not take is refused."""
         known = inspect.signature(getattr(objectives, self.objective)).parameters
-        chosen = objectives.preset(self.objective, self.source, base=self.base)
+        if self.objective == "dicar":  # a combination of our own: the presets know its bases only
+            chosen = {} if self.base is None else {"base": self.base, **objectives.preset(self.base, self.source)}
+        else:
+            chosen = objectives.preset(self.objective, self.source, base=self.base)
         for name in ("form", "weight", "alpha", "beta", "eta"):
             value = getattr(self, name)
             if value is None:
