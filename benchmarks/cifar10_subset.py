@@ -1,5 +1,9 @@
 """PGD-AT, RPAT in both forms and RAAT on a part of CIFAR-10 that a CPU can train on: three seeds each, one record.
 
+At alpha = 1/2 the released form of RPAT with weight 1 is Eq. 3 with weight 1/16, so both lie on one scale. Larger
+weights are run as well, to see where the term begins to count, and weight 0: the passes of RPAT, which move batch
+norm's statistics, without its term.
+
     python benchmarks/cifar10_subset.py --archive cifar10_exact_subset.npz --workers 2
 
 The archive holds `x_train`, `y_train`, `x_test`, `y_test` (see `perceptual_at.data.npz_images`). Every run is one
@@ -25,6 +29,11 @@ METHODS = {
     "+RPAT, interpolation (release)": ("rpat_interpolation", "rpat --form interpolation"),
     "+RPAT, quotient (Eq. 3)": ("rpat_quotient", "rpat --form quotient"),
     "RAAT": ("raat", "raat"),
+}
+OTHERS = {
+    "0, with RPAT's passes": ("rpat_weight_0", "rpat --form interpolation --weight 0"),
+    "16": ("rpat_quotient_16", "rpat --form quotient --weight 16"),
+    "128": ("rpat_quotient_128", "rpat --form quotient --weight 128"),
 }
 OPTIONS = (
     "--data npz --root {archive} --model resnet18 --width 8 --stem-stride 2 --epochs 6 --batch 64 "
@@ -61,9 +70,11 @@ def verdict(runs, method, other):
 
 
 def scores(result, which):
-    """What a table shows of one run, in percent."""
-    tested = result[which]["test"]
-    return {**{name: tested[name] for name in COLUMNS}, "seed": result["seed"], "epoch": result[which]["epoch"]}
+    """What a table shows of one run, in percent; `share` is what the last epoch's loss holds beside cross entropy."""
+    tested, terms = result[which]["test"], result["log"][-1]["terms"]
+    share = 100 * (1 - terms["cross_entropy"] / terms["loss"])
+    kept = {name: tested[name] for name in COLUMNS}
+    return {**kept, "share": share, "seed": result["seed"], "epoch": result[which]["epoch"]}
 
 
 def main():
@@ -75,29 +86,35 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "cifar10_subset.json")
     options = parser.parse_args()
 
-    jobs = [(title, seed) for seed in range(options.seeds) for title in METHODS]
+    everything = {**METHODS, **OTHERS}
+    jobs = [(title, seed) for seed in range(options.seeds) for title in everything]
     with ThreadPoolExecutor(options.workers) as pool:
-        done = pool.map(lambda job: run(*METHODS[job[0]], options.archive, job[1], options.runs), jobs)
+        done = pool.map(lambda job: run(*everything[job[0]], options.archive, job[1], options.runs), jobs)
         results = dict(zip(jobs, done, strict=True))
     first = results[jobs[0]]
     best, final = (
-        {title: [scores(results[title, seed], which) for seed in range(options.seeds)] for title in METHODS}
+        {title: [scores(results[title, seed], which) for seed in range(options.seeds)] for title in everything}
         for which in ("best", "final")
     )
-    forms = list(METHODS)[1:3]
+    pgd_at, release, equation, _ = METHODS
+    passes, *larger = OTHERS
+    scale = {"0 (PGD-AT)": pgd_at, passes: passes, "1/16 (release)": release, "1 (Eq. 3)": equation}
+    scale |= {weight: weight for weight in larger}
+    against = [*((title, pgd_at) for title in list(METHODS)[1:]), (equation, release)]
     record = {
         "command": f"python benchmarks/cifar10_subset.py --archive {options.archive.name} --seeds {options.seeds}",
         "commands": {title: " ".join(["python", *command(recipe, options.archive.name, "SEED", "OUT")])
-                     for title, (_, recipe) in METHODS.items()},
+                     for title, (_, recipe) in everything.items()},
         "data": "CIFAR-10, exact subset", "images": first["images"], "threat": first["threat"],
         "selected_on": first["selected_on"], "epochs": first["settings"]["epochs"], "seeds": options.seeds,
-        "runs": best, "final": final,
-        "verdicts": [*(verdict(best, title, "PGD-AT") for title in list(METHODS)[1:]), verdict(best, *reversed(forms))],
-        "verdicts_final": [*(verdict(final, title, "PGD-AT") for title in list(METHODS)[1:]),
-                           verdict(final, *reversed(forms))],
-        "logs": {title: [results[title, seed]["log"] for seed in range(options.seeds)] for title in METHODS},
-        "seconds": {title: [results[title, seed]["seconds"] for seed in range(options.seeds)] for title in METHODS},
-        "settings": {title: results[title, 0]["settings"] for title in METHODS},
+        "runs": {title: best[title] for title in METHODS}, "final": {title: final[title] for title in METHODS},
+        "verdicts": [verdict(best, *pair) for pair in against],
+        "verdicts_final": [verdict(final, *pair) for pair in against],
+        "weights": {weight: best[title] for weight, title in scale.items()},
+        "terms": {title: [results[title, seed]["log"][-1]["terms"] for seed in range(options.seeds)]
+                  for title in everything},
+        "seconds": {title: [results[title, seed]["seconds"] for seed in range(options.seeds)] for title in everything},
+        "settings": {title: results[title, 0]["settings"] for title in everything},
         **{name: first[name] for name in ("commit", "versions", "hardware")},
     }  # fmt: skip
     with written_whole(options.out) as path:

@@ -72,15 +72,18 @@ def subset_final(run: Run) -> str:
     return f"{scores({'runs': run['final']}, 'trained by')}\n\n{said}"
 
 
-def subset_terms(run: Run) -> str:
-    """What each term of the loss weighed, averaged over the first and the last epoch of every run."""
-    rows = []
-    for method, logs in run["logs"].items():
-        for name in logs[0][0]["terms"]:
-            if name != "loss":
-                first, last = (statistics.mean(log[epoch]["terms"][name] for log in logs) for epoch in (0, -1))
-                rows.append((method, f"`{name}`", number(first), number(last)))
-    return table(("trained by", "term", "first epoch", "last epoch"), rows)
+def subset_weights(run: Run) -> str:
+    """RPAT with one weight after another, and what the term then adds to the loss in the last epoch."""
+    columns = ("clean", "pgd20", "mean", "nrr")
+    rows = [
+        (
+            weight,
+            *(spread([score[column] for score in runs]) for column in columns),
+            f"{statistics.mean(score['share'] for score in runs):.2g}",
+        )
+        for weight, runs in run["weights"].items()
+    ]
+    return table(("weight in Eq. 3", "clean, %", "PGD-20, %", "mean", "NRR", "share of the loss, %"), rows)
 
 
 def scores(run: Run, what: str) -> str:
@@ -128,7 +131,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "thresholds": ("perception_gap", thresholds),
     "subset": ("cifar10_subset", subset),
     "subset_final": ("cifar10_subset", subset_final),
-    "subset_terms": ("cifar10_subset", subset_terms),
+    "subset_weights": ("cifar10_subset", subset_weights),
 }
 
 
