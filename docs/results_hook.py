@@ -53,6 +53,39 @@ def examples(run: Run) -> str:
     return f"{scores(run, 'example')}\n\n{run['data']}; {run['threat']}; {seeds} seeds: `{run['command']}`."
 
 
+def subset(run: Run) -> str:
+    """Methods on a part of CIFAR-10: the weights chosen on validation images."""
+    images, hardware = run["images"], run["hardware"]
+    made = (
+        f"{run['data']}: {images['train']} images to train on, {images['select']} to choose `best` on, "
+        f"{images['test']} to test on; {run['threat']}; {run['seeds']} seeds, {run['epochs']} epochs; torch "
+        f"{run['versions']['torch']}, {hardware['device']} ({hardware['threads']} thread per run), commit "
+        f"`{run['commit'][:7]}`."
+    )
+    said = "\n".join(f"- {sentence}" for sentence in run["verdicts"])
+    return f"{scores(run, 'trained by')}\n\n{said}\n\n{made}"
+
+
+def subset_final(run: Run) -> str:
+    """The same runs after their last epoch, where nothing was chosen."""
+    said = "\n".join(f"- {sentence}" for sentence in run["verdicts_final"])
+    return f"{scores({'runs': run['final']}, 'trained by')}\n\n{said}"
+
+
+def subset_weights(run: Run) -> str:
+    """RPAT with one weight after another, and what the term then adds to the loss in the last epoch."""
+    columns = ("clean", "pgd20", "mean", "nrr")
+    rows = [
+        (
+            weight,
+            *(spread([score[column] for score in runs]) for column in columns),
+            f"{statistics.mean(score['share'] for score in runs):.2g}",
+        )
+        for weight, runs in run["weights"].items()
+    ]
+    return table(("weight in Eq. 3", "clean, %", "PGD-20, %", "mean", "NRR", "share of the loss, %"), rows)
+
+
 def scores(run: Run, what: str) -> str:
     """Accuracies of several runs of several methods, mean and deviation."""
     columns = ("clean", "pgd20", "mean", "nrr")
@@ -119,6 +152,9 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "perception": ("perception_gap", perception),
     "groups": ("perception_gap", groups),
     "thresholds": ("perception_gap", thresholds),
+    "subset": ("cifar10_subset", subset),
+    "subset_final": ("cifar10_subset", subset_final),
+    "subset_weights": ("cifar10_subset", subset_weights),
 }
 
 

@@ -27,6 +27,7 @@ from torch.utils.data import Subset, TensorDataset
 import perceptual_at as pat
 from perceptual_at import data
 from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import load_weights
 
 ATTACKS = "fgsm, pgdK, cwK, apgdK (K steps), fab, square, aa"
 
@@ -88,19 +89,17 @@ def model_of(settings: Settings) -> nn.Module:
         name = ast.unparse(call.func)
     model: nn.Module = getattr(importlib.import_module(place), name)(**options)
     if settings.checkpoint is not None:
-        model.load_state_dict(weights_of(settings.checkpoint))
+        load(model, settings.checkpoint)
     return model
 
 
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name, read without executing anything in the file."""
+def load(model: nn.Module, path: Path) -> None:
+    """Put weights into the model, without executing anything in the file."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+        load_weights(model, path)
+        return
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
 
 
 def robustbench_model(name: str, settings: Settings) -> nn.Module:

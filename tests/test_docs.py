@@ -223,6 +223,24 @@ def test_a_table_of_results_holds_what_the_file_holds(tmp_path):
     assert results.filled("files", folder=tmp_path) == "- [perception_gap.json](results/perception_gap.json)"
 
 
+def test_the_tables_of_the_subset_hold_what_the_file_holds(tmp_path):
+    scores = [{"clean": 30.0, "pgd20": 20.0, "mean": 25.0, "nrr": 24.0, "share": share} for share in (1.0, 2.0)]
+    run = {
+        "data": "CIFAR-10", "images": {"train": 3, "select": 2, "test": 1}, "threat": "Linf", "seeds": 2, "epochs": 1,
+        "runs": {"RAAT": scores}, "final": {"RAAT": scores[:1]}, "weights": {"1/16": scores},
+        "verdicts": ["ahead."], "verdicts_final": ["behind."],
+        "versions": {"torch": "2"}, "hardware": {"device": "cpu", "threads": 1}, "commit": "0123456789",
+    }  # fmt: skip
+    (tmp_path / "cifar10_subset.json").write_text(json.dumps(run))
+    tables = {name: loaded("results_hook").filled(name, folder=tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+              for name in ("subset", "subset_final", "subset_weights")}  # fmt: skip
+    assert "| RAAT | 30.00 ± 0.00 | 20.00 ± 0.00 | 25.00 ± 0.00 | 24.00 ± 0.00 |\n\n- ahead." in tables["subset"]
+    assert "3 images to train on, 2 to choose `best` on, 1 to test on" in tables["subset"]
+    assert "commit `0123456`" in tables["subset"]
+    assert "| RAAT | 30.00 | 20.00 | 25.00 | 24.00 |\n\n- behind." in tables["subset_final"]
+    assert "| 1/16 | 30.00 ± 0.00 | 20.00 ± 0.00 | 25.00 ± 0.00 | 24.00 ± 0.00 | 1.5 |" in tables["subset_weights"]
+
+
 def test_the_table_of_the_demo_in_the_readme_is_the_recorded_one():
     path = DOCS / "results" / "demo.json"
     table = loaded("results_hook").demo(json.loads(path.read_text())).partition("\n\n")[0]

@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-HEAVY = ("torchvision", "matplotlib", "sklearn", "pyautoattack", "tqdm", "scipy", "pandas", "PIL")
+HEAVY = (
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "pyautoattack",
+    "tqdm",
+    "scipy",
+    "pandas",
+    "PIL",
+    "safetensors",
+    "accelerate",
+)
 
 
 def fresh(code):

@@ -1,0 +1,254 @@
+"""Weights on disk: safetensors with a checksum, read without executing anything."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at._files import written_whole
+from perceptual_at.attacks.freeze import bare
+from perceptual_at.averaging import Weights
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What distributed wrappers and `torch.compile` put before a name."""
+
+
+class Loaded(NamedTuple):
+    """What `load_weights` did not use."""
+
+    ignored: list[str]
+    """Names in the file that the model has no tensor for."""
+    missing: list[str]
+    """Names of the model that the file has no tensor for; these keep their values."""
+
+
+def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Weights as a safetensors file that holds its own checksum; the file is whole or not there.
+
+    Args:
+        path: where to write, usually `....safetensors`. What stood there stays until the new file is whole.
+        weights: a model (also compiled or wrapped for distributed training), or tensors by name as from
+            `snapshot`.
+
+    Returns:
+        The checksum: SHA-256 over names, dtypes, shapes and bytes of the tensors.
+
+    Raises:
+        TypeError: if `weights` is neither a module nor tensors by name.
+        ImportError: if safetensors is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checksum = save_weights(f"{folder}/model.safetensors", nn.Linear(2, 1))
+        >>> len(checksum)
+        64
+    """
+    tensors = _tensors("save_weights", weights)
+    save_file = _safetensors("save_weights").save_file
+    checksum = weights_checksum(tensors)
+    with written_whole(path) as beside:
+        save_file(tensors, beside, metadata={"format": "pt", "sha256": checksum})
+    return checksum
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> Loaded:
+    """Put the weights of a file into a model, after every check has passed.
+
+    Names are compared without the prefixes that wrappers put before them (`module.`, `_orig_mod.`), on both
+    sides. Nothing in the file is executed; pickles are refused.
+
+    Args:
+        model: where to; its device and dtypes stay.
+        path: a safetensors file, by `save_weights` or another program. Its checksum is verified if it has one.
+        strict: require that names of file and model are the same. False uses what fits by name.
+
+    Returns:
+        `Loaded(ignored, missing)`: what was left aside; two empty lists if `strict`.
+
+    Raises:
+        TypeError: if `model` is no module.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole safetensors file (the message says what it looks like), its checksum is
+            wrong, names differ and `strict`, no name fits, or a shape differs.
+        ImportError: if safetensors is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_weights(f"{folder}/a.safetensors", {"module.bias": torch.ones(1), "mu": torch.ones(3)})
+        ...     load_weights(nn.Linear(2, 1), f"{folder}/a.safetensors", strict=False)
+        Loaded(ignored=['mu'], missing=['weight'])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load_weights: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+    stored, own = _read("load_weights", path), bare(model).state_dict()
+    ignored, missing = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
+    if strict and (ignored or missing):
+        raise ValueError(
+            f"load_weights: `{path}` does not belong to this model: {_named('missing in the file', missing)}, "
+            f"{_named('unknown to the model', ignored)}. `strict=False` takes what fits by name."
+        )
+    if len(missing) == len(own):
+        raise ValueError(
+            f"load_weights: no name in `{path}` fits this model; it has {_named('names like', list(own))}, the file "
+            f"{_named('names like', list(stored))}."
+        )
+    for name in stored.keys() & own.keys():
+        if stored[name].shape != own[name].shape:
+            raise ValueError(
+                f"load_weights: {name!r} has shape {tuple(stored[name].shape)} in `{path}` but "
+                f"{tuple(own[name].shape)} in the model; another width or number of classes?"
+            )
+    with torch.no_grad():
+        for name in stored.keys() & own.keys():
+            own[name].copy_(stored[name])
+    return Loaded(ignored, missing)
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """The tensors of a safetensors file by name, without wrappers' prefixes, checked as in `load_weights`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole safetensors file, its checksum is wrong, or two names differ in prefixes only.
+        ImportError: if safetensors is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_weights(f"{folder}/a.safetensors", {"module._orig_mod.bias": torch.ones(1)})
+        ...     read_weights(f"{folder}/a.safetensors")
+        {'bias': tensor([1.])}
+    """
+    return _read("read_weights", path)
+
+
+def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, whatever their order, device or memory layout.
+
+    Args:
+        weights: a model, or tensors by name.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: if `weights` is neither a module nor tensors by name.
+
+    Examples:
+        >>> weights_checksum({"a": torch.zeros(2)}) == weights_checksum({"a": torch.zeros(2)})
+        True
+        >>> weights_checksum({"a": torch.zeros(2)}) == weights_checksum({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(_tensors("weights_checksum", weights).items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(function: str, path: str | os.PathLike[str]) -> Weights:
+    """The body of `read_weights`; errors speak of `function`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{function}: there is no file `{path}`.")
+    load = _safetensors(function).load
+    raw = path.read_bytes()
+    metadata = _header(function, path, raw).get("__metadata__", {})
+    try:
+        stored: Weights = load(raw)
+    except Exception as error:  # safetensors raises an exception of its own, whose place has moved
+        raise ValueError(f"{function}: `{path}` is damaged: {error}. Copy or download it again.") from error
+    expected = metadata.get("sha256")
+    if expected is not None and weights_checksum(stored) != expected:
+        raise ValueError(
+            f"{function}: the tensors in `{path}` do not have the checksum that the file states; it was changed or "
+            "damaged. Copy or download it again."
+        )
+    bared: Weights = {}
+    for name, value in stored.items():
+        short = _without_prefixes(name)
+        if short in bared:
+            raise ValueError(f"{function}: `{path}` holds {short!r} twice, under different prefixes.")
+        bared[short] = value
+    return bared
+
+
+def _tensors(function: str, weights: Any) -> Weights:
+    """Tensors by name, on the CPU, contiguous and each with memory of its own."""
+    named = bare(weights).state_dict() if isinstance(weights, nn.Module) else weights
+    if not isinstance(named, Mapping) or not all(isinstance(value, Tensor) for value in named.values()):
+        raise TypeError(f"{function}: `weights` must be a module or tensors by name, got {type(weights).__name__}.")
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _named(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what}: {', '.join(names[:5]) or 'nothing'}{more}"
+
+
+def _header(function: str, path: Path, raw: bytes) -> dict[str, Any]:
+    """The header of a safetensors file, which has to be as long as the header says."""
+    size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or raw[8:9] != b"{":
+        raise ValueError(f"{function}: `{path}` is no safetensors file: it looks like {_looks_like(raw)}.")
+    cut = f"{function}: `{path}` is cut off: it has {len(raw)} bytes, "
+    if len(raw) < 8 + size:
+        raise ValueError(f"{cut}its header alone {8 + size}. Copy or download it again.")
+    try:
+        header: dict[str, Any] = json.loads(raw[8 : 8 + size])
+        end = 8 + size + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{function}: the header of `{path}` is damaged. Copy or download it again.") from error
+    if len(raw) < end:
+        raise ValueError(f"{cut}its header says {end}. Copy or download it again.")
+    return header
+
+
+def _looks_like(raw: bytes) -> str:
+    """What a file that holds no weights seems to be."""
+    start = raw[:512].lstrip().lower()
+    if not start:
+        return "an empty file"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page, perhaps the message of a failed download. Download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer. Fetch the file it stands for with `git lfs pull`"
+    if start.startswith(b"pk\x03\x04") or re.match(rb"\x80[\x02-\x05]", raw):
+        return (
+            "a pickle, as torch.save writes, which can run code when it is read. If you trust it, read it with "
+            "`torch.load(path, weights_only=True)` and save the state dict with `save_weights`"
+        )
+    if raw.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")):
+        return "a compressed archive. Unpack it first"
+    if raw.startswith(b"\x89HDF"):
+        return "an HDF5 file"
+    return f"something else, beginning with {raw[:8]!r}"
+
+
+def _safetensors(function: str) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(f"{function}: safetensors is needed; run `pip install 'perceptual-at[train]'`.") from error
+    return safetensors.torch

@@ -1,0 +1,256 @@
+"""Weights on disk: what is saved comes back, and nothing else is taken for weights."""
+
+import gzip
+import io
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from perceptual_at import snapshot
+from perceptual_at.checkpoints import load_weights, read_weights, save_weights, weights_checksum
+
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small()
+    model(torch.rand(5, 3))  # moves the running statistics
+    save_weights(tmp_path / "model.safetensors", model)
+    return model, tmp_path / "model.safetensors"
+
+
+def test_what_is_saved_comes_back_to_the_bit(saved):
+    model, path = saved
+    other = small(1)
+    before = [parameter.data_ptr() for parameter in other.parameters()]
+    assert load_weights(other, path) == ([], [])
+    assert same(snapshot(other), snapshot(model))
+    assert [parameter.data_ptr() for parameter in other.parameters()] == before  # optimisers still hold them
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8])
+def test_every_dtype_and_layout_comes_back(tmp_path, dtype):
+    tensors = {
+        "scalar": torch.tensor(1).to(dtype),
+        "empty": torch.zeros(0, 3).to(dtype),
+        "transposed": torch.arange(6).reshape(2, 3).t().to(dtype),
+        "channels_last": torch.arange(24).reshape(1, 2, 3, 4).to(dtype).to(memory_format=torch.channels_last),
+    }
+    tensors["shared"] = tensors["transposed"]
+    save_weights(tmp_path / "a", tensors)
+    assert same(read_weights(tmp_path / "a"), tensors)
+
+
+def test_the_file_is_ordinary_safetensors_and_carries_its_checksum(saved):
+    model, path = saved
+    assert same(safetensors.load_file(path), snapshot(model))
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    assert json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["sha256"] == weights_checksum(model)
+
+
+def test_a_file_of_another_program_without_checksum_is_read(tmp_path):
+    model = small()
+    safetensors.save_file(snapshot(model), tmp_path / "other.safetensors")
+    other = small(1)
+    load_weights(other, tmp_path / "other.safetensors")
+    assert same(snapshot(other), snapshot(model))
+
+
+def test_the_checksum_sees_names_dtypes_shapes_and_values_but_not_order_or_layout():
+    reference = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    same_sum = [dict(reversed(reference.items())), {**reference, "a": torch.zeros(3, 2).t()}]
+    other_sum = [
+        {**reference, "c": torch.ones(1)}, {"x": reference["a"], "b": reference["b"]},
+        {**reference, "a": torch.zeros(3, 2)}, {**reference, "a": torch.zeros(2, 3, dtype=torch.int32)},
+        {**reference, "b": torch.tensor([1.0]).nextafter(torch.tensor(2.0))},
+    ]  # fmt: skip
+    assert all(weights_checksum(other) == weights_checksum(reference) for other in same_sum)
+    assert all(weights_checksum(other) != weights_checksum(reference) for other in other_sum)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_do_not_matter(tmp_path, prefix):
+    model = small()
+    save_weights(tmp_path / "a", {prefix + name: value for name, value in snapshot(model).items()})
+    other = small(1)
+    assert load_weights(other, tmp_path / "a") == ([], [])
+    assert same(snapshot(other), snapshot(model))
+
+
+def test_a_compiled_model_saves_and_loads_under_its_own_names(saved, tmp_path):
+    model, path = saved
+    compiled = torch.compile(small(1), backend="eager")
+    load_weights(compiled, path)
+    save_weights(tmp_path / "again", compiled)
+    assert same(read_weights(tmp_path / "again"), snapshot(model))
+
+
+def test_a_name_twice_under_different_prefixes_is_refused(tmp_path):
+    save_weights(tmp_path / "a", {"module.w": torch.zeros(1), "w": torch.ones(1)})
+    with pytest.raises(ValueError, match="'w' twice"):
+        read_weights(tmp_path / "a")
+
+
+def test_other_names_are_refused_or_listed(saved, tmp_path):
+    model, _ = saved
+    weights = snapshot(model)
+    del weights["2.bias"]
+    save_weights(tmp_path / "a", {**weights, "mu": torch.zeros(3), "sub_block1.w": torch.zeros(1)})
+    other = small(1)
+    before = snapshot(other)
+    with pytest.raises(ValueError, match=r"missing in the file: 2\.bias, unknown to the model: mu, sub_block1\.w"):
+        load_weights(other, tmp_path / "a")
+    assert same(snapshot(other), before)
+    loaded = load_weights(other, tmp_path / "a", strict=False)
+    assert loaded.ignored == ["mu", "sub_block1.w"]
+    assert loaded.missing == ["2.bias"]
+    assert same(snapshot(other), {**weights, "2.bias": before["2.bias"]})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_shape_or_no_common_name_is_refused_and_changes_nothing(tmp_path, strict):
+    other = small(1)
+    before = snapshot(other)
+    save_weights(tmp_path / "wide", {**snapshot(small()), "2.weight": torch.zeros(5, 4)})
+    with pytest.raises(ValueError, match=r"'2\.weight' has shape \(5, 4\) .* but \(2, 4\)"):
+        load_weights(other, tmp_path / "wide", strict=strict)
+    save_weights(tmp_path / "foreign", {"encoder.w": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"encoder\.w"):
+        load_weights(other, tmp_path / "foreign", strict=strict)
+    assert same(snapshot(other), before)
+
+
+# What is no file of weights -----------------------------------------------------------------------------------------
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", b"...")
+    return buffer.getvalue()
+
+
+def torch_saved():
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(2)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (b"\n  <html><body>quota exceeded</body></html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (pickle.dumps({"w": 1}), "a pickle"),
+        (torch_saved(), "a pickle"),
+        (zipped(), "a pickle"),
+        (gzip.compress(b"weights"), "a compressed archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
+        (b"just some words", "something else"),
+        (b"short", "something else"),
+    ],
+)  # fmt: skip
+def test_a_foreign_file_is_refused_with_what_it_looks_like(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        load_weights(small(), path)
+    assert "load_weights" in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "run"), "w"))
+
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(ValueError, match="can run code"):
+        load_weights(small(), tmp_path / "model.pt")
+    assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(min_value=0, max_value=10**6))
+def test_a_file_cut_off_anywhere_is_refused(saved_bytes, place):
+    raw, path = saved_bytes
+    path.write_bytes(raw[: place % len(raw)])
+    with pytest.raises(ValueError, match="load_weights"):
+        load_weights(small(), path)
+
+
+@given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=1, max_value=255))
+def test_a_changed_byte_is_noticed(saved_bytes, place, change):
+    raw, path = saved_bytes
+    place %= len(raw)
+    path.write_bytes(raw[:place] + bytes([raw[place] ^ change]) + raw[place + 1 :])
+    reference, model = snapshot(small()), small()
+    try:
+        load_weights(model, path)
+    except ValueError:
+        assert same(snapshot(model), reference)
+    else:  # only in what means nothing, such as a blank of the header
+        assert same(read_weights(path), reference)
+
+
+@pytest.fixture(scope="module")
+def saved_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_weights(path, small())
+    return path.read_bytes(), path.with_name("damaged.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{}", b'{"w": 1}', b'{"w": {"data_offsets": []}}', b"{broken", b'{"w": {"data_offsets": [0, -8]}}'],
+)
+def test_a_damaged_header_is_refused(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="load_weights"):
+        load_weights(small(), path)
+
+
+def test_a_missing_file_and_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="read_weights: there is no file"):
+        read_weights(tmp_path / "none")
+    with pytest.raises(TypeError, match=r"load_weights: `model` must be a torch\.nn\.Module, got dict"):
+        load_weights({}, tmp_path / "none")
+    with pytest.raises(TypeError, match="save_weights: `weights` must be"):
+        save_weights(tmp_path / "a", {"w": 1.0})
+    with pytest.raises(TypeError, match="weights_checksum: `weights` must be"):
+        weights_checksum([torch.zeros(1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+
+    def full(tensors, beside, metadata):
+        beside.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(path, small(1))
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert same(read_weights(path), snapshot(model))

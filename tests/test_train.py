@@ -1,0 +1,650 @@
+"""examples/train.py: killed for real, run in two processes, refused what is wrong, and every recipe tried."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
+
+from perceptual_at.checkpoints import load_weights, read_weights, weights_checksum  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--data", "random", "--model", "resnet18", "--width", "2", "--batch", "8", "--held-out", "24", "--steps", "1",
+    "--select-steps", "1", "--test-steps", "2", "--eval-batch", "16", "--cpu",
+]  # fmt: skip
+# Two views, averaged weights, a teacher in train mode and DICAR's draws: everything that has a state.
+SHARP = ["raat_sharp", *TINY, "--epochs", "3", "--milestones", "1", "2", "--average-start", "1", "--save-every", "1"]
+
+
+class Runner:
+    """The processes of train_runner.py."""
+
+    def __init__(self, folder):
+        self.log = folder / "log.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(ROOT / "tests/train_runner.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, argv, **order):
+        self.log.unlink(missing_ok=True)
+        order = {"argv": [str(word) for word in argv], "log": str(self.log), **order}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        self.pids = json.loads(self.process.stdout.readline())
+        return self.pids
+
+    def ended(self):
+        """Whether the answer to the last order is there."""
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
+    def statuses(self, patience=120):
+        """How the processes of the last order ended; they are killed if they do not."""
+        if not select.select([self.process.stdout], [], [], patience)[0]:
+            for pid in self.pids:
+                os.kill(pid, signal.SIGKILL)
+            self.process.stdout.readline()
+            pytest.fail(f"the run has not ended in {patience} s: {self.log.read_text()}")
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, argv, **order):
+        """Run to the end; gives what was printed."""
+        self.start(argv, **order)
+        statuses = self.statuses()
+        printed = self.log.read_text()
+        assert not any(statuses), printed
+        return printed
+
+    def refused(self, argv, **order):
+        """Run to a message; gives it."""
+        self.start(argv, **order)
+        statuses = self.statuses()
+        printed = self.log.read_text()
+        assert any(os.waitstatus_to_exitcode(status) == 1 for status in statuses), printed
+        assert "Traceback" not in printed
+        return printed
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    yield runner
+    runner.process.stdin.close()
+    runner.process.wait(timeout=30)
+    runner.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def whole(runner, tmp_path_factory):
+    """The run that is never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    runner.run([*SHARP, "--out", out])
+    return out
+
+
+def remains(out):
+    """What a run has left, without times: weights, log, result, and all of the last state."""
+    result = json.loads((out / "result.json").read_text())
+    state = sorted((out / "states").glob("step-*"))[-1]
+    facts = json.loads((state / "run.json").read_text())
+    optimizer = torch.load(state / "optimizer.bin", weights_only=True)
+    return {
+        "final": weights_checksum(read_weights(out / "final.safetensors")),
+        "best": weights_checksum(read_weights(out / "best.safetensors")),
+        "log": [without_times(json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()],
+        "result": {name: result[name] for name in ("best", "final", "selected_on", "settings", "images")},
+        "state": (state.name, facts["epoch"], facts["batch"], [without_times(entry) for entry in facts["log"]]),
+        "model": (state / "model.safetensors").read_bytes(),
+        "process": (state / "process_0.safetensors").read_bytes(),
+        "optimizer": [value["momentum_buffer"].tolist() for value in optimizer["state"].values()],
+        "rate": optimizer["param_groups"][0]["lr"],
+    }
+
+
+def without_times(entry):
+    return {name: value for name, value in entry.items() if name != "seconds"}
+
+
+def assert_same(out, reference):
+    found, wanted = remains(out), remains(reference)
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+# Killed ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_points_ends_like_the_run_that_was_not(runner, whole, tmp_path):
+    draw, out, killed = random.Random(0), tmp_path / "out", 0
+    for _ in range(6):
+        (pid,) = runner.start([*SHARP, "--out", out, "--resume"])
+        until = newest(out) + draw.randint(1, 3)
+        while newest(out) < until and not runner.ended():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+            os.kill(pid, signal.SIGKILL)
+        killed += runner.statuses() == [signal.SIGKILL]
+    assert killed >= 3
+    printed = runner.run([*SHARP, "--out", out, "--resume"])
+    assert "goes on after step" in printed
+    assert_same(out, whole)
+
+
+def newest(out):
+    """After how many steps the last state was saved."""
+    return max((int(state.name[-9:]) for state in (out / "states").glob("step-*")), default=0)
+
+
+# Kills itself, with SIGKILL, when a function is called for the n-th time; files are written in half before.
+KILLED_AT = """
+import os, signal
+name, number = {name!r}, {number}
+home = train
+*path, last = name.split(".")
+for part in path:
+    home = getattr(home, part)
+whole, calls = getattr(home, last), 0
+
+def dying(*args, **options):
+    global calls
+    calls += 1
+    if calls == number:
+        if last in ("save_file", "save_weights"):
+            where = args[1] if last == "save_file" else args[0]
+            whole(*args, **options)
+            os.truncate(where, os.path.getsize(where) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **options)
+
+setattr(home, last, dying)
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_saving_ends_like_the_run_that_was_not(runner, whole, tmp_path):
+    out, torn = tmp_path / "out", 0
+    for name, number in (
+        ("save_file", 1), ("states._seal", 2), ("save_file", 2), ("save_weights", 2), ("states._sync", 3),
+        ("states.Path.rename", 2), ("states._sync", 8), ("states.shutil.rmtree", 3), ("write_log", 2),
+    ):  # fmt: skip
+        runner.start([*SHARP, "--out", out, "--resume"], code=KILLED_AT.format(name=name, number=number))
+        assert runner.statuses() == [signal.SIGKILL], (name, runner.log.read_text())
+        torn += any((out / "states").glob(".step-*"))
+    assert torn >= 5
+    runner.run([*SHARP, "--out", out, "--resume"])
+    assert not list((out / "states").glob(".step-*"))
+    assert_same(out, whole)
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nothing_had_happened(runner, tmp_path):
+    arguments = ["raat", *TINY, "--epochs", "2", "--save-every", "1"]
+    runner.run([*arguments, "--out", tmp_path / "whole"], processes=2)
+    pids = runner.start([*arguments, "--out", tmp_path / "out"], processes=2)
+    while not (tmp_path / "out/states/step-000000002").exists() and not runner.ended():
+        time.sleep(0.002)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert runner.statuses() == [signal.SIGKILL] * 2
+    assert "saved by 2 processes, not 1" in runner.refused([*arguments, "--out", tmp_path / "out", "--resume"])
+    printed = runner.run([*arguments, "--out", tmp_path / "out", "--resume"], processes=2)
+    assert "goes on after step" in printed
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    other = [
+        sorted(run.glob("states/step-*"))[-1] / "process_1.safetensors"
+        for run in (tmp_path / "out", tmp_path / "whole")
+    ]
+    assert other[0].read_bytes() == other[1].read_bytes()
+
+
+def test_a_finished_run_started_again_reports_the_same(runner, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    runner.run([*SHARP, "--out", tmp_path / "out", "--resume"])
+    assert_same(tmp_path / "out", whole)
+
+
+# Damaged, foreign, full -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "half a manifest"])
+def test_a_damaged_state_is_not_loaded_and_the_one_before_is(runner, whole, tmp_path, damage):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before, last = sorted((out / "states").glob("step-*"))
+    hurt(last, damage)
+    printed = runner.run([*SHARP, "--out", out, "--resume"])
+    assert f"goes on after step {int(before.name[-9:])}:" in printed
+    assert_same(out, whole)
+
+
+def hurt(state, damage):
+    file, manifest = state / "optimizer.bin", state / "manifest.json"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "changed":
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(bytes(raw))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:40])
+
+
+def test_where_no_state_is_whole_nothing_is_started_or_removed(runner, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for state in (out / "states").glob("step-*"):
+        hurt(state, "cut")
+    printed = runner.refused([*SHARP, "--out", out, "--resume"])
+    assert "is whole (step-" in printed
+    assert "`optimizer.bin` was changed or cut off" in printed
+    assert len(list((out / "states").glob("step-*"))) == 2
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_other_settings_or_images(runner, whole):
+    before = remains(whole)
+    assert "holds a run already" in runner.refused([*SHARP, "--out", whole])
+    printed = runner.refused([*SHARP, "--out", whole, "--resume", "--lr", "0.5", "--seed", "1"])
+    assert "lr 0.1 -> 0.5" in printed
+    assert "seed 0 -> 1" in printed
+    other = (
+        "train.parts.images_of.__globals__['TensorImages'].__init__.__kwdefaults__['classes'] = list('abcdefghij')\n"
+    )
+    other += "old = train.parts.images_of\n"
+    other += (
+        "def images_of(settings, split):\n    held = old(settings, split)\n    held.images[0] += 1\n    return held\n"
+    )
+    other += "train.parts.images_of = images_of\ntrain.main()"
+    assert "was trained on other images" in runner.refused([*SHARP, "--out", whole, "--resume"], code=other)
+    assert remains(whole) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(runner, whole, tmp_path):
+    out = tmp_path / "out"
+    full = """
+import resource
+whole = train.save
+def save(run):
+    if run.step == 3:  # from here on, files end after one page
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    whole(run)
+train.save = save
+train.main()
+"""
+    runner.start([*SHARP, "--out", out], code=full)
+    (status,) = runner.statuses()
+    assert os.waitstatus_to_exitcode(status) == 1, runner.log.read_text()
+    assert newest(out) == 2
+    assert "could not be saved" in runner.log.read_text()
+    assert "start again with --resume" in runner.log.read_text()
+    runner.run([*SHARP, "--out", out, "--resume"])
+    assert_same(out, whole)
+
+
+def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = runner.refused([*SHARP, "--out", tmp_path / "file" / "out"])
+    assert "Not a directory" in printed
+    assert "epoch" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "cifar10", "--root", "none"], "holds no folder `cifar-10-batches-py`"),
+        (["--data", "tiny_imagenet", "--root", "none"], "holds no folder `train`"),
+        (["--data", "folder", "--root", "none"], "there is no folder 'train'"),
+        (["--data", "npz", "--root", "none.npz"], "there is no file `none.npz`"),
+        (["--data", "npz", "--root", str(ROOT / "README.md")], "cannot be read as an archive"),
+        (["--batch", "80"], "--batch 80 is more than the 40 images to train on"),
+        (["--held-out", "64"], "hold_out: `amount` 64 holds out 64 of 64 samples"),
+        (["--form", "quotient"], "--form has no effect with --objective pgd_at"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--objective", "rebat"], "--average-decay is needed by rebat"),
+        (["--eps", "8"], "did you mean"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, message):
+    assert message in runner.refused(["pgd_at", *TINY, *options, "--out", tmp_path / "out"])
+
+
+# Two processes --------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import dataclasses, sys, torch, tyro
+from train import parts, report, prepare, RECIPES
+settings = tyro.extras.overridable_config_cli(RECIPES)
+run = prepare(settings)
+rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
+test = run.images["test"]
+with torch.no_grad(), train.report.pat.frozen(run.model) as f:  # all right, but barely: verdicts hang on the noise
+    f.linear.bias -= f(test[:][0]).mean(dim=0)
+    test.labels = f(test[:][0]).argmax(dim=1)
+weights = train.snapshot(run.model)
+loud = dataclasses.replace(settings, eps=0.5)
+tested = report.measure(run.accelerator, loud, run.model, weights, test, 3)
+seen = {"correct": tested.correct, "robust": tested.robust["pgd3"]}
+
+run.model.eval()
+rows = parts.rows_of_epoch(settings, len(run.images["train"]), 0)[0]
+x, labels = run.images["train"][rows.chunk(ranks)[rank]]
+loss_of_step = parts.objective_of(settings, run.noise, run.mixes)
+loss, _ = loss_of_step(run.model, x, labels, epoch=0, average=None)
+run.accelerator.backward(loss)
+seen["gradients"] = {name: p.grad.clone() for name, p in train.bare(run.model).named_parameters()}
+torch.save(seen, f"{settings.out}-{ranks}-{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["pgd_at", "rpat", "consistency_at"])
+def test_two_processes_have_the_gradients_and_counts_of_one(runner, tmp_path, recipe):
+    still = ["--start", "clean", "--padding", "0", "--no-flip", "--eval-batch", "10", "--out", tmp_path / "seen"]
+    for processes in (1, 2):
+        runner.run([recipe, *TINY, *still], processes=processes, code=MEASURE)
+    one, *two = (torch.load(tmp_path / f"seen-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for found in two:
+        assert torch.equal(found["correct"], one["correct"])  # 64 verdicts: 7 batches, the last one smaller
+        assert torch.equal(found["robust"], one["robust"])
+        for name, gradient in one["gradients"].items():
+            torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+    assert one["correct"].tolist() == [True] * 64
+    assert 0 < one["robust"].sum() < 64
+    assert any(gradient.abs().max() > 1e-3 for gradient in one["gradients"].values())
+
+
+LONELY = """
+import torch, tyro
+from train import parts, prepare, RECIPES
+settings = tyro.extras.overridable_config_cli(RECIPES)
+run = prepare(settings)
+rank = run.accelerator.process_index
+loss_of_step = parts.objective_of(settings, run.noise, run.mixes)
+run.model.train()
+for step in range(3):
+    x = torch.rand(4, 3, 16, 16)
+    with torch.no_grad(), train.report.pat.frozen(run.model) as f:
+        labels = f(x).argmax(dim=1)
+    if rank == 1:
+        labels = (labels + 1) % 10  # here nothing is right, so DICAR has no pair and leaves two passes out
+    loss, terms = loss_of_step(run.model, x, labels, epoch=0, average=None)
+    print("dicar", rank, float(terms["dicar"]) > 0, flush=True)
+    run.optimizer.zero_grad()
+    run.accelerator.backward(loss)
+    run.optimizer.step()
+torch.save({name: p.detach() for name, p in train.bare(run.model).named_parameters()}, f"{settings.out}-{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_pairs_does_not_stop_the_other(runner, tmp_path):
+    still = ["--padding", "0", "--no-flip", "--out", tmp_path / "weights"]
+    printed = runner.run(["raat", *TINY, *still], processes=2, code=LONELY)
+    assert "dicar 0 True" in printed
+    assert "dicar 1 True" not in printed
+    one, other = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Recipes, selection, precision ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The script as a module, in this process."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import train
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+    return train
+
+
+@pytest.fixture(autouse=True)
+def _one_accelerator_at_a_time():
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def parsed(train, *words):
+    import tyro
+
+    return tyro.extras.overridable_config_cli(train.RECIPES, args=[str(word) for word in words])
+
+
+def recipe_names():
+    text = (ROOT / "examples/training/recipes.py").read_text()
+    methods = [word.split('"')[1] for word in text.splitlines() if word.startswith('    "') and ": (" in word]
+    plain, rest = methods[:10], methods[10:]
+    return [name + ending for ending in ("", "_200", "_l2") for name in plain] + rest
+
+
+def test_the_recipes_are_those_that_are_tried(train):
+    assert sorted(recipe_names()) == sorted(train.RECIPES)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_parses_and_runs_two_steps(train, recipe, tmp_path):
+    plain = parsed(train, recipe)
+    assert plain == train.RECIPES[recipe][1]
+    small = ["--width", "4", "--batch", "8", "--held-out", "48", "--steps", "1", "--epochs", "1", "--cpu"]
+    early = ["--average-start", "0"] if plain.average_decay is not None else []  # so that every term is in use
+    settings = parsed(train, recipe, *small, "--data", "random", *early, "--out", tmp_path)
+    run = train.prepare(settings)
+    before = train.snapshot(run.model)
+    train.train_epoch(run, None)
+    assert run.step == 2
+    assert all(math.isfinite(total) and total > 0 for name, total in run.sums.items() if name != "robust_perception")
+    expected = {"pgd_at": 1, "rpat_mart": 3, "raat_plus_plus": 3, "rebat": 2, "rpat_plus_plus": 2, "raat_sharp": 2}
+    assert len(run.sums) == 1 + expected.get(recipe.removesuffix("_200").removesuffix("_l2"), len(run.sums) - 1)
+    after = train.snapshot(run.model)
+    assert any(not torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("base", ["pgd_at", "trades", "mart", "consistency_at"])
+def test_dicar_runs_on_every_base(train, base, tmp_path):
+    run = train.prepare(parsed(train, "pgd_at", *TINY, "--objective", "dicar", "--base", base, "--out", tmp_path))
+    train.train_epoch(run, None)
+    assert "dicar" in run.sums
+    assert len(run.sums) == (3 if base == "pgd_at" else 4)
+
+
+def test_recipes_hold_the_papers_settings(train):
+    recipes = {name: settings for name, (_, settings) in train.RECIPES.items()}
+    for settings in recipes.values():
+        assert (settings.lr, settings.momentum, settings.weight_decay) == (0.1, 0.9, 5e-4)
+        assert (settings.batch, settings.steps, settings.select_on) == (128, 10, "validation")
+    assert (recipes["rpat"].epochs, recipes["rpat"].milestones) == (110, (100, 105))
+    assert (recipes["trades_200"].epochs, recipes["trades_200"].milestones) == (200, (100, 150))
+    assert (recipes["raat"].norm, recipes["raat"].eps, recipes["raat"].step_size) == ("linf", 8 / 255, 2 / 255)
+    l2 = recipes["raat_l2"]
+    assert (l2.norm, l2.eps, l2.step_size, l2.epochs) == ("l2", 128 / 255, 32 / 255, 110)
+    assert recipes["rpat"].options() == {"form": "interpolation"}
+    assert recipes["rpat_paper"].options() == {"form": "quotient"}
+    assert recipes["rpat_mart"].options() == {"form": "interpolation", "base": "mart"}
+    sharp = recipes["raat_sharp"]
+    assert (sharp.model, sharp.average_start, sharp.factor, sharp.model_mode) == ("preact_resnet18", 105, 1.5, "keep")
+
+
+def test_learning_rates(train):
+    rate = train.parts.learning_rate
+    steps = dataclasses.replace(parsed(train, "pgd_at"), milestones=(2, 3))
+    assert [round(rate(steps, step, 2), 6) for step in range(8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    rebat = dataclasses.replace(parsed(train, "rebat"), milestones=(1, 2))
+    assert [round(rate(rebat, step, 2), 4) for step in range(5)] == [0.1, 0.0667, 0.0667, 0.0444, 0.0444]
+    cycle = dataclasses.replace(steps, schedule="one_cycle", epochs=10)
+    rates = [rate(cycle, step, 100) for step in range(1000)]
+    assert 0 < rates[0] < 0.001
+    assert 0 < rates[-1] < 0.001
+    assert max(rates) == pytest.approx(0.1, rel=0.01)
+    assert 0.29 < rates.index(max(rates)) / 1000 < 0.31
+
+
+def test_fractions_are_understood_and_options_of_other_objectives_refused(train):
+    assert parsed(train, "pgd_at", "--eps", "16/255").eps == 16 / 255
+    assert parsed(train, "rpat_trades", "--beta", "4").options()["beta"] == 4
+    with pytest.raises(ValueError, match="--eta has no effect with --objective trades"):
+        dataclasses.replace(parsed(train, "trades"), eta=0.2)
+
+
+def test_every_image_of_an_epoch_comes_once(train):
+    settings = parsed(train, "pgd_at", "--batch", "8")
+    rows = train.parts.rows_of_epoch(settings, 45, 3)
+    assert [len(batch) for batch in rows] == [8] * 5
+    assert len(set(torch.cat(rows).tolist())) == 40
+    assert torch.equal(torch.cat(rows), torch.cat(train.parts.rows_of_epoch(settings, 45, 3)))
+    assert not torch.equal(torch.cat(rows), torch.cat(train.parts.rows_of_epoch(settings, 45, 4)))
+
+
+@pytest.mark.parametrize("select_on", ["validation", "test"])
+def test_what_chose_the_best_weights_is_recorded(runner, tmp_path, select_on):
+    out = tmp_path / "out"
+    printed = runner.run(["pgd_at", *TINY, "--epochs", "2", "--select-on", select_on, "--out", out])
+    result = json.loads((out / "result.json").read_text())
+    assert result["selected_on"] == select_on
+    assert ("was chosen on the test set" in printed) == (select_on == "test")
+    sizes = (
+        {"train": 40, "select": 24, "test": 64}
+        if select_on == "validation"
+        else dict.fromkeys(("train", "select", "test"), 64)
+    )
+    assert result["images"] == sizes
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    chosen = max(range(2), key=lambda i: (log[i][select_on]["pgd1"], i)) + 1
+    assert result["best"]["epoch"] == chosen
+    assert result["final"]["epoch"] == 2
+    assert result["best"]["test"]["n"] == 64
+    assert {"commit", "versions", "hardware", "seed", "settings", "command", "threat"} <= result.keys()
+    assert any((out / "tensorboard").iterdir())
+
+
+def test_validation_images_are_not_trained_on(train):
+    settings = parsed(train, "pgd_at", *TINY)
+    parts = train.parts.splits(settings)
+    everything = {image.numpy().tobytes() for image in train.parts.images_of(settings, "train").images}
+    train_images, held_out = ({image.numpy().tobytes() for image in parts[name].images} for name in ("train", "select"))
+    assert (len(train_images), len(held_out)) == (40, 24)
+    assert train_images | held_out == everything
+
+
+def test_the_weights_of_a_run_are_those_that_were_measured(train, whole):
+    result = json.loads((whole / "result.json").read_text())
+    settings = parsed(train, *SHARP)
+    model = train.parts.network(settings, train.parts.images_of(settings, "train"))
+    assert load_weights(model, whole / "best.safetensors") == ([], [])
+    assert weights_checksum(model) == result["best"]["weights"]
+    accelerator = train.Accelerator(cpu=True)
+    images = train.parts.images_of(settings, "test")
+    measured = train.report.measure(accelerator, settings, model, train.snapshot(model), images, settings.test_steps)
+    assert train.report.percent(measured) == result["best"]["test"]
+
+
+class Confident(nn.Module):
+    """Right by so much that the gradient of the cross entropy is far below what float16 can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        with torch.no_grad():
+            self.linear.weight.mul_(1e-3)
+            self.linear.bias.copy_(torch.tensor([12.0, 0.0, 0.0]))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def test_float16_leaves_an_attack_its_gradients(train):
+    torch.manual_seed(0)
+    model, x, labels = Confident(), torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
+    settings = {name: parsed(train, "pgd_at", "--start", "clean", "--precision", name) for name in ("no", "fp16")}
+    attacks = {name: train.parts.attack_of(held, torch.Generator()) for name, held in settings.items()}
+    exact = attacks["no"](model, x, labels)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert model(x).dtype == torch.float16
+        lost = attacks["no"](model, x, labels)
+        kept = attacks["fp16"](model, x, labels)
+    assert torch.equal(lost, x)  # every gradient is zero
+    assert ((kept - x).abs() > 7 / 255).all()
+    assert torch.equal(kept, exact)
+
+
+def test_rescaling_keeps_the_direction_of_each_samples_gradient(train):
+    torch.manual_seed(0)
+    logits = (torch.randn(5, 4) * 5).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    plain = torch.autograd.grad(train.parts.cross_entropy(logits, labels).sum(), logits)[0]
+    scaled = torch.autograd.grad(train.parts.steady(train.parts.cross_entropy)(logits, labels).sum(), logits)[0]
+    torch.testing.assert_close(scaled.abs().amax(dim=1), torch.ones(5))
+    torch.testing.assert_close(scaled, plain / plain.abs().amax(dim=1, keepdim=True))
+
+
+def test_bfloat16_reaches_training_and_attack(train, tmp_path):
+    run = train.prepare(parsed(train, "rpat", *TINY, "--precision", "bf16", "--channels-last", "--out", tmp_path))
+    seen = []
+    linear = train.bare(run.model).linear
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    before = linear.weight.detach().clone()
+    train.train_epoch(run, None)
+    assert seen == [torch.bfloat16] * 4 * 5  # in each of five steps one pass of the attack and three of RPAT
+    assert linear.weight.dtype == torch.float32
+    assert not torch.equal(linear.weight, before)
+
+
+def test_a_step_in_float16_with_scaled_gradients_moves_every_weight(train):
+    settings = parsed(train, "rpat", "--padding", "0")
+    settings = dataclasses.replace(settings, precision="fp16", model="resnet18", width=4, steps=2)
+    images = train.parts.images_of(dataclasses.replace(settings, data="random"), "train")
+    model = train.parts.network(settings, images).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    loss_of_step = train.parts.objective_of(settings, torch.Generator(), torch.Generator())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss, _ = loss_of_step(model, *images[:8], epoch=0, average=None)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_float16_is_refused_on_a_cpu_where_it_would_be_float32(runner, tmp_path):
+    printed = runner.refused(["pgd_at", *TINY, "--precision", "fp16", "--out", tmp_path / "out"])
+    assert "--precision fp16 needs an accelerator" in printed
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
+    run = train.prepare(parsed(train, "pgd_at", *TINY, "--lr", "1e30", "--out", tmp_path))
+    with pytest.raises(train.Stopped, match="not finite"):
+        train.train_epoch(run, None)
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(runner, whole, tmp_path):
+    printed = runner.run([*SHARP, "--out", tmp_path / "out", "--resume"])
+    assert "raat_sharp starts" in printed
+    assert_same(tmp_path / "out", whole)
