@@ -266,6 +266,23 @@ def test_more_restarts_and_more_targets_lose_nothing():
         assert stronger.gradients.sum() > weaker.gradients.sum()
 
 
+def test_every_run_starts_elsewhere():
+    seen = []
+
+    def watched(z):
+        seen.append(z.detach().clone())
+        return Pointwise()(z)
+
+    apgd(
+        watched, images(), classes_of(), L2(0.5), steps=1, target_classes=2, restarts=2, early_stop=False,
+        generator=SampleGenerator(0, torch.arange(6)),
+    )  # fmt: skip
+    _, *runs = seen  # after the clean inputs, two points of each run
+    starts = runs[::2]
+    assert len(starts) == 4
+    assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+
+
 def test_from_the_result_of_a_smaller_ball_success_is_monotone_in_eps():
     model, x, labels = robust_digits()
     x, labels, point = x[:80], labels[:80], x[:80]
