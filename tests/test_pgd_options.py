@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -195,6 +196,55 @@ def test_malformed_options_are_refused(options, error, message):
     options = {name: value for name, value in options.items() if name != "labels"}
     with pytest.raises(error, match=f"^pgd: {message}"):
         pgd(Net(), images(), labels, LINF, **options)
+
+
+# float16 ----------------------------------------------------------------------------------------------------------
+
+
+class Confident(nn.Module):
+    """Right by so much that the gradient of the cross entropy is far below what float16 can hold."""
+
+    def __init__(self, lead):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        with torch.no_grad():
+            self.linear.weight.copy_(normal(0, 3, 12, scale=1e-3, dtype=torch.float32))
+            self.linear.bias.copy_(torch.tensor([lead, 0.0, 0.0]))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("attack", [pgd, fgsm])
+def test_a_confident_model_in_float16_is_attacked_as_in_float32(attack):
+    x, labels = images(dtype=torch.float32), torch.zeros(6, dtype=torch.long)
+    model = Confident(12.0)
+    exact = attack(model, x, labels, LINF, start="clean")
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert model(x).dtype == torch.float16
+        kept = attack(model, x, labels, LINF, start="clean")
+    assert torch.equal(kept, exact)
+    assert (kept != x).any(dim=(1, 2, 3)).all()
+
+
+def test_losses_in_float16_are_those_of_the_logits():
+    """The slope is rescaled, the values are not: the iterate of largest loss stays the one."""
+    x, labels = images(dtype=torch.float32), torch.zeros(6, dtype=torch.long)
+    model = Confident(1.0)
+    options = {"start": "clean", "steps": 6, "step_size": 0.08, "keep": "best"}
+    with torch.autocast("cpu", dtype=torch.float16):
+        best = pgd(model, x, labels, LINF, **options)
+        last = pgd(model, x, labels, LINF, **{**options, "keep": "last"})
+        losses = [cross_entropy(model(z).float(), labels) for z in (best, last, x)]
+    assert (losses[0] >= losses[1]).all()
+    assert (losses[0] >= losses[2]).all()
+
+
+def test_a_flat_loss_in_float16_leaves_the_input_where_it_is():
+    x, labels = images(dtype=torch.float32), torch.zeros(6, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.float16):
+        x_adv = pgd(Confident(1.0), x, labels, LINF, start="clean", loss=lambda logits, labels: 0 * logits[:, 0])
+    assert torch.equal(x_adv, x)
 
 
 # Budgets per sample -----------------------------------------------------------------------------------------------

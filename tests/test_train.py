@@ -583,26 +583,13 @@ class Confident(nn.Module):
 def test_float16_leaves_an_attack_its_gradients(train):
     torch.manual_seed(0)
     model, x, labels = Confident(), torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
-    settings = {name: parsed(train, "pgd_at", "--start", "clean", "--precision", name) for name in ("no", "fp16")}
-    attacks = {name: train.parts.attack_of(held, torch.Generator()) for name, held in settings.items()}
-    exact = attacks["no"](model, x, labels)
+    attack = train.parts.attack_of(parsed(train, "pgd_at", "--start", "clean"), torch.Generator())
+    exact = attack(model, x, labels)
     with torch.autocast("cpu", dtype=torch.float16):
         assert model(x).dtype == torch.float16
-        lost = attacks["no"](model, x, labels)
-        kept = attacks["fp16"](model, x, labels)
-    assert torch.equal(lost, x)  # every gradient is zero
+        kept = attack(model, x, labels)
     assert ((kept - x).abs() > 7 / 255).all()
     assert torch.equal(kept, exact)
-
-
-def test_rescaling_keeps_the_direction_of_each_samples_gradient(train):
-    torch.manual_seed(0)
-    logits = (torch.randn(5, 4) * 5).requires_grad_()
-    labels = torch.tensor([0, 1, 2, 3, 0])
-    plain = torch.autograd.grad(train.parts.cross_entropy(logits, labels).sum(), logits)[0]
-    scaled = torch.autograd.grad(train.parts.steady(train.parts.cross_entropy)(logits, labels).sum(), logits)[0]
-    torch.testing.assert_close(scaled.abs().amax(dim=1), torch.ones(5))
-    torch.testing.assert_close(scaled, plain / plain.abs().amax(dim=1, keepdim=True))
 
 
 def test_bfloat16_reaches_training_and_attack(train, tmp_path):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import perceptual_at as pat
 from perceptual_at import data, models, objectives
-from perceptual_at.attacks import cross_entropy
 from perceptual_at.augment import random_crop_flip
 from perceptual_at.data import TensorImages
 from perceptual_at.schedules import rebat_learning_rate
@@ -108,33 +107,10 @@ Attack = Callable[..., Tensor]
 
 def attack_of(settings: Settings, generator: torch.Generator, *, size: float = 1.0) -> Attack:
     """The attack in training; `size` scales budget and step."""
-    attack = functools.partial(
+    return functools.partial(
         pat.pgd, threat=threat_of(settings).scaled(size), steps=settings.steps, step_size=size * settings.step_size,
-        model_mode=settings.model_mode, validate=False, generator=generator,
+        start=settings.start, model_mode=settings.model_mode, validate=False, generator=generator,
     )  # fmt: skip
-
-    def attacked(
-        model: nn.Module, x: Tensor, labels: Tensor, *, start: Any = settings.start, loss: Any = cross_entropy
-    ) -> Tensor:
-        return attack(model, x, labels, start=start, loss=steady(loss) if settings.precision == "fp16" else loss)
-
-    return attacked
-
-
-def steady(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A per-sample loss whose gradient at the logits has its largest entry at 1, for every sample.
-
-    In float16 the gradient of a confident sample, 1 - p for its class, would vanish on its way to the pixels.
-    The attack follows a gradient's direction only, so a factor per sample changes nothing else.
-    """
-
-    def rescaled(logits: Tensor, labels: Tensor) -> Tensor:
-        values = loss(logits, labels)
-        (slope,) = torch.autograd.grad(values.sum(), logits, retain_graph=True)
-        steepest = slope.abs().amax(dim=1)
-        return values / torch.where(steepest > 0, steepest, 1.0)
-
-    return rescaled
 
 
 def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Generator) -> Callable[..., Any]:

@@ -65,11 +65,13 @@ class Queries:
         """One forward pass that keeps its graph; `x` must require a gradient."""
         return self._logits(x, labels)
 
-    def pull_back(self, total: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor:
-        """Gradient of `total` with respect to `x`: one input-gradient pass."""
+    def pull_back(
+        self, total: Tensor, x: Tensor, *, weights: Tensor | None = None, retain_graph: bool = False
+    ) -> Tensor:
+        """Gradient of `total`, or of its inner product with `weights`: one input-gradient pass."""
         grad = None
         if total.requires_grad:
-            grad = torch.autograd.grad(total, x, allow_unused=True, retain_graph=retain_graph)[0]
+            grad = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)[0]
         if grad is None:
             raise ValueError(
                 f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
@@ -80,16 +82,31 @@ class Queries:
 
     def _gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()
-        logits = self._logits(x, labels)
+        raw = self._checked(x, labels)
+        logits = raw.to(wide(raw))
+        if raw.dtype != torch.float16:
+            values = self._values(logits, labels, loss)
+            return values.detach(), self.pull_back(values.sum(), x), logits.detach()
+        # In float16 the slope of a confident sample would vanish on its way to the input. Attacks follow a gradient's
+        # direction, so each sample may be given a slope of its own: here the largest entry is 1.
+        logits = logits.detach().requires_grad_()
         values = self._values(logits, labels, loss)
-        return values.detach(), self.pull_back(values.sum(), x), logits.detach()
+        slope = self.pull_back(values.sum(), logits)
+        steepest = slope.abs().amax(dim=1, keepdim=True)
+        slope = slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
+        return values.detach(), self.pull_back(raw, x, weights=slope.to(raw.dtype)), logits.detach()
 
     def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        raw = self._checked(x, labels)
+        return raw.to(wide(raw))
+
+    def _checked(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits as the model gives them."""
         logits = self.model(x)
         if not self.logits_checked:
             self._check_logits(logits, x.shape[0], labels)
             self.logits_checked = True
-        return logits.to(wide(logits))
+        return logits
 
     def _values(self, logits: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
         values = loss(logits, labels)
