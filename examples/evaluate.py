@@ -29,7 +29,7 @@ from perceptual_at import data
 from perceptual_at._files import written_whole
 from perceptual_at.checkpoints import load_weights
 
-ATTACKS = "fgsm, pgdK, cwK, apgdK (K steps), fab, square, aa"
+ATTACKS = "fgsm, pgd, cw, apgd (pgd20 is PGD with 20 steps), fab, square, aa"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Settings:
     eps: str = "8/255"
     """Its budget: a number or a fraction."""
     attacks: tuple[str, ...] = ("pgd20", "cw20", "aa")
-    """fgsm, pgdK, cwK, apgdK (K steps), fab, square, aa."""
+    """fgsm, pgd, cw, apgd (pgd20 is PGD with 20 steps), fab, square, aa."""
     step_size: str | None = None
-    """Step of pgdK and cwK; 2.5 eps / K if left out."""
+    """Step of pgd and cw; 2.5 eps over their steps if left out."""
     batch: int = 250
     """Samples at a time."""
     seed: int = 0
@@ -130,14 +130,14 @@ def attack_of(name: str, threat: pat.Threat, step_size: float | None) -> Any:
     plain = {"fgsm": pat.fgsm, "fab": pat.fab, "square": pat.square, "aa": pat.auto_attack}
     if name in plain:
         return functools.partial(plain[name], threat=threat, verdict=True)
-    match = re.fullmatch(r"(pgd|cw|apgd)(\d+)", name)
+    match = re.fullmatch(r"(pgd|cw|apgd)(\d*)", name)
     if match is None:
         raise SystemExit(f"--attacks knows {ATTACKS}, not {name!r}.")
-    kind, steps = match[1], int(match[2])
-    if kind == "apgd":
-        return functools.partial(pat.apgd, threat=threat, steps=steps, verdict=True)
-    function = pat.cw if kind == "cw" else pat.pgd
-    return functools.partial(function, threat=threat, steps=steps, step_size=step_size, verdict=True)
+    options: dict[str, Any] = {"steps": int(match[2])} if match[2] else {}
+    if match[1] != "apgd" and step_size is not None:
+        options["step_size"] = step_size
+    function = {"pgd": pat.pgd, "cw": pat.cw, "apgd": pat.apgd}[match[1]]
+    return functools.partial(function, threat=threat, verdict=True, **options)
 
 
 def main(settings: Settings) -> pat.Evaluation:
