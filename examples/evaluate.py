@@ -137,7 +137,7 @@ def attack_of(name: str, threat: pat.Threat, step_size: float | None) -> Any:
     if match[1] != "apgd" and step_size is not None:
         options["step_size"] = step_size
     function = {"pgd": pat.pgd, "cw": pat.cw, "apgd": pat.apgd}[match[1]]
-    return functools.partial(function, threat=threat, verdict=True, **options)
+    return functools.partial(function, threat=threat, **options, verdict=True)
 
 
 def main(settings: Settings) -> pat.Evaluation:

@@ -111,8 +111,9 @@ def test_every_attack_it_names_is_one(example):
     assert example.attack_of("pgd20", threat, 0.01).keywords["step_size"] == 0.01
     for name in ("aa", "fab", "square"):
         assert example.attack_of(name, threat, None).keywords["verdict"]
-    for name in ("pgd", "nosuch", "pgdx"):
-        with pytest.raises(SystemExit, match="knows fgsm, pgdK"):
+    assert "steps" not in example.attack_of("cw", threat, None).keywords  # thirty, as `cw` has them
+    for name in ("fgsm2", "nosuch", "pgdx"):
+        with pytest.raises(SystemExit, match="knows fgsm, pgd, cw, apgd"):
             example.attack_of(name, threat, None)
 
 
