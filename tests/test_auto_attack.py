@@ -338,6 +338,28 @@ def test_an_attack_draws_the_same_numbers_in_any_company():
     assert torch.equal(alone.x_adv[both & alone.success], after.x_adv[both & alone.success])
 
 
+def test_in_float32_batches_flip_next_to_no_verdict():
+    """Kernels round otherwise in batches of another size; in float64, and with kernels that do not, nothing changes."""
+    model, x, labels = robust_digits()
+    x, labels, shuffled = x[:150], labels[:150], torch.randperm(150, generator=generator(0))
+
+    def verdicts(f, x, order=shuffled.sort().values, batch_size=150):
+        found = auto_attack(
+            f, x[order], labels[order], Linf(0.15), version=QUICK[1:3], batch_size=batch_size, verdict=True,
+            generator=numbers(x).take(order),
+        )  # fmt: skip
+        return torch.empty_like(found.success).index_put((order,), found.success)
+
+    whole = verdicts(model, x)
+    for others in (verdicts(model, x, batch_size=20), verdicts(model, x, order=shuffled)):
+        assert (whole != others).sum() <= 1
+    double = type(model)(width=8).double().eval()
+    double.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    whole = verdicts(double, x.double())
+    for others in (verdicts(double, x.double(), batch_size=20), verdicts(double, x.double(), order=shuffled)):
+        assert torch.equal(whole, others)
+
+
 def test_an_empty_batch_is_nothing():
     x = images()[:0]
     assert auto_attack(Net(), x, classes_of()[:0], Linf(0.1)).shape == x.shape
@@ -388,6 +410,23 @@ def test_models_that_deceive_are_found_out():
     rounded = warnings_of(lambda z: model((8 * z).round() / 8 + 0 * z), x, labels)
     assert "gradient of the margin is exactly zero for 20 of 20 samples" in rounded
     assert "Square, which uses no gradients, broke" in rounded
+
+
+def test_the_official_code_is_heard_beside_our_own_warnings():
+    pytest.importorskip("pyautoattack", reason="runs the official code")
+    model, x = Net(dtype=torch.float32).eval(), images(20, dtype=torch.float32)
+    labels = model(x).argmax(dim=1)
+    options = {"version": [("apgd-dlr", {"steps": 3})], "backend": "pyautoattack"}
+    with torch.random.fork_rng(devices=[]):
+        said = warnings_of(lambda z: model(z + 0.1 * torch.randn(z.shape)), x, labels, **options)
+    assert "it seems to be a randomized defense" in said
+    assert "the model is random" in said
+    said = warnings_of(lambda z: model(z).softmax(dim=1), x, labels, **options)
+    assert "the output is a probability distribution" in said
+    assert "probabilities, not logits" in said
+    said = warnings_of(lambda z: model((8 * z).round() / 8 + 0 * z), x, labels, **options)
+    assert "points with zero gradient" in said
+    assert "gradient of the margin is exactly zero" in said
 
 
 # Malformed --------------------------------------------------------------------------------------------------------
