@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, auto_attack
+from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, apgd, auto_attack, dlr, margin
 from perceptual_at.attacks import official
 from perceptual_at.attacks.protocol import standard
 from tests.robust_model import robust_digits
@@ -260,6 +260,19 @@ def test_few_classes_are_attacked_in_earnest_and_the_protocol_says_how(classes):
     assert ("in place of targeted DLR" in said) == (classes < 4)
     assert f"at most {classes - 1} target classes" in said
     assert dict(found.protocol.composition)["apgd-t"]["target_classes"] == classes - 1
+
+
+def test_with_three_classes_the_margin_is_ascended_in_place_of_dlr():
+    model, x = Net(classes=3).eval(), images(40)
+    labels = model(x).argmax(dim=1)
+    threat, options = L2(0.3, projection="ball_box"), {"steps": 5, "generator": numbers(x).fork(1)}
+    by_margin, by_ratio = (apgd(model, x, labels, threat, loss=loss, verdict=True, **options) for loss in (margin, dlr))
+    both = by_margin.success & by_ratio.success
+    assert not torch.equal(by_margin.x_adv[both], by_ratio.x_adv[both])
+    version = [("apgd-dlr", {"steps": 5, "restarts": 1})]
+    found = auto_attack(model, x, labels, L2(0.3), version=version, verdict=True, generator=numbers(x))
+    assert torch.equal(found.x_adv[found.success], by_margin.x_adv[by_margin.success])
+    assert found.success.any()
 
 
 class Prototypes(nn.Module):
