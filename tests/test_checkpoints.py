@@ -14,6 +14,7 @@ from torch import nn
 
 from perceptual_at import snapshot
 from perceptual_at.checkpoints import load_weights, read_weights, save_weights, weights_checksum
+from tests.strategies import words
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
@@ -167,6 +168,7 @@ def torch_saved():
         (b"just some words", "something else"),
         (b"short", "something else"),
     ],
+    ids=words,
 )  # fmt: skip
 def test_a_foreign_file_is_refused_with_what_it_looks_like(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
