@@ -272,6 +272,21 @@ def picture(page, box):
     return page.screenshot(clip=clip)
 
 
+def comes_into_sight(page, element):
+    """Whether an element is on the screen, now or in a second: the search field of a phone opens when it has focus."""
+    for _ in range(20):
+        box, view = element.bounding_box(), page.viewport_size
+        if (
+            element.evaluate("e => e.checkVisibility({ opacityProperty: true, visibilityProperty: true })")
+            and box["width"] * box["height"]
+            and -box["width"] < box["x"] < view["width"]
+            and -box["height"] < box["y"] < view["height"]
+        ):
+            return True
+        page.wait_for_timeout(50)
+    return False
+
+
 def unseen_stops(page, stops):
     """Press Tab and say where no one could see the focus: off the screen, or the same picture with it and without."""
     page.add_style_tag(content="* { scroll-behavior: auto !important; transition: none !important }")
@@ -280,17 +295,12 @@ def unseen_stops(page, stops):
         page.keyboard.press("Tab")
         element = focused(page)
         name = element.evaluate("e => `<${e.localName} class='${e.className}'> ${e.textContent.trim().slice(0, 40)}`")
-        box, view = element.bounding_box(), page.viewport_size
-        if not (
-            element.evaluate("e => e.checkVisibility({ opacityProperty: true, visibilityProperty: true })")
-            and box["width"] * box["height"]
-            and -box["width"] < box["x"] < view["width"]
-            and -box["height"] < box["y"] < view["height"]
-        ):
+        if not comes_into_sight(page, element):
             unseen.append(name)
             continue
         if element.evaluate("e => e.matches('input[type=text]')"):
             continue  # it shows a caret, which pictures leave out
+        box = element.bounding_box()
         held = picture(page, box)
         page.evaluate("document.activeElement.blur()")  # the next Tab still starts from here
         if picture(page, box) == held:
