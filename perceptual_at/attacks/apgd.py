@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
-from perceptual_at._rounding import cast_toward, wide
+from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
+from perceptual_at.attacks.arguments import budget, budgets, check_arguments, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
-from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at.attacks.queries import Queries, misclassified, visible
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.starts import far_start
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, likely_targets, targeted_dlr
@@ -254,8 +254,7 @@ class _Climb:
     def begin(self, point: Tensor, *, fresh: bool) -> None:
         """Place every sample at its start."""
         zeros = point.new_zeros(len(point), dtype=torch.promote_types(point.dtype, torch.float32))
-        eps = budget("apgd", self.threat)
-        step_size = (1.0 if self.sparse else 2.0) * (eps.to(zeros) if isinstance(eps, Tensor) else zeros + eps)
+        step_size = (1.0 if self.sparse else 2.0) * budgets("apgd", self.threat, self.center)
         entries = float(max(1, rows(point).shape[1]))
         spread = zeros + entries if fresh else self._moved(point).to(zeros.dtype)
         share = zeros + _FIRST_SHARE if fresh else spread / entries / _DENSER
@@ -270,7 +269,7 @@ class _Climb:
     def look(self, search: Search, best: Tensor, index: int, *, counts: bool) -> Tensor:
         """Ask for loss and gradient at the current points; gives the mask of the misclassified."""
         state = self.state
-        seen, targets = self._visible(state.point), self.targets
+        seen, targets = visible(state.point, self.x, self.threat), self.targets
         loss = self.loss if targets is None else lambda logits, labels: self.loss(logits, labels, targets)
         values, grad, logits = self.queries.gradient(seen, self.labels, loss)
         values, grad = values.to(state.rises.dtype), grad.to(state.point.dtype)
@@ -333,8 +332,7 @@ class _Climb:
         self._return_to_best(state.halved)
 
     def _check_sparse(self) -> None:
-        state, eps = self.state, budget("apgd", self.threat)
-        largest = eps.to(state.step_size) if isinstance(eps, Tensor) else torch.full_like(state.step_size, eps)
+        state, largest = self.state, budgets("apgd", self.threat, self.center)
         spread = self._moved(state.best_point).to(state.spread.dtype)
         sparser = spread / state.spread < 0.95
         state.share = spread / max(1, rows(state.point).shape[1]) / _DENSER
@@ -360,9 +358,3 @@ class _Climb:
         least = flat.sort(dim=1).values.gather(1, place[:, None])
         signs = rows(grad).sign() * (flat >= least)
         return (signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)).reshape(grad.shape)
-
-    def _visible(self, point: Tensor) -> Tensor:
-        """The point in the dtype of the inputs: what the model sees and the caller gets."""
-        if point.dtype == self.x.dtype:
-            return point
-        return cast_toward(self.threat.project(point, self.x), self.x)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
-from perceptual_at.threats import Threat
+from perceptual_at.threats import L1, L2, Linf, Threat
 
 
 def check_arguments(
@@ -50,6 +50,12 @@ def check_arguments(
         )
 
 
+def check_ball(function: str, threat: Any) -> None:
+    """Require `Linf`, `L2` or `L1` itself."""
+    if type(threat) not in (Linf, L2, L1):
+        raise TypeError(f"{function}: `threat` must be Linf, L2 or L1, got {threat!r}; there is no form for others.")
+
+
 def check_values(
     function: str, x: Tensor, labels: Tensor, threat: Threat, start: str | Tensor
 ) -> tuple[int, int] | None:
@@ -79,6 +85,19 @@ def budget(function: str, threat: Any) -> float | Tensor:
     if eps is None:
         raise ValueError(f"{function}: a step size must be given, because {type(threat).__name__} has no `eps`.")
     return eps if isinstance(eps, Tensor) else float(eps)
+
+
+def budgets(function: str, threat: Any, x: Tensor) -> Tensor:
+    """The `eps` of each sample, shape `(B,)`, in the dtype to compute in."""
+    eps = budget(function, threat)
+    if not isinstance(eps, Tensor):
+        return x.new_full((x.shape[0],), eps, dtype=wide(x))
+    if len(eps) != x.shape[0]:
+        raise ValueError(
+            f"{function}: `threat` has {len(eps)} values of `eps` but `x` has {x.shape[0]} samples; there must "
+            "be one for each, or one number for all."
+        )
+    return eps.to(x.device, wide(x))
 
 
 def plain(value: Tensor) -> Tensor:

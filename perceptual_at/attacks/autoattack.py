@@ -13,8 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._progress import Bar
 from perceptual_at.attacks import inspection, official
 from perceptual_at.attacks.apgd import apgd
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
-from perceptual_at.attacks.balls import check_ball
+from perceptual_at.attacks.arguments import check_arguments, check_ball, check_values, plain
 from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard

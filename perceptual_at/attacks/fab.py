@@ -9,8 +9,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
-from perceptual_at.attacks.balls import budgets, check_ball
+from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
 from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.queries import Queries, misclassified
@@ -109,8 +108,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         >>> torch.allclose(x - nearest, torch.tensor([[0.375], [0.125]]), rtol=0.01)
         True
     """
-    check_arguments("fab", model, x, labels, threat, margin, "random", restarts)
-    _check.labels("fab", labels, x=x)
+    check_arguments("fab", model, x, labels, threat, margin, "random", restarts, verdict=True)
     check_ball("fab", threat)
     _check.count("fab", "steps", steps)
     if target_classes is not None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import Generator
-from perceptual_at._rounding import cast_toward, wide
+from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
-from perceptual_at.attacks.queries import Queries, classified, misclassified
+from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
 from perceptual_at.attacks.starts import random_start
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
 from perceptual_at.attacks.verdict import Verdict
@@ -304,14 +304,14 @@ def _attack(
             inside = not isinstance(start, Tensor)  # a given start may be outside the set
             velocity: Tensor | None = None
             for index in range(steps):
-                seen = _visible(point, x, threat)
+                seen = visible(point, x, threat)
                 answer = queries.gradient(seen, aims, ascend)
                 if keep == "best" and inside:
                     best.offer(seen, answer.values, success(answer.logits, aims) if verdict else None, index)
                 direction = velocity = _accelerated(answer.grad.to(center.dtype), velocity, momentum)
                 point = step(point, center, direction, step_size)
                 inside = True
-            last = _visible(point, x, threat)
+            last = visible(point, x, threat)
             if not scored:
                 return last
             values, logits = queries.value(last, aims, ascend)
@@ -379,8 +379,3 @@ def _start(
     if isinstance(start, Tensor):
         return plain(start).to(center.dtype)
     return center if start == "clean" else random_start(function, threat, center, generator, restart)
-
-
-def _visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """The point in the dtype of the inputs: what the model sees and the caller gets."""
-    return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._rounding import wide
+from perceptual_at._rounding import cast_toward, wide
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.targets import AttackLoss
+from perceptual_at.threats import Threat
 
 
 class Answer(NamedTuple):
@@ -154,3 +155,8 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
 def classified(logits: Tensor, labels: Tensor) -> Tensor:
     """Taken for the class of the label, boolean `(B,)`; logits with NaN are no verdict."""
     return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
+
+
+def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """The point in the dtype of the inputs: what the model sees and the caller gets."""
+    return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)

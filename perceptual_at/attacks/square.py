@@ -9,8 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
-from perceptual_at.attacks.balls import budgets, check_ball
+from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
@@ -100,8 +99,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         >>> square(model, x, labels, Linf(0.25), queries=100, early_stop=False).amax(dim=(1, 2, 3))  # all the way
         tensor([0.5000, 0.2500])
     """
-    check_arguments("square", model, x, labels, threat, loss, "random", restarts)
-    _check.labels("square", labels, x=x)
+    check_arguments("square", model, x, labels, threat, loss, "random", restarts, verdict=True)
     check_ball("square", threat)
     if x.ndim != 4:
         raise ValueError(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._shapes import per_sample, rows
+from perceptual_at.attacks.arguments import budgets
 from perceptual_at.threats import L1, L2, Linf, Threat
 
 
@@ -38,5 +39,4 @@ def far_start(threat: Threat, x: Tensor, generator: _random.SampleGenerator) -> 
         noise = noise / per_sample(rows(noise).abs().amax(dim=1).clamp_min(1e-12), noise)
     else:
         noise = threat.steepest(generator.normal(shape, dtype=x.dtype))
-    eps = per_sample(threat.eps.to(x), x) if isinstance(threat.eps, Tensor) else threat.eps
-    return threat.project(x + eps * noise, x)
+    return threat.project(x + per_sample(budgets("apgd", threat, x), x) * noise, x)

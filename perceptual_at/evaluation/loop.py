@@ -15,6 +15,7 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.freeze import Model, frozen
 from perceptual_at.attacks.inspection import gives_probabilities
 from perceptual_at.attacks.protocol import versions
+from perceptual_at.attacks.queries import classified
 from perceptual_at.evaluation.checks import Check, largest_difference
 from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
 from perceptual_at.evaluation.masking import sanity_checks
@@ -225,7 +226,7 @@ class _Run:
             raise ValueError(f"evaluate: the model gives NaN for {undefined} of {len(x)} clean inputs of a batch.")
         if not lacking:
             return
-        right = _digits([_right(z, labels) for z in logits[: self.repeats]])
+        right = _digits([classified(z, labels) for z in logits[: self.repeats]])
         of_label = labels.tolist()
         self.known.add(
             CLEAN, [index[place] for place in lacking], [right[place] for place in lacking],
@@ -240,7 +241,7 @@ class _Run:
         samples, rows = [index[place] for place in todo], torch.tensor(todo, device=x.device)
         x_adv, verdict = plan.run(self.model, x[rows], labels[rows], SampleGenerator(self.seed, samples))
         logits = [_logits(self.model, x_adv, labels[rows]) for _ in range(self.repeats)]
-        right = [_right(z, labels[rows]) for z in logits]
+        right = [classified(z, labels[rows]) for z in logits]
         protocol = getattr(verdict, "protocol", None)
         self.known.add(
             plan.name, samples, _digits(right),
@@ -362,10 +363,6 @@ def _logits(model: Model, x: Tensor, labels: Tensor) -> Tensor:
     _check.labels("evaluate", labels, x=logits)
     _check.label_range("evaluate", int(labels.min()), int(labels.max()), logits.shape[1])
     return logits
-
-
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
 
 
 def _digits(right: Sequence[Tensor]) -> list[str]:
