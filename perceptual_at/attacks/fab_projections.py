@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from perceptual_at.threats import Bounds
 
+_FEW = 128  # entries that a step in L1 hardly ever needs more of
+
 
 def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
     r"""Shift with the smallest largest entry, $m_i = \min(\lambda, r_i)$.
@@ -39,7 +41,7 @@ def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) ->
         tensor([[0.3750, 0.1250]])
     """
     way = _way(points, normals, gaps, bounds)
-    return torch.minimum(_level(way.weights, None, way.room, way.gaps), way.room) * way.signs
+    return torch.minimum(_level(way.weights, None, way.room, way.gaps), way.room).mul_(way.signs)
 
 
 def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
@@ -64,7 +66,7 @@ def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
     """
     way = _way(points, normals, gaps, bounds)
     level = _level(way.weights, way.weights, way.room, way.gaps)
-    return torch.minimum(level * way.weights, way.room) * way.signs
+    return torch.minimum(level * way.weights, way.room).mul_(way.signs)
 
 
 def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
@@ -88,13 +90,13 @@ def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
         tensor([[ 0.5000, -0.2500]])
     """
     way = _way(points, normals, gaps, bounds)
-    weights, order = way.weights.sort(dim=-1, descending=True, stable=True)
-    order = order.expand_as(way.room)
-    room = way.room.gather(-1, order)
-    full = weights * room
-    gained = torch.minimum(full, (way.gaps - _before(full)).clamp_min(0))
-    moved = torch.where(gained == full, room, gained / weights)
-    return torch.zeros_like(moved).scatter_(-1, order, moved) * way.signs
+    entries = points.shape[-1]
+    few = min(entries, _FEW) if points.device.type == "cpu" else entries
+    moved, short = _largest_first(way, few)
+    if few < entries and short.any():
+        rest = _Way(way.signs, way.weights[short], way.room[..., short, :], way.gaps[..., short, :])
+        moved[..., short, :], _ = _largest_first(rest, entries)
+    return moved.mul_(way.signs)
 
 
 class _Way(NamedTuple):
@@ -115,8 +117,20 @@ def _way(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> _Way:
     facing = functional.hardshrink(normals / unit, info.tiny**0.5)
     signs = facing.sign() * gaps.sign()[..., None]
     low, high = (min(max(bound, -info.max / 4), info.max / 4) for bound in bounds)  # 0 times infinity is no room
-    room = torch.maximum((high - points) * signs, (low - points) * signs).clamp_min_(0)
+    room = torch.maximum((high - points).mul_(signs), (low - points).mul_(signs)).clamp_min_(0)
     return _Way(signs, facing.abs(), room, gaps.abs()[..., None] / unit)
+
+
+def _largest_first(way: _Way, few: int) -> tuple[Tensor, Tensor]:
+    """How far entries move when only `few`, those of the largest weights, may; and the rows `(B,)` with more to do."""
+    weights, order = way.weights.topk(few, dim=-1)
+    order = order.expand(*way.room.shape[:-1], few)
+    room = way.room.gather(-1, order)
+    full = weights * room
+    gained = torch.minimum(full, (way.gaps - _before(full)).clamp_min(0))
+    moved = torch.zeros_like(way.room).scatter_(-1, order, torch.where(gained == full, room, gained / weights))
+    short = (gained[..., -1] == full[..., -1]).reshape(-1, weights.shape[0]).any(dim=0)
+    return moved, short
 
 
 def _level(weights: Tensor, pace: Tensor | None, room: Tensor, totals: Tensor) -> Tensor:
@@ -136,17 +150,16 @@ def _level_by_climbing(weights: Tensor, pace: Tensor | None, room: Tensor, total
     """
     largest = torch.finfo(room.dtype).max
     slopes = weights if pace is None else weights * pace
-    moving, level, gained = torch.empty_like(room), torch.zeros_like(totals), torch.zeros_like(totals)
-    before = torch.full_like(totals, -1.0)
+    level, gained, before = torch.zeros_like(totals), torch.zeros_like(totals), torch.full_like(totals, -1.0)
+    at_work, reach = torch.empty_like(room), level  # one buffer for all rounds
     while True:
-        torch.gt(room, level if pace is None else level * pace, out=moving)
-        slope = torch.linalg.vecdot(slopes, moving)[..., None]
+        slope = torch.gt(room, reach, out=at_work).mul_(slopes).sum(dim=-1, keepdim=True)
         if torch.equal(slope, before):
             return level
-        step = torch.where(slope > 0, (totals - gained) / slope, largest).clamp(0, largest)
-        level = (level + step * (slope != before)).clamp_max(largest)
-        reached = torch.minimum(level if pace is None else level * pace, room)
-        gained = torch.linalg.vecdot(weights, reached)[..., None]
+        step = torch.where(slope > 0, (totals - gained) / slope, largest).clamp_(0, largest)
+        level = (level + step * (slope != before)).clamp_(max=largest)
+        reach = level if pace is None else level * pace
+        gained = torch.minimum(reach, room, out=at_work).mul_(weights).sum(dim=-1, keepdim=True)
         before = slope
 
 
