@@ -8,6 +8,7 @@ and bfloat16, whether the difference is taken in the dtype of the inputs or in a
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -113,10 +114,7 @@ class Linf:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("Linf.project", x_adv, x)
-        reach = _reach(self, center, x.dtype)
-        low, high = _box(self.bounds, x.dtype)
-        lower, upper = add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
-        return cast_toward(torch.minimum(torch.maximum(y, lower), upper), x)
+        return cast_toward(y.clamp(*_limits(self, center, x.dtype)), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The sign of the gradient: every entry moves by one."""
@@ -405,6 +403,20 @@ def _reach(ball: Linf, center: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(eps, Tensor):
         return center.new_full((), round_down(eps, dtype))
     return per_sample(cast_toward(eps, torch.zeros_like(eps, dtype=dtype)).to(center.dtype), center)
+
+
+def _limits(ball: Linf, center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Smallest and largest allowed values, numbers of `dtype`, in that of the centres."""
+    reach, (low, high) = _reach(ball, center, dtype), _box(ball.bounds, dtype)
+    return add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
+
+
+def projection(threat: Threat, center: Tensor) -> Callable[[Tensor], Tensor]:
+    """`threat.project` around centres that stay: of float32 at least, and what depends on them alone is done once."""
+    if type(threat) is not Linf:
+        return lambda point: threat.project(point, center)
+    lower, upper = _limits(threat, center, center.dtype)
+    return lambda point: point.clamp(lower, upper)
 
 
 def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
