@@ -15,7 +15,7 @@ from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import AttackLoss, margin
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Linf, select
+from perceptual_at.threats import L1, L2, Linf, projection, select
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _ORDERS: dict[type, int] = {L2: 2, L1: 1}
@@ -161,6 +161,7 @@ class _Climb:
         self.values = torch.full_like(held[at], -math.inf)
         self.won, self.some_won = torch.zeros_like(at, dtype=torch.bool), False
         self.forwards = 0  # passes that are not yet in the books, of each sample in play
+        self.project = projection(self.threat, self.x)
         self.edges = self._edges()
         self.squares = _Squares(self.x, self.numbers)
 
@@ -185,7 +186,7 @@ class _Climb:
         samples, channels, height, width = self.x.shape
         if self.kind is Linf:
             stripes = numbers.signs((samples, channels, 1, width))
-            return self.threat.project(self.x + 2 * reach * stripes, self.x)
+            return self.project(self.x + 2 * reach * stripes)
         side, first, down, across = _grid(height, width)
         turned = numbers.fork(1).integers((samples, down * across), below=2)
         signs = numbers.signs((samples, channels, down * across, 1, 1))
@@ -212,14 +213,14 @@ class _Climb:
         if self.kind is not Linf:
             return self.x
         far = 2 * per_sample(self.eps, self.x)
-        ends = [self.threat.project(self.x + way, self.x).flatten(2) for way in (-far, far)]
+        ends = [self.project(self.x + way).flatten(2) for way in (-far, far)]
         return torch.cat(ends, dim=2)
 
     def _moved(self, first: Tensor, second: Tensor, pattern: Tensor) -> Tensor:
         """The current points with a pyramid added in the first square, and the second one emptied."""
         order, channels = _ORDERS[self.kind], self.x.shape[1]
         delta = (self.point.to(self.eps.dtype) - self.x).flatten(2)
-        size = per_sample(self.threat.norm(delta), delta)
+        size = per_sample(torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1), delta)
         old = delta.gather(2, first)
         delta.scatter_(2, first, 0.0)
         freed = (old.abs() ** order).sum(dim=2, keepdim=True)
@@ -234,8 +235,10 @@ class _Climb:
     def _allowed(self, delta: Tensor) -> Tensor:
         """Where a perturbation leads; in L2 it is scaled to the whole budget first."""
         if self.kind is L2:
-            delta = delta * per_sample(self.eps / (self.threat.norm(delta) + _TINY), delta)
-        return self.threat.project(self.x + delta, self.x)
+            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            within = self.eps * (1 - 16 * torch.finfo(length.dtype).eps)  # rounding shall not lead outside
+            delta = delta * per_sample(within / (length + _TINY), delta)
+        return self.project(self.x + delta)
 
     def _pyramids(self, side: int) -> Tensor:
         return _pyramids(side, _ORDERS[self.kind], self.eps.dtype, self.eps.device)
@@ -276,6 +279,7 @@ class _Climb:
         self.edges = self.edges[kept]
         self.squares.take(kept)
         self.threat = select(self.threat, kept)
+        self.project = projection(self.threat, self.x)
 
 
 class _Squares:
