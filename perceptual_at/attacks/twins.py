@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import fusion
 
 from perceptual_at._wrappers import bare
 from perceptual_at.attacks.lanes import Lane
@@ -109,11 +108,14 @@ class _Twin:
         foldable = self.lane.fold and any(isinstance(part, _BatchNorm) for part in model.modules())
         if not foldable and self.lane.dtype is None:
             return twin
+        x = x[:8].detach()
+        with torch.autocast(x.device.type, enabled=False):
+            expected = model(x)
         try:
             graph = _traced(twin)
             self.constants = {str(node.target) for node in graph.graph.nodes if _is_constant(node, model)}
             self.folds = _fold(graph) if foldable else []
-            _compare(graph, model, x)
+            _compare(graph, x, expected)
         except Exception as error:  # whatever the model's own code raises while it is traced
             self.folds, self.constants = [], set()
             if foldable:
@@ -200,6 +202,8 @@ def _fold(graph: fx.GraphModule) -> list[_Fold]:
         layer, norm = graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target))
         if type(layer) not in _FOLDABLE or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
             continue
+        if isinstance(layer, _TRANSPOSED) and layer.groups > 1:  # its weight does not count the outputs one by one
+            continue
         if calls[before.target] > 1 or calls[node.target] > 1:  # shared layers would need two sets of weights
             continue
         weight, bias = _folded(layer, norm)
@@ -214,21 +218,19 @@ def _fold(graph: fx.GraphModule) -> list[_Fold]:
 
 def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer that does what layer and batch norm do."""
-    if isinstance(layer, nn.Linear):
-        return fusion.fuse_linear_bn_weights(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-    return fusion.fuse_conv_bn_weights(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias,
-        transpose=isinstance(layer, _TRANSPOSED),
-    )  # fmt: skip
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    bias = (0.0 if layer.bias is None else layer.bias) - norm.running_mean
+    bias = scale * bias if norm.bias is None else torch.addcmul(norm.bias, scale, bias)
+    outputs = 1 if isinstance(layer, _TRANSPOSED) else 0  # the dimension of the weight that counts them
+    return layer.weight * scale.reshape([-1 if d == outputs else 1 for d in range(layer.weight.ndim)]), bias
 
 
-def _compare(graph: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
-    """Require that the graph computes what the model does: tracing records one way through the model's code."""
-    x = x[:8].detach()
+def _compare(graph: fx.GraphModule, x: Tensor, expected: Tensor) -> None:
+    """Require that the graph gives the model's logits: tracing records one of the ways through the model's code."""
     with torch.autocast(x.device.type, enabled=False):
-        expected, got = model(x), ShapeProp(graph).propagate(x)
+        got = ShapeProp(graph).propagate(x)
     if not torch.allclose(got, expected, rtol=0.0, atol=_SAME * float(expected.abs().amax())):
         raise ValueError("its graph gives other logits")
 
