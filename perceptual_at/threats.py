@@ -7,7 +7,6 @@ and bfloat16, whether the difference is taken in the dtype of the inputs or in a
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -21,6 +20,7 @@ from perceptual_at._shapes import per_sample, rows
 
 Bounds = tuple[float, float]
 Ball = TypeVar("Ball", "Linf", "L2", "L1")
+_MOST_ROUNDS = 200  # five to ten are usual
 
 
 @runtime_checkable
@@ -267,8 +267,8 @@ class L1:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("L1.project", x_adv, x)
-        clipped = y.clamp(*_box(self.bounds, x.dtype))
-        nearest = _nearest(self, y, clipped, center, x.dtype, _threshold)
+        boxed = y.clamp(*_box(self.bounds, x.dtype))
+        nearest = _nearest(self, y, boxed, center, x.dtype, _threshold)
         return cast_toward(_shrink(self, nearest, center, x.dtype), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
@@ -410,29 +410,35 @@ def projection(threat: Threat, center: Tensor) -> Callable[[Tensor], Tensor]:
     if type(threat) is Linf:
         lower, upper = _limits(threat, center, center.dtype)
         return lambda point: point.clamp(lower, upper)
-    if type(threat) in (L2, L1) and center.device.type == "cpu":  # where looking at numbers is free
-        return functools.partial(_project_if_needed, threat, center)
+    if center.device.type == "cpu":  # where looking at numbers is free
+        if type(threat) is L2:
+            return lambda point: _project_l2(threat, point, center)
+        if type(threat) is L1:
+            return lambda point: _project_l1(threat, point, center)
     return lambda point: threat.project(point, center)
 
 
-def _project_if_needed(ball: L2 | L1, center: Tensor, point: Tensor) -> Tensor:
-    """`ball.project` that spares itself what no sample of the batch needs."""
-    low, high = _box(ball.bounds, center.dtype)
-    sure = _each(ball, center) * (1 - 2 * torch.finfo(center.dtype).eps)  # inside, however the norm is computed
+def _project_l2(ball: L2, point: Tensor, center: Tensor) -> Tensor:
+    """`ball.project`, with less to do when the whole batch is inside the ball."""
+    boxed = point.clamp(*_box(ball.bounds, center.dtype))
+    if _surely_inside(ball, boxed if ball.projection == "box_ball" else point, center):
+        return boxed
+    return ball.project(point, center)
 
-    def inside(point: Tensor) -> bool:
-        return bool((torch.linalg.vector_norm(rows(point - center), ball_order, dim=1, dtype=torch.float64) <= sure).all())
 
-    ball_order = 2 if isinstance(ball, L2) else 1
-    if isinstance(ball, L2):
-        if ball.projection == "box_ball":
-            point = point.clamp(low, high)
-        return point.clamp(low, high) if inside(point) else ball.project(point, center)
-    clipped = point.clamp(low, high)
-    if inside(clipped):
-        return clipped
-    nearest = _nearest(ball, point, clipped, center, center.dtype, _threshold_by_climbing)
-    return nearest if inside(nearest) else _shrink(ball, nearest, center, center.dtype)
+def _project_l1(ball: L1, point: Tensor, center: Tensor) -> Tensor:
+    """`ball.project` up to rounding, without sorting."""
+    boxed = point.clamp(*_box(ball.bounds, center.dtype))
+    if _surely_inside(ball, boxed, center):
+        return boxed
+    nearest = _nearest(ball, point, boxed, center, center.dtype, _threshold_by_climbing)
+    return nearest if _surely_inside(ball, nearest, center) else _shrink(ball, nearest, center, center.dtype)
+
+
+def _surely_inside(ball: L2 | L1, point: Tensor, center: Tensor) -> bool:
+    """Whether all are inside, however the norm is computed."""
+    size = ball.norm((point - center).to(accumulator(point)))
+    return bool((size <= _each(ball, point) * (1 - 2 * torch.finfo(point.dtype).eps)).all())
 
 
 def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -488,12 +494,12 @@ def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
 def _nearest(
     ball: L1,
     y: Tensor,
-    clipped: Tensor,
+    boxed: Tensor,
     center: Tensor,
     dtype: torch.dtype,
     solve: Callable[[Tensor, Tensor, float | Tensor], Tensor],
 ) -> Tensor:
-    """Nearest point of ball and box, up to the rounding of its norm; where `clipped` is inside, that."""
+    """Nearest point of ball and box, up to the rounding of its norm; where `boxed` is inside, that."""
     low, high = _box(ball.bounds, dtype)
     delta = y - center
     signs = delta.sign()
@@ -503,9 +509,9 @@ def _nearest(
     wanted, room = _flat("L1.project", delta).abs(), rows(room)
     threshold = solve(wanted, room, _budget(ball, wanted) * (1 - _slack(dtype, delta.dtype))).to(delta.dtype)
     moved = torch.minimum((wanted - threshold).clamp_min_(0), room).reshape(delta.shape)
-    outside = per_sample(_size(ball, clipped, center, dtype) > _each(ball, y), y)
+    outside = per_sample(_size(ball, boxed, center, dtype) > _each(ball, y), y)
     nearest = add_inward(center, moved * signs).clamp_(low, high)
-    return clipped.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
+    return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
 
 
 def _threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
@@ -527,11 +533,12 @@ def _threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
 def _threshold_by_climbing(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
     """The same up to rounding, by Newton's method between bounds that close in; waits for the device every round.
 
-    The sum is linear in `t` between the places that the other form sorts, so that a step from the right piece arrives.
+    The sum is linear in `t` between the places that the other form sorts, so that a step from the right piece arrives;
+    where a step would leave the bounds they are halved.
     """
     low, high = torch.zeros_like(wanted[:, :1]), wanted.amax(dim=1, keepdim=True)
     level, near = low, 4 * torch.finfo(wanted.dtype).eps * radius
-    while True:
+    for _ in range(_MOST_ROUNDS):
         left = wanted - level
         moved = torch.minimum(left, room).clamp_min_(0)
         excess = moved.sum(dim=1, keepdim=True) - radius
@@ -542,8 +549,9 @@ def _threshold_by_climbing(wanted: Tensor, room: Tensor, radius: float | Tensor)
         step = torch.where((step > low) & (step < high), step, (low + high) / 2)
         step = torch.where(done, level, step)
         if torch.equal(step, level):
-            return level
+            break
         level = step
+    return level
 
 
 def _radius(x: Tensor, draws: _random.Draws) -> Tensor:

@@ -152,15 +152,16 @@ def _level_by_climbing(weights: Tensor, pace: Tensor | None, room: Tensor, total
     slopes = weights if pace is None else weights * pace
     level, gained, before = torch.zeros_like(totals), torch.zeros_like(totals), torch.full_like(totals, -1.0)
     at_work, reach = torch.empty_like(room), level  # one buffer for all rounds
-    while True:
+    for _ in range(room.shape[-1] + 2):  # every round but the last brings an entry to rest
         slope = torch.gt(room, reach, out=at_work).mul_(slopes).sum(dim=-1, keepdim=True)
         if torch.equal(slope, before):
-            return level
+            break
         step = torch.where(slope > 0, (totals - gained) / slope, largest).clamp_(0, largest)
         level = (level + step * (slope != before)).clamp_(max=largest)
         reach = level if pace is None else level * pace
         gained = torch.minimum(reach, room, out=at_work).mul_(weights).sum(dim=-1, keepdim=True)
         before = slope
+    return level
 
 
 def _level_by_sorting(weights: Tensor, pace: Tensor | None, room: Tensor, totals: Tensor) -> Tensor:
