@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
+from perceptual_at.attacks import Lane
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
 from perceptual_at.objectives.passes import Attack, attacked, predictions
@@ -47,6 +48,7 @@ def choose(
     eta: float | None,
     reduced_attack: Attack | None,
     boundary: Boundary,
+    lane: Lane | None,
     weights: Weights | None = None,
     keep_mode: bool = False,
 ) -> Choice:
@@ -57,7 +59,7 @@ def choose(
     if reduced_attack is None:
         reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
     else:
-        reduced = attacked(function, reduced_attack, model, x, labels)
+        reduced = attacked(function, reduced_attack, model, x, labels, lane)
     inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
     clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
     parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
