@@ -79,7 +79,7 @@ def same(x_adv: torch.Tensor, reference: torch.Tensor) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__file__, __doc__, rounds=7)
-    options.add_argument("--compile", action="store_true", help="compiled lanes too; each takes up to a minute to start")
+    options.add_argument("--compile", action="store_true", help="compiled lanes too; starting takes minutes")
     options = begin(options, arguments)
     settings, steps = (((4, 4),), 2) if options.quick else (SETTINGS, STEPS)
     tables = []

@@ -2,9 +2,10 @@
 
     python benchmarks/autoattack_time.py --out docs/results/autoattack_time.json
 
-Both run the standard version with a part of the published steps, targets and queries, the same part of each, so that the
-attacks keep their shares; `--full` runs all of it. The official code gets the model as people give it: in eval mode, with
-parameters that require gradients. Before the timed rounds one more run, attack by attack, clocks the model.
+Both run the standard version, on the large network with a part of the published steps, targets and queries, the same
+part of each, so that the attacks keep their shares; `--full` runs all of it. The official code gets the model as people
+give it: in eval mode, with parameters that require gradients. Before the timed rounds one more run, attack by attack,
+clocks the model.
 """
 
 import contextlib

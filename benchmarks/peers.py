@@ -15,15 +15,17 @@ MISSING = "not installed"
 def peers(model: nn.Module, x: Tensor, labels: Tensor, *, steps: int = STEPS) -> dict[str, Attack | str]:
     """The attacks by the name of their library; the text says that one is not installed."""
     prepare = {"torchattacks": torchattacks, "foolbox": foolbox, "adv-lib": adv_lib, "art": art}
-    found: dict[str, Attack | str] = {}
-    for name, make in prepare.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what they say while they load is theirs
-                found[name] = make(model, x, labels, steps)
-        except ImportError:
-            found[name] = MISSING
-    return found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say while they load is theirs
+        return {name: prepared(make, model, x, labels, steps) for name, make in prepare.items()}
+
+
+def prepared(make: Callable[..., Attack], *arguments: object) -> Attack | str:
+    """The attack, if its library is there."""
+    try:
+        return make(*arguments)
+    except ImportError:
+        return MISSING
 
 
 def torchattacks(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> Attack:

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --out docs/results/scaling.json
 
-One number changes at a time, the points of a curve take turns. The slope is that of the line of least squares through the
-logarithms: 1 means proportional, 0 means no influence.
+One number changes at a time, the points of a curve take turns. The slope is that of the line of least squares through
+the logarithms: 1 means proportional, 0 means no influence.
 """
 
 import functools

@@ -2,8 +2,9 @@
 
     python benchmarks/training_steps.py --out docs/results/training_steps.json
 
-A step is attack, loss, backward and SGD. With the bf16 lane the training passes, which stay float32, run on channels_last
-weights. Memory is what the attack and the training passes each hold at their worst, on top of model and batch.
+A step is attack, loss, backward and SGD. With the bf16 lane the training passes, which stay float32, run on
+channels_last weights. Memory is what the attack and the training passes each hold at their worst, on top of model and
+batch.
 """
 
 import copy
@@ -17,6 +18,7 @@ from record import begin, parser, save
 from releases import ETA, MIX, RELEASES
 from timing import compared, interleaved, peak_memory
 from torch import Tensor, nn
+from torch.nn import functional
 
 from perceptual_at import Lane, objectives, pgd, snapshot
 
@@ -62,9 +64,10 @@ def step(found: Case, loss: Loss) -> Callable[[], None]:
 
     def run() -> None:
         value = loss(model, found.x, found.labels)
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # of what a release's attack left
         value.backward()
         optimizer.step()
+        optimizer.zero_grad()  # a call leaves no memory behind
 
     return run
 
@@ -88,6 +91,11 @@ def ways(name: str, found: Case, steps: int) -> dict[str, Callable[[], None]]:
     return {RELEASE: step(found, release), **ours}
 
 
+def cross_entropy(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """PGD-AT's training passes without its attack."""
+    return functional.cross_entropy(model(x), labels)
+
+
 def memory(found: Case, steps: int) -> dict[str, dict[str, int]]:
     """Bytes that attack and training passes of PGD-AT hold at their worst, for each way."""
     held = {}
@@ -95,9 +103,10 @@ def memory(found: Case, steps: int) -> dict[str, dict[str, int]]:
         here = channels_last(found) if way == "bf16 lane" else found
         attack = functools.partial(pgd, *here, THREAT, steps=steps, step_size=STEP_SIZE, start="clean", lane=lane)
         attack()
-        train = step(here, lambda model, x, labels: objectives.pgd_at(model, (x,), labels, lambda m, x, y: x)[0])
+        train = step(here, cross_entropy)
         train()
-        held[way] = {name: peak_memory(part, found.x.device) for name, part in (("attack", attack), ("training", train))}
+        parts = {"attack": attack, "training": train}
+        held[way] = {name: peak_memory(part, found.x.device) for name, part in parts.items()}
     return held
 
 
