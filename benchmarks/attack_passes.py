@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings, steps = (((4, 4),), 2) if options.quick else (SETTINGS, STEPS)
     tables = []
     for width, batch in settings:
-        found = case(batch, width=width, device=options.device, seed=options.seed)
+        side = 16 if options.quick else 32
+        found = case(batch, width=width, side=side, device=options.device, seed=options.seed)
         rows = measured(found, steps, options.rounds, compiled=options.compile)
         tables.append({"network": "ResNet-18", "width": width, "batch": batch, "rows": rows})
         for row in rows:

@@ -110,6 +110,13 @@ def flops_per_image(model: nn.Module, side: int = 32, steps: int = STEPS) -> flo
     return steps * counted(to_input) + train
 
 
+def work_of_networks() -> dict[str, float]:
+    """GFLOP of one image, for each network."""
+    with torch.device("meta"):
+        models = {name: make() for name, make in NETWORKS.items()}
+    return {name: figures(flops_per_image(model) / 1e9) for name, model in models.items()}
+
+
 def matrix_rate(device: torch.device, size: int, rounds: int) -> float:
     """Operations per second of the product of two large bfloat16 matrices."""
     a, b = (torch.randn(size, size, device=device, dtype=BF16) for _ in range(2))
@@ -176,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options, {"miniature": miniature, "steps": steps, "threat": repr(THREAT)},
         matrix_tflop_per_s=figures(rate / 1e12), tables=tables, rpat_over_pgd_at=ratios,
         autoattack=autoattack(victim, 0.002 if miniature else 0.1, min(options.rounds, 3), options.seed),
-        gflop_per_image={name: figures(flops_per_image(make()) / 1e9) for name, make in NETWORKS.items()},
+        gflop_per_image=work_of_networks(),
     )  # fmt: skip
 
 
