@@ -30,7 +30,7 @@ from training.settings import Settings
 
 from perceptual_at import ema_update, snapshot
 from perceptual_at._files import written_whole
-from perceptual_at.attacks.freeze import bare
+from perceptual_at._wrappers import bare
 from perceptual_at.averaging import Weights
 from perceptual_at.checkpoints import read_weights, save_weights
 

@@ -8,6 +8,7 @@ from perceptual_at import objectives, theory
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks import (
     AutoAttackVerdict,
+    Lane,
     Protocol,
     Verdict,
     apgd,
@@ -74,6 +75,7 @@ __all__ = [  # noqa: RUF022
     "Protocol",
     "SampleGenerator",
     "frozen",
+    "Lane",
     "margin",
     "dlr",
     "targeted_dlr",

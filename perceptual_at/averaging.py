@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks.freeze import bare
+from perceptual_at._wrappers import bare
 
 Weights = dict[str, Tensor]
 

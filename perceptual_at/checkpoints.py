@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at._files import written_whole
-from perceptual_at.attacks.freeze import bare
+from perceptual_at._wrappers import bare
 from perceptual_at.averaging import Weights
 
 PREFIXES = ("module.", "_orig_mod.")

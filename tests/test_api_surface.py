@@ -14,6 +14,7 @@ NAMES = {
         Threat Linf L2 L1
         interpolate draw_beta
         pgd fgsm cw apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
+        Lane
         margin dlr targeted_dlr kl_to
         robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
         weighted_kl_loss consistency_loss
@@ -25,7 +26,7 @@ NAMES = {
         objectives theory
     """,
     "perceptual_at.attacks": """
-        AutoAttackVerdict Protocol Verdict apgd auto_attack cross_entropy cw dlr fab fgsm frozen kl_to margin pgd
+        AutoAttackVerdict Lane Protocol Verdict apgd auto_attack cross_entropy cw dlr fab fgsm frozen kl_to margin pgd
         square targeted_dlr
     """,
     "perceptual_at.losses": """

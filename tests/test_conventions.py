@@ -206,6 +206,7 @@ ALLOWED = {
     ("attacks/protocol.py", "tolist"): "the stamp is written when everything has been computed",
     ("attacks/search.py", "nonzero"): "decided samples leave the batch, so it must count those that stay",
     ("attacks/starts.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
+    ("attacks/twins.py", "cuda"): "captures a graph of the pass instead of running it",
     ("objectives/alignment.py", "nonzero"): "the mixed pass runs on the selected pairs only, so it must count them",
 }
 

@@ -5,6 +5,7 @@ from perceptual_at.attacks.autoattack import AutoAttackVerdict, auto_attack
 from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import frozen
 from perceptual_at.attacks.gradient import cw, fgsm, pgd
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import cross_entropy, dlr, kl_to, margin, targeted_dlr
@@ -12,6 +13,7 @@ from perceptual_at.attacks.verdict import Verdict
 
 __all__ = [
     "AutoAttackVerdict",
+    "Lane",
     "Protocol",
     "Verdict",
     "apgd",

@@ -12,7 +12,8 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.attacks.arguments import budget, budgets, check_arguments, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified, visible
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.starts import far_start
@@ -54,6 +55,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     eot: int = 1,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: _random.Generator | None = None,
@@ -90,6 +92,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
         early_stop: a sample leaves the batch as soon as it is misclassified, so that decided samples cost
             nothing. False spends all steps on all samples and returns misclassified points with the largest loss.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`.
         generator: see `pgd`.
@@ -121,8 +124,9 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     for name, value in (("steps", steps), ("eot", eot)):
         _check.count("apgd", name, value)
     _check.choice("apgd", "model_mode", model_mode, ("eval", "keep"))
+    check_lane("apgd", model, model_mode, lane)
     budget("apgd", threat)
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
         x, labels = plain(x), plain(labels).long()
         search = Search(x, labels)
         if not len(x):
@@ -276,6 +280,7 @@ class _Climb:
         search.spend(self.at, gradients=self.queries.eot)
         wrong = misclassified(logits, self.labels)
         if counts:
+            wrong = search.confirmed(self.queries, self.at, seen, wrong)
             # Misclassified points come first; among them, and among the others, those of larger loss.
             had, so_far = search.success[self.at], best[self.at]
             better = (wrong & ~had) | ((wrong == had) & (values > so_far))

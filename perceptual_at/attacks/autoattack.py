@@ -15,12 +15,14 @@ from perceptual_at.attacks import inspection, official
 from perceptual_at.attacks.apgd import apgd
 from perceptual_at.attacks.arguments import check_arguments, check_ball, check_values, plain
 from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import cross_entropy, dlr, margin
+from perceptual_at.attacks.twins import FastModel
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import L1, L2, Linf, Threat, select
 
@@ -80,6 +82,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
     backend: Literal["native", "pyautoattack"] = "native",
     batch_size: int = 250,
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     progress: bool = False,
     verdict: bool = False,
@@ -107,6 +110,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         backend: `"native"`, or `"pyautoattack"` to run the official code (extra `autoattack`).
         batch_size: samples attacked at a time. Verdicts do not depend on it, up to the rounding of the model.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         progress: show a progress bar, when tqdm is installed.
         verdict: return an `AutoAttackVerdict`.
@@ -137,13 +141,16 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.choice("auto_attack", "model_mode", model_mode, ("eval", "keep"))
+    check_lane("auto_attack", model, model_mode, lane)
     _check.count("auto_attack", "batch_size", batch_size)
+    if backend != "native" and lane is not None:
+        raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
     if x.ndim != 4 and "square" in _names(version):  # said before the first attack, not after hours
         raise ValueError(
             f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
             "them in front of the model, or give `version` a list without 'square'."
         )
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
         x, labels = plain(x), plain(labels).long()
         label_range = check_values("auto_attack", x, labels, threat, "random") if validate else None
         queries = Queries("auto_attack", f, label_range)
@@ -152,8 +159,9 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         everyone = torch.arange(len(x), device=x.device)
         classes = _clean(queries, search, x, labels, torch.split(everyone, batch_size))
         composition = _composition(version, threat, classes)
-        notes = _notes(composition, classes)
-        warnings = _suspicions(queries, x[:batch_size], labels[:batch_size], version) if len(x) else []
+        notes = _notes(composition, classes, queries.model)
+        own = Queries("auto_attack", queries.exact, label_range)
+        warnings = _suspicions(own, x[:batch_size], labels[:batch_size], version) if len(x) else []
         if backend == "native":
             attacks = _native(f, composition, threat, numbers, classes)
         else:
@@ -225,8 +233,8 @@ def _run(
     at: Tensor,
 ) -> Verdict:
     found: Verdict = function(
-        model, x, labels, select(threat, at), model_mode="keep", validate=False, verdict=True,
-        generator=numbers.take(at), **options,
+        model, x, labels, select(threat, at), model_mode="eval" if isinstance(model, FastModel) else "keep",
+        validate=False, verdict=True, generator=numbers.take(at), **options,
     )  # fmt: skip
     return found
 
@@ -314,8 +322,8 @@ def _composition(version: Version, threat: Threat, classes: int) -> Composition:
     return tuple((name, {**known[name], **options}) for name, options in entries)
 
 
-def _notes(composition: Composition, classes: int) -> tuple[str, ...]:
-    """What few classes change."""
+def _notes(composition: Composition, classes: int, model: Model) -> tuple[str, ...]:
+    """What few classes change, and what a lane does."""
     names, notes = {name for name, _ in composition}, []
     if classes < 4 and "apgd-dlr" in names:
         notes.append(f"margin in place of DLR, which {classes} classes do not define")
@@ -323,6 +331,8 @@ def _notes(composition: Composition, classes: int) -> tuple[str, ...]:
         notes.append(f"difference to the target in place of targeted DLR, which {classes} classes do not define")
     if classes < 10 and names & {"apgd-t", "fab-t"}:
         notes.append(f"at most {classes - 1} target classes, because there are no more wrong ones")
+    if isinstance(model, FastModel):
+        notes.append(f"searched in {model.lane}, every success confirmed by the model itself")
     return tuple(notes)
 
 

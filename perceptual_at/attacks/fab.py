@@ -11,7 +11,8 @@ from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
 from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import likely_targets, margin
@@ -46,6 +47,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
     beta: float = 0.9,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: _random.Generator | None = None,
@@ -82,6 +84,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         early_stop: let a sample go at its first success. Without, all runs are made in full and the nearest
             misclassified point is returned.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`, whose steps count on over target classes and restarts.
         generator: source of the random starts, on the device of `x`; a `SampleGenerator` for numbers of each sample's
@@ -117,8 +120,9 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
     _check.number("fab", "eta", eta, at_least=1.0)
     _check.number("fab", "beta", beta, at_least=0.0, at_most=1.0)
     _check.choice("fab", "model_mode", model_mode, ("eval", "keep"))
+    check_lane("fab", model, model_mode, lane)
     eps = budgets("fab", threat, x)
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
         x, labels = plain(x), plain(labels).long()
         label_range = check_values("fab", x, labels, threat, "random") if validate else None
         numbers = _random.per_sample_generator("fab", generator, x)
@@ -246,9 +250,10 @@ class _Trip:
         if inside.any():  # what is judged is what may be returned
             among = select(self.threat, inside)
             seen[inside] = among.project(self.point[inside], self.x[inside])
-        wrong = misclassified(self.queries.logits(seen, self.labels), self.labels)
+        wrong = misclassified(self.queries.guess(seen, self.labels), self.labels)
         self.search.spend(self.at, forwards=1)
         better = wrong & inside & (distance < nearest[self.at])
+        better = self.search.confirmed(self.queries, self.at, seen, better)
         self.search.record(self.at, seen, better, step)
         nearest[self.at] = torch.where(better, distance, nearest[self.at])
         return wrong

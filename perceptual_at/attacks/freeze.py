@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
+from perceptual_at._wrappers import unwrapped
+from perceptual_at.attacks.lanes import Lane
+from perceptual_at.attacks.twins import FastModel
 
 Model = Callable[..., Tensor]
 ModelMode = Literal["eval", "keep"]
 
 
 @contextlib.contextmanager
-def frozen(model: Model, *, model_mode: ModelMode = "eval") -> Iterator[Model]:
+def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = None) -> Iterator[Model]:
     """The callable to attack: eval mode, parameters that need no gradient, both undone afterwards.
 
     Every module's `training` flag and every parameter's `requires_grad` is restored, also after an
@@ -25,13 +27,16 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval") -> Iterator[Model]:
         model: a module (also compiled or wrapped for distributed training) or any callable.
         model_mode: `"eval"`, or `"keep"` to leave the modes of the modules alone. A batch norm that is in train
             mode then uses and updates its statistics in every attack step, as ReBAT's released code does.
+        lane: run a copy of the module that costs less instead, with the module's present weights; see `Lane`. The
+            module itself is `exact` of what is given, and `notes` says what of the lane could not be had.
 
     Yields:
         The callable.
 
     Raises:
-        TypeError: if `model` is not callable.
-        ValueError: if `model_mode` is unknown.
+        TypeError: if `model` is not callable, or no module and `lane` is given.
+        ValueError: if `model_mode` is unknown, or a lane is asked for with `model_mode="keep"`, on top of another
+            lane, or for a module that cannot be copied.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -44,7 +49,8 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval") -> Iterator[Model]:
     if not callable(model):
         raise TypeError(f"frozen: `model` must be callable, got {type(model).__name__}.")
     _check.choice("frozen", "model_mode", model_mode, ("eval", "keep"))
-    if not isinstance(model, nn.Module):
+    check_lane("frozen", model, model_mode, lane)
+    if isinstance(model, FastModel) or not isinstance(model, nn.Module):
         yield model
         return
     module = unwrapped(model)
@@ -55,7 +61,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval") -> Iterator[Model]:
             module.eval()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield module
+        yield module if lane is None else FastModel(module, lane)
     finally:
         for part, training in modes:
             part.training = training
@@ -63,18 +69,20 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval") -> Iterator[Model]:
             parameter.requires_grad_(True)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside a wrapper for distributed training; a compiled module stays compiled."""
-    inner: Any = getattr(model, "_orig_mod", model)
-    return inner.module if isinstance(inner, DistributedDataParallel) else model
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The user's own module, without distributed or compiled wrappers: its names carry no prefix."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
+    """Refuse a lane that cannot be had."""
+    if isinstance(model, FastModel):
+        if lane is not None:
+            raise ValueError(f"{function}: `model` runs in {model.lane} already, so it cannot take `lane`={lane}.")
+        if model_mode == "keep":
+            raise ValueError(
+                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='keep'."
+            )
+    if lane is None:
+        return
+    if not isinstance(lane, Lane):
+        raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
+    if model_mode == "keep":
+        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='keep'.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")

@@ -12,7 +12,8 @@ from perceptual_at._random import Generator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
 from perceptual_at.attacks.starts import random_start
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
@@ -46,6 +47,7 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     eot: int = 1,
     keep: Literal["last", "best"] = "last",
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: Generator | None = None,
@@ -84,6 +86,8 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
             misclassified iterates come before all others. `"best"`, `restarts > 1` and `verdict` cost one more
             forward pass per restart.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
+            `Lane`. Whether a `verdict` is a success is asked of the model itself, at one more forward pass.
         validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the
             device once; skipped while compiling or capturing.
         verdict: return a `Verdict`: also whether each sample is misclassified, since which step, at what cost.
@@ -116,7 +120,7 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     return _attack(
         "pgd", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=loss, targets=targets,
         start=start, restarts=restarts, momentum=momentum, eot=eot, keep=keep, model_mode=model_mode,
-        validate=validate, verdict=verdict, generator=generator,
+        lane=lane, validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
 
 
@@ -138,6 +142,7 @@ def fgsm(  # type: ignore[misc]
     targets: Tensor | None = None,
     start: Literal["random", "clean"] | Tensor = "clean",
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: Generator | None = None,
@@ -153,6 +158,7 @@ def fgsm(  # type: ignore[misc]
         targets: see `pgd`.
         start: where the gradient is taken; see `pgd`.
         model_mode: see `pgd`.
+        lane: see `pgd`.
         validate: see `pgd`.
         verdict: see `pgd`.
         generator: see `pgd`.
@@ -177,8 +183,8 @@ def fgsm(  # type: ignore[misc]
     """
     return _attack(
         "fgsm", model, x, labels, threat, steps=1, step_size=None, reach=1.0, loss=loss, targets=targets,
-        start=start, restarts=1, momentum=0.0, eot=1, keep="last", model_mode=model_mode, validate=validate,
-        verdict=verdict, generator=generator,
+        start=start, restarts=1, momentum=0.0, eot=1, keep="last", model_mode=model_mode, lane=lane,
+        validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
 
 
@@ -203,6 +209,7 @@ def cw(  # type: ignore[misc]
     restarts: int = 1,
     keep: Literal["last", "best"] = "last",
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: Generator | None = None,
@@ -226,6 +233,7 @@ def cw(  # type: ignore[misc]
         restarts: see `pgd`.
         keep: see `pgd`.
         model_mode: see `pgd`.
+        lane: see `pgd`.
         validate: see `pgd`.
         verdict: see `pgd`.
         generator: see `pgd`.
@@ -247,8 +255,8 @@ def cw(  # type: ignore[misc]
     """
     return _attack(
         "cw", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=margin, targets=targets,
-        start=start, restarts=restarts, momentum=0.0, eot=1, keep=keep, model_mode=model_mode, validate=validate,
-        verdict=verdict, generator=generator,
+        start=start, restarts=restarts, momentum=0.0, eot=1, keep=keep, model_mode=model_mode, lane=lane,
+        validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
 
 
@@ -270,6 +278,7 @@ def _attack(
     eot: int,
     keep: str,
     model_mode: ModelMode,
+    lane: Lane | None,
     validate: bool,
     verdict: bool,
     generator: Generator | None,
@@ -281,6 +290,7 @@ def _attack(
     _check.number(function, "momentum", momentum, at_least=0.0)
     _check.choice(function, "keep", keep, ("last", "best"))
     _check.choice(function, "model_mode", model_mode, ("eval", "keep"))
+    check_lane(function, model, model_mode, lane)
     if step_size is None:
         step_size = reach * budget(function, threat) / steps
     elif not isinstance(step_size, Tensor):
@@ -290,7 +300,7 @@ def _attack(
     step: Step = getattr(threat, "step", None) or _Steepest(threat)
     scored = restarts if keep == "best" or restarts > 1 or verdict else 0  # forward passes that only judge
 
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode) as f:
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
         x, labels = plain(x), plain(labels)
         aims = labels if targets is None else plain(targets)
         label_range = check_values(function, x, aims, threat, start) if validate else None
@@ -316,8 +326,13 @@ def _attack(
                 return last
             values, logits = queries.value(last, aims, ascend)
             best.offer(last, values, success(logits, aims) if verdict else None, steps)
-    assert best.point is not None
-    return _result(best.point, best, restarts * steps * eot, scored * eot) if verdict else best.point
+        assert best.point is not None
+        if not verdict:
+            return best.point
+        if queries.confirms:
+            best.success = success(queries.logits(best.point, aims), aims)
+            scored += 1
+    return _result(best.point, best, restarts * steps * eot, scored * eot)
 
 
 class _Best:

@@ -10,6 +10,7 @@ from perceptual_at import _check
 from perceptual_at._rounding import cast_toward, wide
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.targets import AttackLoss
+from perceptual_at.attacks.twins import FastModel
 from perceptual_at.threats import Threat
 
 
@@ -23,6 +24,8 @@ class Answer(NamedTuple):
 
 class Queries:
     """A model under attack; what model and loss return is checked at the first call.
+
+    In a lane, gradients and losses are those of the lane, and logits those of the model itself.
 
     Args:
         function: the name that errors speak of.
@@ -42,6 +45,7 @@ class Queries:
         labels_are: str = "labels",
     ) -> None:
         self.function, self.model, self.label_range, self.eot = function, model, label_range, eot
+        self.exact = model.exact if isinstance(model, FastModel) else model
         self.labels_are = labels_are
         self.logits_checked = self.values_checked = False
 
@@ -52,19 +56,29 @@ class Queries:
     def value(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor]:
         """Loss of each sample and the logits: one forward pass."""
         with torch.no_grad():
-            passes = [self._logits(x, labels) for _ in range(self.eot)]
+            passes = [self._logits(self.model, x, labels) for _ in range(self.eot)]
             values, logits = _mean([(self._values(logits, labels, loss), logits) for logits in passes])
             return values, logits
 
-    def logits(self, x: Tensor, labels: Tensor) -> Tensor:
-        """One forward pass; at least float32."""
+    def guess(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits by one forward pass, to search with; at least float32."""
         with torch.no_grad():
-            (logits,) = _mean([(self._logits(x, labels),) for _ in range(self.eot)])
+            return self._logits(self.model, x, labels)
+
+    def logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits by one forward pass, to judge by; at least float32."""
+        with torch.no_grad():
+            (logits,) = _mean([(self._logits(self.exact, x, labels),) for _ in range(self.eot)])
             return logits
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what a search finds has yet to be confirmed by the model itself."""
+        return self.exact is not self.model
 
     def logits_to_differentiate(self, x: Tensor, labels: Tensor) -> Tensor:
         """One forward pass that keeps its graph; `x` must require a gradient."""
-        return self._logits(x, labels)
+        return self._logits(self.model, x, labels)
 
     def pull_back(
         self, total: Tensor, x: Tensor, *, weights: Tensor | None = None, retain_graph: bool = False
@@ -79,11 +93,13 @@ class Queries:
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
         # A sample whose gradient is undefined stays where it is instead of becoming NaN.
-        return grad.nan_to_num(nan=0.0)
+        grad = grad.nan_to_num(nan=0.0)
+        # A lane's gradients may lie in memory as its convolutions like it; results lie as the inputs do.
+        return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
     def _gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()
-        raw = self._checked(x, labels)
+        raw = self._checked(self.model, x, labels)
         logits = raw.to(wide(raw))
         if raw.dtype != torch.float16:
             values = self._values(logits, labels, loss)
@@ -97,13 +113,13 @@ class Queries:
         slope = slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
         return values.detach(), self.pull_back(raw, x, weights=slope.to(raw.dtype)), logits.detach()
 
-    def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
-        raw = self._checked(x, labels)
+    def _logits(self, model: Model, x: Tensor, labels: Tensor) -> Tensor:
+        raw = self._checked(model, x, labels)
         return raw.to(wide(raw))
 
-    def _checked(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _checked(self, model: Model, x: Tensor, labels: Tensor) -> Tensor:
         """Logits as the model gives them."""
-        logits = self.model(x)
+        logits = model(x)
         if not self.logits_checked:
             self._check_logits(logits, x.shape[0], labels)
             self.logits_checked = True

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.queries import misclassified
+from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.verdict import Verdict
 
 
@@ -37,6 +37,17 @@ class Search:
         wrong = misclassified(logits, self.labels[rows])
         self.record(rows, points, wrong & ~self.success[rows], step)
         return wrong
+
+    def confirmed(self, queries: Queries, rows: Tensor, points: Tensor, claimed: Tensor) -> Tensor:
+        """Those of the points claimed to be misclassified that are so by the model itself; a lane may be wrong."""
+        if not queries.confirms:
+            return claimed
+        places = claimed.nonzero().squeeze(1)
+        if not len(places):
+            return claimed
+        labels = self.labels[rows[places]]
+        self.spend(rows[places], forwards=queries.eot)
+        return claimed.index_copy(0, places, misclassified(queries.logits(points[places], labels), labels))
 
     def record(self, rows: Tensor, points: Tensor, found: Tensor, step: int) -> None:
         """Keep the points that `found` names as the successes of their samples."""

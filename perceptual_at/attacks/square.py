@@ -10,7 +10,8 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import AttackLoss, margin
@@ -44,6 +45,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
     reach_edge: bool = True,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
+    lane: Lane | None = None,
     validate: bool = True,
     verdict: bool = False,
     generator: _random.Generator | None = None,
@@ -73,6 +75,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         early_stop: let a sample go at its first success. Without, all queries are used, and among misclassified
             points the one of largest loss is returned.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`; its steps count forward passes after the clean one.
         generator: source of the random numbers, on the device of `x`; a `SampleGenerator` for numbers of each sample's
@@ -109,8 +112,9 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
     _check.choice("square", "model_mode", model_mode, ("eval", "keep"))
+    check_lane("square", model, model_mode, lane)
     eps = budgets("square", threat, x)
-    with torch.inference_mode(False), torch.no_grad(), frozen(model, model_mode=model_mode) as f:
+    with torch.inference_mode(False), torch.no_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
         x, labels = plain(x), plain(labels).long()
         label_range = check_values("square", x, labels, threat, "random") if validate else None
         numbers = _random.per_sample_generator("square", generator, x)
@@ -119,8 +123,8 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
             return search.result(verdict)
         asked = Queries("square", f, label_range)
         everyone = torch.arange(len(x), device=x.device)
-        held, clean_logits = asked.value(search.x_adv, labels, loss)  # loss of each point in `search`
-        held = _defined(held)
+        held, guessed = asked.value(search.x_adv, labels, loss)  # loss of each point in `search`
+        held, clean_logits = _defined(held), asked.logits(search.x_adv, labels) if asked.confirms else guessed
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
         right = search.remaining()
@@ -242,6 +246,7 @@ class _Climb:
         values, logits = self.asked.value(points, self.labels, self.loss)
         self.search.spend(self.at, forwards=1)
         values, wrong = _defined(values), misclassified(logits, self.labels)
+        wrong = self.search.confirmed(self.asked, self.at, points, wrong)
         better = torch.where(self.won, wrong & (values > self.values), wrong | (values > self.values))
         self.point = torch.where(per_sample(better, points), points, self.point)
         self.values = torch.where(better, values, self.values)

@@ -6,7 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from perceptual_at.attacks.freeze import Model, bare
+from perceptual_at._wrappers import bare
+from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.targets import cross_entropy
 from perceptual_at.threats import Threat
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceptual_at.attacks.freeze import bare
+from perceptual_at._wrappers import bare
 
 
 def model_fingerprint(model: Any) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._progress import Bar
 from perceptual_at._random import SampleGenerator
-from perceptual_at.attacks.freeze import Model, frozen
+from perceptual_at.attacks.freeze import Model, check_lane, frozen
 from perceptual_at.attacks.inspection import gives_probabilities
+from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.attacks.queries import classified
 from perceptual_at.evaluation.checks import Check, largest_difference
@@ -41,6 +42,7 @@ def evaluate(
     repeats: int = 1,
     checks: bool = False,
     classes: Sequence[str] | None = None,
+    lane: Lane | None = None,
     record: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Clean accuracy and robust accuracy against each attack.
@@ -68,6 +70,7 @@ def evaluate(
             A deterministic model is judged once.
         checks: run `sanity_checks` on the first 256 samples, with the threat of the first attack that has one.
         classes: names of the classes for the report; None numbers them.
+        lane: run the attacks on a copy of the model that costs less; see `Lane`. All verdicts are of the model itself.
         record: file that takes the verdicts of every finished batch. A later call with the same model, data and
             settings continues where it stopped, also after a kill; others are refused.
 
@@ -98,9 +101,12 @@ def evaluate(
         device = parameter.device if parameter is not None else torch.device("cpu")
     settings = {f"attack {plan.name!r}": plan.call for plan in plans}
     settings |= {"attacks": ", ".join(attacks), "seed": str(seed), "cascade": str(cascade), "repeats": str(repeats)}
+    if lane is not None:
+        check_lane("evaluate", model, "eval", lane)
+        settings["lane"] = str(lane)
     fingerprint, software = model_fingerprint(model), versions()
-    with frozen(model) as f, Record(record, fingerprint, settings, software) as known:
-        run = _Run(f, plans, known, classes, seed=seed, cascade=cascade, repeats=repeats)
+    with frozen(model) as f, frozen(f, lane=lane) as fast, Record(record, fingerprint, settings, software) as known:
+        run = _Run(f, fast, plans, known, classes, seed=seed, cascade=cascade, repeats=repeats)
         first: list[tuple[Tensor, Tensor]] = []
         batches = len(loader) if isinstance(loader, Sized) else None
         with Bar("evaluate", total=batches, shown=progress, unit="batch") as bar:
@@ -133,6 +139,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
+        fast: Model,
         plans: Sequence[Plan],
         known: Record,
         classes: Sequence[str] | None,
@@ -141,7 +148,7 @@ class _Run:
         cascade: bool,
         repeats: int,
     ) -> None:
-        self.model, self.plans, self.known, self.classes = model, plans, known, classes
+        self.model, self.fast, self.plans, self.known, self.classes = model, fast, plans, known, classes
         self.seed, self.cascade, self.repeats = seed, cascade, repeats
         self.traits: _Traits | None = None
         self.order: list[int] = []
@@ -239,7 +246,7 @@ class _Run:
             return
         began = time.perf_counter()
         samples, rows = [index[place] for place in todo], torch.tensor(todo, device=x.device)
-        x_adv, verdict = plan.run(self.model, x[rows], labels[rows], SampleGenerator(self.seed, samples))
+        x_adv, verdict = plan.run(self.fast, x[rows], labels[rows], SampleGenerator(self.seed, samples))
         logits = [_logits(self.model, x_adv, labels[rows]) for _ in range(self.repeats)]
         right = [classified(z, labels[rows]) for z in logits]
         protocol = getattr(verdict, "protocol", None)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
+from perceptual_at.attacks import Lane
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
 from perceptual_at.objectives.passes import Attack, attacked, predictions
@@ -47,6 +48,7 @@ def choose(
     eta: float | None,
     reduced_attack: Attack | None,
     boundary: Boundary,
+    lane: Lane | None,
     weights: Weights | None = None,
     keep_mode: bool = False,
     *,
@@ -61,7 +63,7 @@ def choose(
     if reduced_attack is None:
         reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
     else:
-        reduced = attacked(function, reduced_attack, model, x, labels)
+        reduced = attacked(function, reduced_attack, model, x, labels, lane)
     if boundary == "objective" and not ask_wrong:
         (near,) = predictions(model, reduced, weights=weights, keep_mode=keep_mode)
         return Choice(torch.where(per_sample(near.argmax(dim=1) != labels, x), reduced, x_adv), None)

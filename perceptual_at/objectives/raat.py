@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._reduce import masked
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.attacks import Lane, cross_entropy
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
 from perceptual_at.objectives.alignment import Average, Boundary, Dicar, Space, check_options, choose, dicar_term
@@ -50,6 +50,7 @@ def raat(
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
+    lane: Lane | None = None,
 ) -> Result:
     r"""RAAT: cross entropy with smaller perturbations at the boundary, plus DICAR.
 
@@ -87,6 +88,7 @@ def raat(
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
+        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy`, `dicar` and `weighted_kl` as far as they are in use.
@@ -115,9 +117,9 @@ def raat(
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
-    x_adv = attacked(function, attack, model, x, labels)
+    x_adv = attacked(function, attack, model, x, labels, lane)
     ask_wrong = misclassified != "standard" or (weight > 0 and keep is None)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
     supervised = choice.supervised
     if misclassified != "standard":
         assert choice.wrong is not None
@@ -157,6 +159,7 @@ def raat_plus_plus(
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
+    lane: Lane | None = None,
     noise: float = 0.001,
     repeat_clean_forward: bool = False,
     generator: torch.Generator | None = None,
@@ -186,6 +189,7 @@ def raat_plus_plus(
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
+        lane: see `pgd_at`.
         noise: standard deviation of the Gaussian start around `x`.
         repeat_clean_forward: run the clean views a second time for DICAR, as the released code does; without
             dropout only batch norm's running statistics notice.
@@ -214,9 +218,9 @@ def raat_plus_plus(
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
-    x_adv = attacked(function, attack, model, x, labels, start=start)
+    x_adv = attacked(function, attack, model, x, labels, lane, start=start)
     ask_wrong = weight > 0 and keep is None
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
 
     adv, clean = model(x_adv), model(x)
     terms = {
@@ -249,6 +253,7 @@ def raat_sharp(
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
+    lane: Lane | None = None,
     teacher_mode: Literal["eval", "keep"] = "eval",
 ) -> Result:
     r"""RAAT#: RAAT on ReBAT's recipe, with the averaged model deciding the partition.
@@ -273,6 +278,7 @@ def raat_sharp(
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
+        lane: see `pgd_at`.
         teacher_mode: mode of the averaged model, see `rebat`; until the end of its epoch 105 the released code's
             partition comes from batch statistics (`"keep"`).
 
@@ -299,15 +305,16 @@ def raat_sharp(
     check_views(function, views, labels, expected=(2,) if beta > 0 else (1, 2))
     check_indices(function, labels)
     x, keep_mode = views[0], teacher_mode == "keep"
-    x_adv = attacked(function, attack, model, x, labels)
+    x_adv = attacked(function, attack, model, x, labels, lane)
     ask_wrong = beta > 0 and keep is None
     choice = choose(
-        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, keep_mode, ask_wrong=ask_wrong
-    )
+        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, average, keep_mode,
+        ask_wrong=ask_wrong,
+    )  # fmt: skip
     ce = cross_entropy(model(choice.supervised), labels).mean()
     if beta == 0:
         return finish(ce, cross_entropy=ce)
-    x2_adv = attacked(function, attack, model, views[1], labels)
+    x2_adv = attacked(function, attack, model, views[1], labels, lane)
     wrong = None
     if keep is None:
         assert choice.wrong is not None
@@ -331,6 +338,7 @@ def dicar(
     space: Space = "logits",
     temperature: float = 0.5,
     dicar_average: Average = "selected",
+    lane: Lane | None = None,
     **base_options: Any,
 ) -> Result:
     r"""DICAR on top of any base objective, with full perturbations everywhere.
@@ -353,6 +361,7 @@ def dicar(
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         dicar_average: `average` of `dicar_loss`.
+        lane: see `pgd_at`.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:
@@ -374,7 +383,7 @@ def dicar(
     _check.number("dicar", "weight", weight, at_least=0.0)
     check_views("dicar", views, labels, expected=(2,))
     check_indices("dicar", labels)
-    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model))
+    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model), lane)
     wrong = None
     if keep is None:
         (clean,) = predictions(model, passes.x)

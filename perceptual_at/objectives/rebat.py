@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.attacks import Lane, cross_entropy
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
@@ -23,6 +23,7 @@ def rebat(
     average: Weights | None,
     beta: float = 1.0,
     teacher_mode: Literal["eval", "keep"] = "eval",
+    lane: Lane | None = None,
 ) -> Result:
     r"""ReBAT: cross entropy on adversarial inputs, whose prediction should stay with the averaged model's.
 
@@ -41,6 +42,7 @@ def rebat(
         teacher_mode: mode of the averaged model: `"eval"`, or `"keep"` to run it in the model's own mode. In train
             mode that takes batch statistics and moves the running statistics in `average`, which is what the
             released code does during the first epoch with the term.
+        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, with an average, `averaged_kl`.
@@ -60,7 +62,7 @@ def rebat(
         tensor(0.)
     """
     x, labels = joined("rebat", views, labels)
-    x_adv = attacked("rebat", attack, model, x, labels)
+    x_adv = attacked("rebat", attack, model, x, labels, lane)
     adv = model(x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rebat", average, beta, teacher_mode):
@@ -80,6 +82,7 @@ def rpat_plus_plus(
     beta: float = 1.0,
     alpha: float = 0.5,
     teacher_mode: Literal["eval", "keep"] = "eval",
+    lane: Lane | None = None,
 ) -> Result:
     r"""RPAT++: cross entropy plus robust perception announced by the averaged model.
 
@@ -99,6 +102,7 @@ def rpat_plus_plus(
         beta: weight of the term.
         alpha: place of the middle on the path; it multiplies the perturbation.
         teacher_mode: see `rebat`.
+        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, with an average, `robust_perception_kl`.
@@ -120,7 +124,7 @@ def rpat_plus_plus(
         ['cross_entropy']
     """
     x, labels = joined("rpat_plus_plus", views, labels)
-    x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
+    x_adv = attacked("rpat_plus_plus", attack, model, x, labels, lane)
     adv = model(x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rpat_plus_plus", average, beta, teacher_mode):

@@ -1,0 +1,274 @@
+"""Twins: copies of models that give the same logits and input gradients for less."""
+
+import collections
+import copy
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from perceptual_at._wrappers import bare
+from perceptual_at.attacks.lanes import Lane
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDABLE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED}
+_SAME = 1e-3  # of the largest logit: how far a graph may be from its model, in the model's own dtype
+
+
+class FastModel(nn.Module):
+    """What `frozen(model, lane=...)` gives: called, it runs the model's twin.
+
+    Args:
+        exact: the model itself, ready to be called.
+        lane: how to run it.
+    """
+
+    def __init__(self, exact: nn.Module, lane: Lane) -> None:
+        super().__init__()
+        self.exact, self.lane = exact, lane
+        self.training = False
+        self._twin: _Twin | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the twin, in the dtype of the lane."""
+        if self._twin is None:
+            self._twin = _twin(bare(self.exact), self.lane, x)
+        return self._twin(x)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the lane could not be had, and why; empty before the first call."""
+        return () if self._twin is None else tuple(self._twin.notes)
+
+
+class _Fold(NamedTuple):
+    """A layer and the batch norm behind it, by their names."""
+
+    layer: str
+    norm: str
+
+
+class _Twin:
+    """The copy of a model. It does not hold the model, which may go when nobody else needs it."""
+
+    def __init__(self, model: nn.Module, lane: Lane, x: Tensor) -> None:
+        self.lane, self.signature = lane, _signature(model)
+        self.notes: list[str] = []
+        self.folds: list[_Fold] = []
+        self.constants: set[str] = set()
+        self.module = self._copy(model, x)
+        self.sharp = not isinstance(self.module, fx.GraphModule)  # a graph has its casts inside
+        if lane.dtype is not None:
+            _cast(self.module, lane.dtype)
+        if lane.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        self.call: Callable[[Tensor], Tensor] = self.module
+        if lane.compile:
+            self.call = torch.compile(self.module, mode="reduce-overhead" if lane.cuda_graphs else None)
+        elif lane.cuda_graphs and x.is_cuda:
+            self.call = _Graphed(self.module, x)
+        if lane.cuda_graphs and not x.is_cuda:
+            self.notes.append(f"no CUDA graphs, because the inputs are on {x.device.type!r}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits."""
+        if self.lane.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.lane.dtype is None:
+            return self.call(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.call(x.to(self.lane.dtype) if self.sharp else x)
+
+    def renew(self, model: nn.Module) -> None:
+        """Take the present weights of the model."""
+        targets = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        for layer, norm in self.folds:
+            folded = _folded(model.get_submodule(layer), model.get_submodule(norm))
+            for name, value in zip(("weight", "bias"), folded, strict=True):
+                targets.pop(f"{layer}.{name}").copy_(value)
+        for name, target in targets.items():
+            if name not in self.constants:
+                target.copy_(operator.attrgetter(name)(model))
+
+    def _copy(self, model: nn.Module, x: Tensor) -> nn.Module:
+        """The model in eval mode, as a graph with its batch norms folded where that can be done."""
+        try:
+            twin = copy.deepcopy(model).eval().requires_grad_(False)
+        except Exception as error:
+            raise ValueError(
+                f"frozen: `lane` needs a copy of the model, but it cannot be copied ({_reason(error)}); attack "
+                "it without a lane."
+            ) from error
+        foldable = self.lane.fold and any(isinstance(part, _BatchNorm) for part in model.modules())
+        if not foldable and self.lane.dtype is None:
+            return twin
+        x = x[:8].detach()
+        with torch.autocast(x.device.type, enabled=False):
+            expected = model(x)
+        try:
+            graph = _traced(twin)
+            self.constants = {str(node.target) for node in graph.graph.nodes if _is_constant(node, model)}
+            self.folds = _fold(graph) if foldable else []
+            _compare(graph, x, expected)
+        except Exception as error:  # whatever the model's own code raises while it is traced
+            self.folds, self.constants = [], set()
+            if foldable:
+                self.notes.append(f"batch norm is not folded, because the model cannot be traced: {_reason(error)}")
+            return copy.deepcopy(model).eval().requires_grad_(False)
+        return graph
+
+
+class _Graphed:
+    """Forward and input gradient as CUDA graphs, for inputs of one shape; others run as usual."""
+
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
+        self.module, self.shape = module, x.shape
+        self.graph: Any = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape != self.shape or not (x.requires_grad and torch.is_grad_enabled()):
+            output: Tensor = self.module(x)
+            return output
+        if self.graph is None:  # of the function: a module's own `forward` would be replaced
+            sample = torch.zeros_like(x).requires_grad_()
+            self.graph = torch.cuda.make_graphed_callables(self.module.forward, (sample,))
+        graphed: Tensor = self.graph(x)
+        return graphed
+
+
+_TWINS: WeakKeyDictionary[nn.Module, dict[Lane, _Twin]] = WeakKeyDictionary()
+
+
+def _twin(model: nn.Module, lane: Lane, x: Tensor) -> _Twin:
+    """The twin of a model with its present weights, made where there is none."""
+    # Whoever asks first, its weights are ordinary tensors and the random state stays as it was.
+    with torch.inference_mode(False), torch.no_grad():
+        twins = _TWINS.setdefault(model, {})
+        twin = twins.get(lane)
+        if twin is None or twin.signature != _signature(model):
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                twin = twins[lane] = _Twin(model, lane, x)
+            for note in twin.notes:
+                warnings.warn(f"Lane: {note}.", stacklevel=4)
+        twin.renew(model)
+    return twin
+
+
+def _signature(model: nn.Module) -> tuple[Any, ...]:
+    """What a twin depends on beside the values of the weights: layers, plain settings, shapes, dtypes, devices."""
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = (
+        (id(part), *(item for item in vars(part).items() if item[0] != "training" and type(item[1]) in plain))
+        for part in model.modules()
+    )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return (*settings, *((name, value.shape, value.dtype, value.device) for name, value in tensors))
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph of layers."""
+    for name, part in model.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise ValueError(f"layer {name!r} has forward hooks")
+    return fx.symbolic_trace(model)
+
+
+def _is_constant(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a graph took up a tensor that the model made while it was traced, and does not hold."""
+    if node.op != "get_attr":
+        return False
+    owner, _, name = str(node.target).rpartition(".")
+    return not hasattr(model.get_submodule(owner), name)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+def _fold(graph: fx.GraphModule) -> list[_Fold]:
+    """Take out every batch norm that directly follows a layer which nothing else follows; gives the pairs."""
+    calls = collections.Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    folds = []
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        layer, norm = graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target))
+        if type(layer) not in _FOLDABLE or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+            continue
+        if isinstance(layer, _TRANSPOSED) and layer.groups > 1:  # its weight does not count the outputs one by one
+            continue
+        if calls[before.target] > 1 or calls[node.target] > 1:  # shared layers would need two sets of weights
+            continue
+        weight, bias = _folded(layer, norm)
+        layer.weight, layer.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+        folds.append(_Fold(str(before.target), str(node.target)))
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return folds
+
+
+def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that does what layer and batch norm do."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    bias = (0.0 if layer.bias is None else layer.bias) - norm.running_mean
+    bias = scale * bias if norm.bias is None else torch.addcmul(norm.bias, scale, bias)
+    outputs = 1 if isinstance(layer, _TRANSPOSED) else 0  # the dimension of the weight that counts them
+    return layer.weight * scale.reshape([-1 if d == outputs else 1 for d in range(layer.weight.ndim)]), bias
+
+
+def _compare(graph: fx.GraphModule, x: Tensor, expected: Tensor) -> None:
+    """Require that the graph gives the model's logits: tracing records one of the ways through the model's code."""
+    with torch.autocast(x.device.type, enabled=False):
+        got = ShapeProp(graph).propagate(x)
+    if not torch.allclose(got, expected, rtol=0.0, atol=_SAME * float(expected.abs().amax())):
+        raise ValueError("its graph gives other logits")
+
+
+def _cast(twin: nn.Module, dtype: torch.dtype) -> None:
+    """Weights in another dtype, but not those of batch norms; in a graph, inputs are cast where they meet the first.
+
+    What a graph does before that, such as the normalisation of images, stays as precise as it was.
+    """
+    early: set[str] = set()
+    if isinstance(twin, fx.GraphModule):
+        early = _cast_inputs(twin, dtype)
+    for name, part in twin.named_modules():
+        if isinstance(part, _BatchNorm):
+            continue
+        for tensors in (part._parameters, part._buffers):
+            for key, value in tensors.items():
+                if value is not None and value.is_floating_point() and f"{name}.{key}".lstrip(".") not in early:
+                    value.data = value.data.to(dtype)
+
+
+def _cast_inputs(twin: fx.GraphModule, dtype: torch.dtype) -> set[str]:
+    """Insert the casts; gives the names of the buffers that are used before."""
+    parameters = dict(twin.named_parameters())
+    late: set[fx.Node] = set()
+    constants = [node for node in twin.graph.nodes if node.op == "get_attr"]
+    for node in list(twin.graph.nodes):
+        weighted = any(source.target in parameters for source in node.all_input_nodes if source.op == "get_attr")
+        if node.op == "call_module":
+            layer = twin.get_submodule(str(node.target))
+            weighted = not isinstance(layer, _BatchNorm) and any(True for _ in layer.parameters())
+        if not weighted and late.isdisjoint(node.all_input_nodes):
+            continue
+        late.add(node)
+        for source in node.all_input_nodes:
+            if source not in late and source not in constants and "tensor_meta" in source.meta:
+                with twin.graph.inserting_before(node):
+                    late.add(cast := twin.graph.call_method("to", (source, dtype)))
+                node.replace_input_with(source, cast)
+    twin.recompile()
+    return {str(node.target) for node in constants if late.isdisjoint(node.users)}
