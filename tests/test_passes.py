@@ -12,6 +12,7 @@ from torch import nn
 from perceptual_at import (
     L1,
     L2,
+    Lane,
     Linf,
     SampleGenerator,
     _check,
@@ -182,6 +183,34 @@ def test_fgsm_needs_one_gradient(threat):
     assert cost(lambda: attack(model, views[0], labels), batch=BATCH) == Cost(1, 1, 0, 0)
 
 
+# A lane's twin is made at the first call; from then on it takes new weights without a pass of any kind.
+LANES = [Lane(), Lane(fold=False), Lane(channels_last=False), Lane(dtype=torch.bfloat16)]
+
+
+def change_weights(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
+@pytest.mark.parametrize("lane", LANES, ids=str)
+@pytest.mark.parametrize("threat", THREATS)
+def test_pgd_in_a_lane_needs_its_steps_and_nothing_else(threat, lane):
+    model, views, labels, _ = problem()
+    attack = functools.partial(pgd, model, views[0], labels, THREATS[threat], steps=STEPS, validate=False, lane=lane)
+    attack()
+    change_weights(model)
+    assert cost(attack, batch=BATCH) == Cost(STEPS, STEPS, 0, 0)
+
+
+@pytest.mark.parametrize(("options", "forwards"), [({"keep": "best"}, 11), ({"verdict": True}, 12)], ids=str)
+def test_a_verdict_in_a_lane_costs_one_pass_of_the_model_itself(options, forwards):
+    model, views, labels, _ = problem()
+    attack = functools.partial(pgd, model, views[0], labels, LINF, validate=False, lane=Lane(), **options)
+    attack()
+    assert cost(attack, batch=BATCH) == Cost(forwards, STEPS, 0, 0)
+
+
 # Objectives -------------------------------------------------------------------------------------------------------
 
 # Objective and options; then forwards and parameter gradients apart from the attack's, and reads on the host. (5, 1) is
@@ -242,6 +271,9 @@ def step_of(name, options, *, validate=False, **more):
         loss, _ = getattr(objectives, name)(model, views, labels, attack, **options)
         loss.backward()
 
+    if options.get("lane") is not None:  # make the twin
+        attack(model, views[0], labels, lane=options["lane"])
+        change_weights(model)
     return step, len(views) * BATCH, share
 
 
@@ -258,6 +290,14 @@ def test_a_training_step_needs_the_passes_of_its_formula(name, options, forwards
     step, batch, share = step_of(name, options)
     needed = Cost(STEPS + expected(forwards, share), STEPS, expected(gradients, share), reads)
     assert cost(step, batch=batch) == pytest.approx(needed)
+
+
+@pytest.mark.parametrize("lane", LANES, ids=str)
+@pytest.mark.parametrize("name", [name for name in objectives.__all__ if name != "preset"])
+def test_a_training_step_in_a_lane_takes_the_same_passes(name, lane):
+    keep = {"keep": torch.arange(BATCH) < 6} if name in PAIRED[1:] else {}  # whatever rounding makes of a prediction
+    (plain, batch, _), (fast, _, _) = step_of(name, keep), step_of(name, keep, lane=lane)
+    assert cost(fast, batch=batch) == cost(plain, batch=batch)
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "trades", "mart", "consistency_at", "rpat", "raat", "raat_plus_plus"])
