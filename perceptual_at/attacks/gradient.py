@@ -1,7 +1,6 @@
 """Projected gradient attacks: one function over threat x loss."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -16,11 +15,10 @@ from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
 from perceptual_at.attacks.starts import random_start
+from perceptual_at.attacks.steps import ascended
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import Threat
-
-Step = Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
 
 
 @overload
@@ -297,7 +295,6 @@ def _attack(
         _check.number(function, "step_size", step_size, above=0.0)
     if x.shape[0] == 0:
         return _result(x.detach().clone(), None, 0, 0) if verdict else x.detach().clone()
-    step: Step = getattr(threat, "step", None) or _Steepest(threat)
     scored = restarts if keep == "best" or restarts > 1 or verdict else 0  # forward passes that only judge
 
     with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
@@ -319,7 +316,7 @@ def _attack(
                 if keep == "best" and inside:
                     best.offer(seen, answer.values, success(answer.logits, aims) if verdict else None, index)
                 direction = velocity = _accelerated(answer.grad.to(center.dtype), velocity, momentum)
-                point = step(point, center, direction, step_size)
+                point = ascended(threat, point, center, direction, step_size)
                 inside = True
             last = visible(point, x, threat)
             if not scored:
@@ -365,17 +362,6 @@ def _result(x_adv: Tensor, best: _Best | None, gradients: int, scorings: int) ->
     if best is None:
         return Verdict(x_adv, spent.bool(), spent, spent, spent)
     return Verdict(x_adv, best.success, torch.where(best.success, best.step, -1), spent, spent + scorings)
-
-
-class _Steepest:
-    """One projected step along the steepest direction, for threats with no step of their own."""
-
-    def __init__(self, threat: Threat) -> None:
-        self.threat = threat
-
-    def __call__(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
-        length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
-        return self.threat.project(x_adv + length * self.threat.steepest(grad), x)
 
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
