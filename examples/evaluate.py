@@ -29,6 +29,7 @@ from perceptual_at import data
 from perceptual_at._files import written_whole
 from perceptual_at.checkpoints import load_weights
 
+LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
 ATTACKS = "fgsm, pgd, cw, apgd (pgd20 is PGD with 20 steps), fab, square, aa"
 
 
@@ -58,6 +59,8 @@ class Settings:
     """Step of pgd and cw; 2.5 eps over their steps if left out."""
     batch: int = 250
     """Samples at a time."""
+    lane: Literal["none", "fp32", "bf16"] = "none"
+    """Run the attacks on a copy of the model that costs less, in float32 or bfloat16; the model itself judges."""
     seed: int = 0
     """Of the attacks' noise."""
     cascade: bool = False
@@ -148,7 +151,8 @@ def main(settings: Settings) -> pat.Evaluation:
     images = data.loader(images_of(settings), settings.batch)
     result = pat.evaluate(
         model_of(settings).to(settings.device), images, attacks, seed=settings.seed, cascade=settings.cascade,
-        repeats=settings.repeats, checks=settings.checks, record=settings.out / "record.jsonl",
+        repeats=settings.repeats, checks=settings.checks, lane=LANES[settings.lane],
+        record=settings.out / "record.jsonl",
     )  # fmt: skip
     text = f"# {settings.model}\n\n{settings.data}, {threat!r}\n\n{result.to_markdown()}"
     if settings.against is not None:

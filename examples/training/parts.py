@@ -104,6 +104,8 @@ def rows_of_epoch(settings: Settings, images: int, epoch: int) -> list[Tensor]:
 
 Attack = Callable[..., Tensor]
 
+LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
+
 
 def attack_of(settings: Settings, generator: torch.Generator, *, size: float = 1.0) -> Attack:
     """The attack in training; `size` scales budget and step."""
@@ -119,6 +121,7 @@ def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Genera
     `noise` draws for the samples of one process, `mixes` what all processes share.
     """
     function, options = getattr(objectives, settings.objective), settings.options()
+    options["lane"] = LANES[settings.lane]
     attack = attack_of(settings, noise)
     if settings.objective in ("trades", "mart", "raat_plus_plus") or settings.base in ("trades", "mart"):
         options["generator"] = noise

@@ -139,6 +139,8 @@ class Settings:
     """Of the first weights, the split, the order, the augmentation and the attack."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision, of training and attack; `no` is float32."""
+    lane: Literal["none", "fp32", "bf16"] = "none"
+    """Run the attacks on a copy of the network with batch norm folded, in float32 or bfloat16: see `Lane`."""
     channels_last: bool = False
     """Lay images out with channels last: faster convolutions, on CPUs too."""
     compile: bool = False
@@ -161,6 +163,8 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
         if self.objective in AVERAGED and self.average_decay is None:
             raise ValueError(f"--average-decay is needed by {self.objective}, whose term takes averaged weights.")
+        if self.lane != "none" and self.model_mode == "keep":
+            raise ValueError("--lane runs in eval mode; it cannot be had with --model-mode keep.")
         if self.schedule == "rebat" and len(self.milestones) != 2:
             raise ValueError(f"--milestones must be two with --schedule rebat, got {self.milestones}.")
         self.options()

@@ -93,9 +93,7 @@ class Queries:
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
         # A sample whose gradient is undefined stays where it is instead of becoming NaN.
-        grad = grad.nan_to_num(nan=0.0)
-        # A lane's gradients may lie in memory as its convolutions like it; results lie as the inputs do.
-        return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+        return grad.nan_to_num(nan=0.0)
 
     def _gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()

@@ -98,19 +98,13 @@ class _Twin:
 
     def _copy(self, model: nn.Module, x: Tensor) -> nn.Module:
         """The model in eval mode, as a graph with its batch norms folded where that can be done."""
-        try:
-            twin = copy.deepcopy(model).eval().requires_grad_(False)
-        except Exception as error:
-            raise ValueError(
-                f"frozen: `lane` needs a copy of the model, but it cannot be copied ({_reason(error)}); attack "
-                "it without a lane."
-            ) from error
+        twin = _plain_copy(model)
         foldable = self.lane.fold and any(isinstance(part, _BatchNorm) for part in model.modules())
         if not foldable and self.lane.dtype is None:
             return twin
         x = x[:8].detach()
         with torch.autocast(x.device.type, enabled=False):
-            expected = model(x)
+            expected = twin(x)
         try:
             graph = _traced(twin)
             self.constants = {str(node.target) for node in graph.graph.nodes if _is_constant(node, model)}
@@ -120,7 +114,7 @@ class _Twin:
             self.folds, self.constants = [], set()
             if foldable:
                 self.notes.append(f"batch norm is not folded, because the model cannot be traced: {_reason(error)}")
-            return copy.deepcopy(model).eval().requires_grad_(False)
+            return _plain_copy(model)
         return graph
 
 
@@ -169,6 +163,20 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
     )
     tensors = (*model.named_parameters(), *model.named_buffers())
     return (*settings, *((name, value.shape, value.dtype, value.device) for name, value in tensors))
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """The model once more, in eval mode."""
+    try:
+        twin = copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:
+        raise ValueError(
+            f"frozen: `lane` needs a copy of the model, but it cannot be copied ({_reason(error)}); attack it without "
+            "a lane."
+        ) from error
+    if "_original_forward" in vars(twin):  # Accelerate put autocast around it; a lane has a dtype of its own
+        vars(twin).pop("forward", None)
+    return twin
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:

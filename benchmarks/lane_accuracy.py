@@ -1,0 +1,95 @@
+"""What a lane changes: robust accuracy measured in it, and models trained in it, over several seeds.
+
+PGD-AT on a part of CIFAR-10, as in cifar10_subset.py, once with plain attacks and once with `--lane bf16`. Every model
+trained with plain attacks is then attacked by PGD-20 plainly, in the fp32 lane and in the bf16 lane, from the same
+random starts; the model itself judges all three.
+
+    python benchmarks/lane_accuracy.py --archive cifar10_exact_subset.npz --seeds 5 --workers 2
+
+Start this again after an interruption, and it goes on.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from cifar10_subset import ROOT, command, run, verdict
+from scipy.stats import ttest_rel
+
+from perceptual_at import Lane, Linf, data, evaluate, models, pgd
+from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import load_weights
+
+LANES = {"plain": None, "fp32 lane": Lane(), "bf16 lane": Lane(dtype=torch.bfloat16)}
+TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}
+ATTACK = functools.partial(pgd, threat=Linf(8 / 255), steps=20, step_size=2 / 255)
+
+
+def measured(folder, images):
+    """PGD-20 accuracy of one model in every lane, and the share of samples that another lane judges otherwise."""
+    model = models.resnet18(width=8, stem_stride=2)
+    load_weights(model, folder / "final.safetensors")
+    robust = {
+        name: evaluate(model, images, {"pgd": ATTACK}, lane=lane, progress=False).robust["pgd"]
+        for name, lane in LANES.items()
+    }
+    return {
+        name: {
+            "robust": round(100 * mask.double().mean().item(), 4),
+            "flips": round(100 * (mask != robust["plain"]).double().mean().item(), 4),
+        }
+        for name, mask in robust.items()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "lane_accuracy", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "lane_accuracy.json")
+    options = parser.parse_args()
+
+    jobs = [(title, seed) for seed in range(options.seeds) for title in TRAINED]
+    with ThreadPoolExecutor(options.workers) as pool:
+        done = pool.map(lambda job: run(*TRAINED[job[0]], options.archive, job[1], options.runs), jobs)
+        results = dict(zip(jobs, done, strict=True))
+    images = data.loader(data.npz_images(options.archive, "test"), 128)
+    attacked = [measured(options.runs / f"pgd_at-{seed}", images) for seed in range(options.seeds)]
+    trained = {
+        title: [{**results[title, seed]["final"]["test"], "seed": seed} for seed in range(options.seeds)]
+        for title in TRAINED
+    }
+    differences = {name: [one[name]["robust"] - one["plain"]["robust"] for one in attacked] for name in list(LANES)[1:]}
+    robust = [[score["pgd20"] for score in trained[title]] for title in TRAINED]
+    gained = [lane - plain for plain, lane in zip(*robust, strict=True)]
+    first = results[jobs[0]]
+    record = {
+        "command": f"python benchmarks/lane_accuracy.py --archive {options.archive.name} --seeds {options.seeds}",
+        "commands": {title: " ".join(["python", *command(recipe, options.archive.name, "SEED", "OUT")])
+                     for title, (_, recipe) in TRAINED.items()},
+        "data": "CIFAR-10, exact subset", "images": first["images"], "threat": first["threat"],
+        "epochs": first["settings"]["epochs"], "seeds": options.seeds,
+        "lanes": {name: repr(lane) for name, lane in LANES.items()},
+        "attacked": attacked,
+        "differences": {name: {"mean": round(statistics.mean(gaps), 4), "each": [round(gap, 4) for gap in gaps]}
+                        for name, gaps in differences.items()},
+        "runs": trained,
+        "training": {"pgd20": round(statistics.mean(gained), 4), "each": [round(gap, 4) for gap in gained],
+                     "p": float(ttest_rel(*robust).pvalue) if options.seeds > 1 else None},
+        "verdicts": [verdict(trained, "bf16 lane", "plain attack")],
+        **{name: first[name] for name in ("commit", "versions", "hardware")},
+    }  # fmt: skip
+    with written_whole(options.out) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["differences"]), *record["verdicts"], sep="\n")
+
+
+if __name__ == "__main__":
+    main()
