@@ -165,6 +165,7 @@ def test_it_runs_and_compiles_in_a_lane(lane, compiler):
         pure = attack(x)
         compiled = torch.compile(attack, fullgraph=True, backend=compiler)(x)
     assert torch.equal(pure, pgd(model, x, labels, Linf(0.1), steps=2, start=x, lane=lane))
+    assert pure.stride() == compiled.stride() == x.stride()
     assert (compiled.sign() != pure.sign()).float().mean() < 0.01
     assert compiler.frame_count == 1
 
@@ -214,6 +215,18 @@ def test_a_mapped_attack_is_one_graph_too(compiler):
     starts = starts_of(threat, x)
     with frozen(Pointwise()) as f:
         mapped = torch.vmap(functools.partial(pure_pgd, f, x, labels, threat, steps=2))
+        compiled = torch.compile(mapped, fullgraph=True, backend=compiler)
+        assert_close(compiled(starts), mapped(starts), rtol=0, atol=1e-12)
+    assert compiler.frame_count == 1
+
+
+def test_batch_norm_folded_by_a_lane_maps_as_one_graph(compiler):
+    model, views, labels, _ = problem()
+    x, threat, lane = views[0], Linf(0.1), Lane(channels_last=False)
+    starts = starts_of(threat, x)
+    with frozen(model, lane=lane) as f:
+        f(x)
+        mapped = torch.vmap(functools.partial(pure_pgd, f, x, labels, threat, steps=1))
         compiled = torch.compile(mapped, fullgraph=True, backend=compiler)
         assert_close(compiled(starts), mapped(starts), rtol=0, atol=1e-12)
     assert compiler.frame_count == 1
