@@ -104,6 +104,8 @@ ATTACKS = [
 
 # Attacks that look for one misclassified point per sample: decided samples leave, so passes depend on the data.
 SEARCHES = [
+    Case("pgd early stop", partial(pgd, threat=LINF, steps=3, keep="best", early_stop=True), 1, 0),
+    Case("pgd L1 early stop", partial(pgd, threat=L1(2.0), steps=2, restarts=2, keep="best", early_stop=True), 1, 0),
     Case("apgd Linf", partial(apgd, threat=LINF, steps=4), 1),
     Case("apgd L2", partial(apgd, threat=L2(0.5), steps=4), 1),
     Case("apgd L1", partial(apgd, threat=L1(2.0), steps=4), 1),

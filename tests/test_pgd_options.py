@@ -48,6 +48,65 @@ def test_cw_is_pgd_on_the_margin():
         assert torch.equal(cw(net, x, labels, LINF, **options), expected)
 
 
+# Early stop -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", [pgd, cw], ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"restarts": 3}, {"targets": True}, {"threat": L2(torch.linspace(0.02, 0.4, 24))}],
+    ids=["plain", "restarts", "targets", "budgets"],
+)
+def test_samples_that_leave_at_their_first_success_have_the_same_flags(attack, options):
+    net, x, labels = Net().eval(), images(24), classes_of(24)
+    options = {"threat": Linf(0.06), "steps": 4, "keep": "best", "verdict": True, **options}
+    if options.pop("targets", False):
+        options["targets"] = (labels + 1) % 5
+    full = attack(net, x, labels, generator=generator(0), **options)
+    quick = attack(net, x, labels, generator=generator(0), early_stop=True, **options)
+    assert torch.equal(quick.success, full.success)
+    assert 0 < quick.success.sum() < 24
+    assert_close(quick.x_adv[quick.robust], full.x_adv[full.robust])
+    runs = options.get("restarts", 1)
+    # Decided samples pay for the iterates up to their first success, and for nothing after it.
+    left = quick.success & (quick.step < 4)
+    assert left.any()
+    assert (quick.gradients[left] - 1 == quick.step[left] + 4 * ((quick.gradients[left] - 1) // 4)).all()
+    assert (quick.gradients[quick.robust] == 4 * runs).all()
+    assert (full.gradients == 4 * runs).all()
+    assert (quick.step <= full.step)[quick.success].all() or runs > 1
+
+
+def test_what_is_returned_early_is_the_first_misclassified_iterate():
+    line = nn.Linear(1, 2, bias=False).requires_grad_(False)
+    line.weight.copy_(torch.tensor([[1.0], [0.0]]))  # class 0 for positive x
+    model, x = (lambda z: line(z - 0.5)), torch.tensor([[0.625], [0.75], [0.25]])
+    labels, options = torch.zeros(3, dtype=torch.long), {"steps": 4, "step_size": 0.2, "start": "clean"}
+    found = pgd(model, x, labels, Linf(0.5), keep="best", early_stop=True, verdict=True, **options)
+    assert_close(found.x_adv, torch.tensor([[0.425], [0.35], [0.25]]))
+    assert found.step.tolist() == [1, 2, 0]
+    assert found.gradients.tolist() == [2, 3, 1]
+    assert found.forwards.tolist() == [2, 3, 1]
+
+
+def test_nothing_is_asked_once_every_sample_has_left():
+    net, x = Net().eval(), images()
+    wrong = (net(x).argmax(dim=1) + 1) % 5
+    calls = []
+    handle = net.register_forward_hook(lambda *args: calls.append(None))
+    assert torch.equal(pgd(net, x, wrong, LINF, start="clean", keep="best", early_stop=True), x)
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_an_early_stop_needs_the_best_iterate_and_class_indices():
+    net, x, labels = Net(), images(), classes_of()
+    with pytest.raises(ValueError, match="pgd: `early_stop` returns the first misclassified iterate, which keep"):
+        pgd(net, x, labels, LINF, early_stop=True)
+    with pytest.raises(TypeError, match="pgd: `labels` must be integer class indices"):
+        pgd(net, x, functional.one_hot(labels, 5).to(x), LINF, keep="best", early_stop=True)
+
+
 # Momentum and averaged passes -------------------------------------------------------------------------------------
 
 

@@ -1,21 +1,13 @@
 """Projected gradient attacks: one function over threat x loss."""
 
-import math
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
-from perceptual_at import _check
 from perceptual_at._random import Generator
-from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
+from perceptual_at.attacks.freeze import Model, ModelMode
 from perceptual_at.attacks.lanes import Lane
-from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
-from perceptual_at.attacks.starts import random_start
-from perceptual_at.attacks.steps import ascended
+from perceptual_at.attacks.projected import ascend
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import Threat
@@ -44,6 +36,7 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     momentum: float = 0.0,
     eot: int = 1,
     keep: Literal["last", "best"] = "last",
+    early_stop: bool = False,
     model_mode: ModelMode = "eval",
     lane: Lane | None = None,
     validate: bool = True,
@@ -83,6 +76,8 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
         keep: `"last"` returns the final iterate, `"best"` the iterate with the largest loss; with `verdict=True`,
             misclassified iterates come before all others. `"best"`, `restarts > 1` and `verdict` cost one more
             forward pass per restart.
+        early_stop: with `keep="best"`, let a sample go at its first misclassified iterate, which is returned for it;
+            decided samples then cost nothing. Waits for the device in every step.
         model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
         lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
             `Lane`. Whether a `verdict` is a success is asked of the model itself, at one more forward pass.
@@ -99,7 +94,8 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     Raises:
         TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
         ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
-            numbers out of range, the model returns no logits, or `restarts > 1` comes with a fixed start.
+            numbers out of range, the model returns no logits, or an option would have no effect (`restarts > 1` with a
+            fixed start, `early_stop` with `keep="last"`).
 
     Source:
         Madry et al. 2018, Sec. 2.1; settings of RPAT and RAAT: Sec. 5.1 of each. Momentum: Dong et al. 2018,
@@ -115,10 +111,10 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
         >>> pgd(model, x, labels, Linf(0.25), start="clean", targets=torch.tensor([0]))  # be surely of class 0
         tensor([[0.7500]])
     """
-    return _attack(
+    return ascend(
         "pgd", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=loss, targets=targets,
-        start=start, restarts=restarts, momentum=momentum, eot=eot, keep=keep, model_mode=model_mode,
-        lane=lane, validate=validate, verdict=verdict, generator=generator,
+        start=start, restarts=restarts, momentum=momentum, eot=eot, keep=keep, early_stop=early_stop,
+        model_mode=model_mode, lane=lane, validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
 
 
@@ -179,9 +175,10 @@ def fgsm(  # type: ignore[misc]
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    return _attack(
+    return ascend(
         "fgsm", model, x, labels, threat, steps=1, step_size=None, reach=1.0, loss=loss, targets=targets,
-        start=start, restarts=1, momentum=0.0, eot=1, keep="last", model_mode=model_mode, lane=lane,
+        start=start, restarts=1, momentum=0.0, eot=1, keep="last", early_stop=False,
+        model_mode=model_mode, lane=lane,
         validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
 
@@ -206,6 +203,7 @@ def cw(  # type: ignore[misc]
     start: Literal["random", "clean"] | Tensor = "random",
     restarts: int = 1,
     keep: Literal["last", "best"] = "last",
+    early_stop: bool = False,
     model_mode: ModelMode = "eval",
     lane: Lane | None = None,
     validate: bool = True,
@@ -230,6 +228,7 @@ def cw(  # type: ignore[misc]
         start: see `pgd`.
         restarts: see `pgd`.
         keep: see `pgd`.
+        early_stop: see `pgd`.
         model_mode: see `pgd`.
         lane: see `pgd`.
         validate: see `pgd`.
@@ -251,132 +250,9 @@ def cw(  # type: ignore[misc]
         >>> cw(model, torch.tensor([[0.5]]), torch.tensor([0]), Linf(0.25))
         tensor([[0.2500]])
     """
-    return _attack(
+    return ascend(
         "cw", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=margin, targets=targets,
-        start=start, restarts=restarts, momentum=0.0, eot=1, keep=keep, model_mode=model_mode, lane=lane,
+        start=start, restarts=restarts, momentum=0.0, eot=1, keep=keep, early_stop=early_stop,
+        model_mode=model_mode, lane=lane,
         validate=validate, verdict=verdict, generator=generator,
     )  # fmt: skip
-
-
-def _attack(
-    function: str,
-    model: Model,
-    x: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    steps: int,
-    step_size: float | Tensor | None,
-    reach: float,
-    loss: AttackLoss,
-    targets: Tensor | None,
-    start: str | Tensor,
-    restarts: int,
-    momentum: float,
-    eot: int,
-    keep: str,
-    model_mode: ModelMode,
-    lane: Lane | None,
-    validate: bool,
-    verdict: bool,
-    generator: Generator | None,
-) -> Tensor | Verdict:
-    """The body of the attacks. Errors speak of `function`; all steps together go `reach` budgets far by default."""
-    check_arguments(function, model, x, labels, threat, loss, start, restarts, targets=targets, verdict=verdict)
-    _check.count(function, "steps", steps)
-    _check.count(function, "eot", eot)
-    _check.number(function, "momentum", momentum, at_least=0.0)
-    _check.choice(function, "keep", keep, ("last", "best"))
-    _check.choice(function, "model_mode", model_mode, ("eval", "keep"))
-    check_lane(function, model, model_mode, lane)
-    if step_size is None:
-        step_size = reach * budget(function, threat) / steps
-    elif not isinstance(step_size, Tensor):
-        _check.number(function, "step_size", step_size, above=0.0)
-    if x.shape[0] == 0:
-        return _result(x.detach().clone(), None, 0, 0) if verdict else x.detach().clone()
-    scored = restarts if keep == "best" or restarts > 1 or verdict else 0  # forward passes that only judge
-
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
-        x, labels = plain(x), plain(labels)
-        aims = labels if targets is None else plain(targets)
-        label_range = check_values(function, x, aims, threat, start) if validate else None
-        queries = Queries(function, f, label_range, eot=eot, labels_are="labels" if targets is None else "targets")
-        ascend: AttackLoss = loss if targets is None else (lambda logits, aims: -loss(logits, aims))
-        success = misclassified if targets is None else classified
-        center = x.to(wide(x))
-        best = _Best(judged=verdict)
-        for restart in range(restarts):
-            point = _start(function, start, center, threat, generator, restart)
-            inside = not isinstance(start, Tensor)  # a given start may be outside the set
-            velocity: Tensor | None = None
-            for index in range(steps):
-                seen = visible(point, x, threat)
-                answer = queries.gradient(seen, aims, ascend)
-                if keep == "best" and inside:
-                    best.offer(seen, answer.values, success(answer.logits, aims) if verdict else None, index)
-                direction = velocity = _accelerated(answer.grad.to(center.dtype), velocity, momentum)
-                point = ascended(threat, point, center, direction, step_size)
-                inside = True
-            last = visible(point, x, threat)
-            if not scored:
-                return last
-            values, logits = queries.value(last, aims, ascend)
-            best.offer(last, values, success(logits, aims) if verdict else None, steps)
-        assert best.point is not None
-        if not verdict:
-            return best.point
-        if queries.confirms:
-            best.success = success(queries.logits(best.point, aims), aims)
-            scored += 1
-    return _result(best.point, best, restarts * steps * eot, scored * eot)
-
-
-class _Best:
-    """Per sample the candidate with the largest loss; where success is judged, successes come before all others."""
-
-    def __init__(self, *, judged: bool) -> None:
-        self.judged = judged
-        self.point: Tensor | None = None
-        self.values = self.success = self.step = torch.empty(0)
-
-    def offer(self, point: Tensor, values: Tensor, success: Tensor | None, step: int) -> None:
-        if success is None:
-            success = torch.zeros_like(values, dtype=torch.bool)
-        if self.point is None:
-            self.point, self.values, self.success = point, values.nan_to_num(nan=-math.inf), success
-            self.step = torch.full_like(values, step, dtype=torch.long)
-            return
-        wins = values > self.values  # an undefined loss never wins
-        if self.judged:
-            wins = (success & ~self.success) | (wins & (success == self.success))
-        self.point = torch.where(per_sample(wins, point), point, self.point)
-        self.values = torch.where(wins, values, self.values)
-        self.success = torch.where(wins, success, self.success)
-        self.step = torch.where(wins, step, self.step)
-
-
-def _result(x_adv: Tensor, best: _Best | None, gradients: int, scorings: int) -> Verdict:
-    """The verdict, for passes that every sample took part in."""
-    spent = torch.full((x_adv.shape[0],), gradients, device=x_adv.device)
-    if best is None:
-        return Verdict(x_adv, spent.bool(), spent, spent, spent)
-    return Verdict(x_adv, best.success, torch.where(best.success, best.step, -1), spent, spent + scorings)
-
-
-def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
-    """The gradient, or the decaying sum of all gradients so far, each divided by its L1 norm."""
-    if not momentum:
-        return grad
-    length = rows(grad).abs().sum(dim=1)
-    unit = grad / per_sample(torch.where(length > 0, length, torch.ones_like(length)), grad)
-    return unit if velocity is None else momentum * velocity + unit
-
-
-def _start(
-    function: str, start: str | Tensor, center: Tensor, threat: Threat, generator: Generator | None, restart: int
-) -> Tensor:
-    """Where to begin, in the working dtype."""
-    if isinstance(start, Tensor):
-        return plain(start).to(center.dtype)
-    return center if start == "clean" else random_start(function, threat, center, generator, restart)

@@ -1,5 +1,8 @@
 """The books of an attack that looks for one adversarial point per sample."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,16 +19,18 @@ class Search:
 
     Args:
         x: clean inputs, shape `(B, ...)`.
-        labels: class indices `(B,)`.
+        labels: what the points are judged by, usually class indices `(B,)`.
+        judge: `(logits, labels) -> (B,)`, which points are a success.
     """
 
-    def __init__(self, x: Tensor, labels: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, x: Tensor, labels: Tensor, judge: Callable[[Tensor, Tensor], Tensor] = misclassified) -> None:
+        self.labels, self.judged = labels, judge
         self.x_adv = x.clone()
         self.success = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
         self.step = torch.full((x.shape[0],), -1, device=x.device)
         self.gradients = torch.zeros_like(self.step)
         self.forwards = torch.zeros_like(self.step)
+        self.values: Tensor | None = None  # losses of the points kept by `offer`
 
     def spend(self, rows: Tensor, *, gradients: int = 0, forwards: int = 0) -> None:
         """Note passes; those of a gradient are `gradients=1`, which is a forward pass too."""
@@ -34,12 +39,25 @@ class Search:
 
     def judge(self, rows: Tensor, points: Tensor, logits: Tensor, step: int) -> Tensor:
         """Keep the points that are misclassified where none was known; gives the mask of misclassified rows."""
-        wrong = misclassified(logits, self.labels[rows])
+        wrong = self.judged(logits, self.labels[rows])
         self.record(rows, points, wrong & ~self.success[rows], step)
         return wrong
 
+    def offer(self, rows: Tensor, points: Tensor, values: Tensor, wrong: Tensor | None, step: int) -> None:
+        """Keep points: misclassified ones first; among them, and among the others, those of larger loss."""
+        if self.values is None:
+            self.values = values.new_full(self.step.shape, math.nan)
+        held, values = self.values[rows], values.nan_to_num(nan=-math.inf)  # an undefined loss never wins
+        better = ~(values <= held)  # also where nothing is held yet
+        if wrong is not None:
+            had = self.success[rows]
+            better = (wrong & ~had) | (better & (wrong == had))
+            self.record(rows, points, better & wrong, step)
+        self.settle(rows, points, better)
+        self.values[rows] = torch.where(better, values, held)
+
     def confirmed(self, queries: Queries, rows: Tensor, points: Tensor, claimed: Tensor) -> Tensor:
-        """Those of the points claimed to be misclassified that are so by the model itself; a lane may be wrong."""
+        """Those of the points claimed to be a success that are one for the model itself; a lane may be wrong."""
         if not queries.confirms:
             return claimed
         places = claimed.nonzero().squeeze(1)
@@ -47,7 +65,13 @@ class Search:
             return claimed
         labels = self.labels[rows[places]]
         self.spend(rows[places], forwards=queries.eot)
-        return claimed.index_copy(0, places, misclassified(queries.logits(points[places], labels), labels))
+        return claimed.index_copy(0, places, self.judged(queries.logits(points[places], labels), labels))
+
+    def rejudge(self, queries: Queries, step: int) -> None:
+        """Ask the model itself about all points kept so far."""
+        self.success = self.judged(queries.logits(self.x_adv, self.labels), self.labels)
+        self.forwards += queries.eot
+        self.step = torch.where(self.success, torch.where(self.step < 0, step, self.step), -1)
 
     def record(self, rows: Tensor, points: Tensor, found: Tensor, step: int) -> None:
         """Keep the points that `found` names as the successes of their samples."""
