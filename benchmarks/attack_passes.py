@@ -22,7 +22,6 @@ from torch.nn.functional import cross_entropy
 from perceptual_at import frozen, pgd
 
 UNIT = "K (F + Bx)"
-SETTINGS = ((64, 16), (64, 64), (16, 64))  # width, batch
 
 
 def unit(found: Case, steps: int) -> torch.Tensor:
@@ -80,11 +79,11 @@ def same(x_adv: torch.Tensor, reference: torch.Tensor) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__file__, __doc__, rounds=7)
     options.add_argument("--compile", action="store_true", help="compiled lanes too; starting takes minutes")
+    options.add_argument("--settings", nargs="+", default=["64x16", "16x64"], help="width x batch, one table each")
     options = begin(options, arguments)
-    settings, steps = (((4, 4),), 2) if options.quick else (SETTINGS, STEPS)
+    settings, steps, side = (["4x4"], 2, 16) if options.quick else (options.settings, STEPS, 32)
     tables = []
-    for width, batch in settings:
-        side = 16 if options.quick else 32
+    for width, batch in (map(int, setting.split("x")) for setting in settings):
         found = case(batch, width=width, side=side, device=options.device, seed=options.seed)
         rows = measured(found, steps, options.rounds, compiled=options.compile)
         tables.append({"network": "ResNet-18", "width": width, "batch": batch, "rows": rows})

@@ -9,47 +9,28 @@ the record says how far they do.
 import functools
 from collections.abc import Callable, Sequence
 
-import torch
 from cases import LANES, STEP_SIZE
 from record import begin, parser, save
 from timing import compared, interleaved
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from victims import Victim, resnet, small, untrained
 
-from perceptual_at import Lane, evaluate, frozen, pgd
+from perceptual_at import Lane, evaluate, pgd
 
 ALL = "pgd on all images"
 OPTIONS = {"steps": 20, "start": "clean", "keep": "best", "verdict": True}
 
 
-def all_images(victim: Victim) -> Tensor:
-    """Robust flags, every step taken with every image."""
-    return ~pgd(*victim[1:], step_size=_step(victim), **OPTIONS).success
+def all_images(victim: Victim, *, early_stop: bool = False) -> Tensor:
+    """Robust flags of `pgd` on every image, those that are wrong without attack included."""
+    return ~pgd(*victim[1:], step_size=_step(victim), early_stop=early_stop, **OPTIONS).success
 
 
-def by_evaluate(victim: Victim, lane: Lane | None) -> Tensor:
-    """Robust flags from `evaluate`, which attacks only what is right."""
-    attack = functools.partial(pgd, threat=victim.threat, step_size=_step(victim), **OPTIONS)
+def by_evaluate(victim: Victim, lane: Lane | None, *, early_stop: bool) -> Tensor:
+    """Robust flags from `evaluate`, which attacks only what is right without attack."""
+    attack = functools.partial(pgd, threat=victim.threat, step_size=_step(victim), early_stop=early_stop, **OPTIONS)
     result = evaluate(victim.model, [(victim.x, victim.labels)], {"pgd20": attack}, lane=lane, progress=False)
     return result.robust["pgd20"].to(victim.x.device)
-
-
-def active_set(victim: Victim) -> Tensor:
-    """Robust flags of a loop that leaves out every image as soon as it is broken."""
-    point, alive = victim.x.clone(), torch.arange(len(victim.x), device=victim.x.device)
-    with frozen(victim.model) as f:
-        for _ in range(OPTIONS["steps"]):
-            x = point[alive].requires_grad_()
-            logits = f(x)
-            stays = logits.argmax(dim=1) == victim.labels[alive]
-            (slope,) = torch.autograd.grad(cross_entropy(logits, victim.labels[alive], reduction="sum"), x)
-            alive = alive[stays]
-            moved = point[alive] + _step(victim) * slope[stays].sign()
-            point[alive] = victim.threat.project(moved, victim.x[alive])
-        with torch.no_grad():
-            alive = alive[f(point[alive]).argmax(dim=1) == victim.labels[alive]]
-    return torch.zeros(len(point), dtype=torch.bool, device=point.device).index_fill(0, alive, True)
 
 
 def _step(victim: Victim) -> float:
@@ -60,8 +41,14 @@ def measured(victim: Victim, rounds: int) -> dict[str, object]:
     """One table: every way to the same flags."""
     ways: dict[str, Callable[[], Tensor]] = {
         ALL: functools.partial(all_images, victim),
-        **{f"evaluate, {name}": functools.partial(by_evaluate, victim, lane) for name, lane in LANES.items()},
-        "a loop that leaves out what is broken": functools.partial(active_set, victim),
+        "pgd, early_stop": functools.partial(all_images, victim, early_stop=True),
+        "evaluate": functools.partial(by_evaluate, victim, None, early_stop=False),
+        **{
+            "evaluate, early_stop" + (f", {name}" if lane else ""): functools.partial(
+                by_evaluate, victim, lane, early_stop=True
+            )
+            for name, lane in LANES.items()
+        },
     }
     flags = {name: way() for name, way in ways.items()}
     times = compared(interleaved(ways, rounds=rounds, device=victim.x.device, warmup=0), ALL)
@@ -74,9 +61,9 @@ def measured(victim: Victim, rounds: int) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__file__, __doc__, rounds=5)
+    options = parser(__file__, __doc__, rounds=3)
     options.add_argument("--width", type=int, default=64, help="of the ResNet-18")
-    options.add_argument("--images", type=int, default=64, help="for the ResNet-18")
+    options.add_argument("--images", type=int, default=32, help="for the ResNet-18")
     options = begin(options, arguments)
     if options.quick:
         victims = [untrained(4, options.device)]

@@ -167,8 +167,9 @@ def test_a_part_of_autoattack_keeps_the_shares_of_its_attacks(scripts):
 def test_ways_to_evaluate_find_the_same_flags(miniature):
     (table,) = miniature("evaluation_time")["tables"]
     flags = {row["name"]: row["same_flags"] for row in table["rows"]}
-    assert flags["pgd on all images"] == flags["evaluate, plain"] == flags["a loop that leaves out what is broken"] == 1
-    assert {"evaluate, fp32 lane", "evaluate, bf16 lane"} <= set(flags)
+    exact = ("pgd on all images", "pgd, early_stop", "evaluate", "evaluate, early_stop")
+    assert all(flags[name] == 1 for name in exact)
+    assert set(flags) == {*exact, "evaluate, early_stop, fp32 lane", "evaluate, early_stop, bf16 lane"}
 
 
 def test_curves_have_slopes(miniature, scripts):
