@@ -211,6 +211,25 @@ def test_a_verdict_in_a_lane_costs_one_pass_of_the_model_itself(options, forward
     assert cost(attack, batch=BATCH) == Cost(forwards, STEPS, 0, 0)
 
 
+@pytest.mark.parametrize("lane", [None, Lane()], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"keep": "best"}, {"restarts": 2}, {"keep": "best", "early_stop": True}], ids=str
+)
+def test_a_verdict_says_what_was_spent(options, lane):
+    model, views, labels, _ = problem()
+    attack = functools.partial(pgd, model, views[0], labels, LINF, validate=False, lane=lane, verdict=True, **options)
+    attack()
+    found = []
+    spent = cost(lambda: found.append(attack()), batch=BATCH)
+    said = [float(passes.sum()) / BATCH for passes in (found[0].forwards, found[0].gradients)]
+    assert [spent.forwards, spent.input_gradients] == pytest.approx(said)
+    if "early_stop" in options:
+        assert spent.input_gradients < STEPS
+        assert 0 < spent.reads <= 2 * STEPS + 1
+    else:
+        assert spent.reads == 0
+
+
 # Objectives -------------------------------------------------------------------------------------------------------
 
 # Objective and options; then forwards and parameter gradients apart from the attack's, and reads on the host. (5, 1) is
