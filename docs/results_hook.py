@@ -3,9 +3,14 @@
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # this file is loaded by its path
+import results_performance
+from results_table import number, spread, table
 
 RESULTS = Path(__file__).parent / "results"
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
@@ -160,27 +165,10 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "subset": ("cifar10_subset", subset),
     "subset_final": ("cifar10_subset", subset_final),
     "subset_weights": ("cifar10_subset", subset_weights),
+    **results_performance.TABLES,
 }
 
 
 def provenance(run: Run) -> str:
     """What was run."""
     return f"{run['data']}, {run['threat']}, {run['seeds']} seeds, {run['epochs']} epochs."
-
-
-def spread(values: Iterable[float]) -> str:
-    """Mean and sample deviation."""
-    values = list(values)
-    mean = f"{statistics.mean(values):.2f}"
-    gap = "\N{NO-BREAK SPACE}"
-    return f"{mean}{gap}±{gap}{statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def number(value: float | None) -> str:
-    """Three digits that count."""
-    return "-" if value is None else f"{value:.3g}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))

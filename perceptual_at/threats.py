@@ -393,7 +393,9 @@ def _reach(ball: Linf, center: Tensor, dtype: torch.dtype) -> Tensor:
     """The budget as the largest number of `dtype` that is not above it, shaped to broadcast over `center`."""
     eps = _each(ball, center)
     if not isinstance(eps, Tensor):
-        return center.new_full((), round_down(eps, dtype))
+        if not torch.compiler.is_compiling():
+            return center.new_full((), round_down(eps, dtype))
+        eps = eps * center.new_ones(1, dtype=accumulator(center))  # in a graph the budget may be an input
     return per_sample(cast_toward(eps, torch.zeros_like(eps, dtype=dtype)).to(center.dtype), center)
 
 

@@ -1,0 +1,301 @@
+"""The benchmarks: their miniatures leave whole records, the harness computes what it says. No test looks at a time."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from perceptual_at.attacks.protocol import standard
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
+OTHERS = ("compiled_pgd",)
+PARTS = ("cases", "passes", "peers", "record", "releases", "timing", "victims")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Every benchmark as a module, found where it lies and forgotten afterwards."""
+    threads, before, path, bytecode = torch.get_num_threads(), set(sys.modules), list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield {name: importlib.import_module(name) for name in (*PARTS, *SCRIPTS, *OTHERS)}
+    finally:
+        sys.path[:], sys.dont_write_bytecode = path, bytecode
+        torch.set_num_threads(threads)
+        for name in {*PARTS, *SCRIPTS, *OTHERS} - before:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def miniature(scripts, tmp_path_factory):
+    """The record of a script's miniature, made once."""
+    folder, made = tmp_path_factory.mktemp("records"), {}
+
+    def record(name):
+        if name not in made:
+            scripts[name].main(["--quick", "--threads", "1", "--device", "cpu", "--out", str(folder / f"{name}.json")])
+            made[name] = json.loads((folder / f"{name}.json").read_text())
+        return made[name]
+
+    record.folder = folder
+    return record
+
+
+def spreads(part):
+    """Every median with its quartiles, wherever it is in a record."""
+    if isinstance(part, dict):
+        if set(part) == {"median", "q1", "q3"}:
+            yield part
+        for inner in part.values():
+            yield from spreads(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from spreads(inner)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_miniature_says_what_ran_where(miniature, name):
+    record = miniature(name)
+    assert record["command"] == f"python benchmarks/{name}.py --quick --threads 1 --device cpu"
+    assert record["quick"] is True
+    assert record["rounds"] == 2
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["hardware"]["threads"] == 1
+    assert record["hardware"]["device"] == "cpu"
+    assert record["hardware"]["cpu"]
+    assert "commit" in record
+    found = list(spreads(record))
+    assert found
+    assert all(0 < one["q1"] <= one["median"] <= one["q3"] for one in found)
+
+
+def test_compiled_attacks_agree_with_the_plain_one(scripts, tmp_path):
+    torch._dynamo.reset()
+    out = tmp_path / "compiled_pgd.json"
+    scripts["compiled_pgd"].main(
+        ["--quick", "--threads", "1", "--device", "cpu", "--backend", "eager", "--out", str(out)]
+    )
+    torch._dynamo.reset()
+    record = json.loads(out.read_text())
+    assert record["settings"]["backend"] == "eager"
+    for rows, reference in ((record["ways"], "pgd"), (record["starts"], "one after another")):
+        assert rows[reference]["ratio_wall"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
+        assert all(row["first_call_s"] > 0 for row in rows.values())
+        assert all(row["entries_that_differ"] < 0.05 for row in rows.values())
+    assert {"pure_pgd", "pure_pgd, one graph"} <= set(record["ways"])
+
+
+def test_attacks_have_the_passes_that_they_should_and_agree(miniature):
+    (table,) = miniature("attack_passes")["tables"]
+    rows = {row["name"]: row for row in table["rows"]}
+    assert rows["K (F + Bx)"]["ratio_wall"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
+    for name in ("K (F + Bx)", "pgd, plain", "pgd, fp32 lane", "pgd, bf16 lane", "MART's loop"):
+        assert rows[name]["passes"] == [2, 2, 0], name
+    assert rows["releases' PGD"]["passes"] == [2, 2, 2]
+    assert rows["TRADES' loop"]["passes"] == [4, 2, 0]
+    for name in ("torchattacks", "foolbox", "adv-lib", "art"):
+        assert rows[name]["missing"] == "not installed" or rows[name]["same_entries"] > 0.99
+    assert rows["releases' PGD"]["same_entries"] == rows["MART's loop"]["same_entries"] == 1
+    assert rows["pgd, fp32 lane"]["same_entries"] > 0.95
+    assert rows["pgd, bf16 lane"]["same_entries"] > 0.5
+
+
+def test_steps_compare_with_the_release(miniature):
+    record = miniature("training_steps")
+    rows = {row["name"]: row for row in record["rows"]}
+    assert set(rows) == {"rpat", "raat"}
+    for row in rows.values():
+        assert row["reference"] == "release"
+        assert row["ways"]["release"]["ratio_cpu"]["median"] == 1
+        assert set(row["ways"]) == {"release", "plain", "fp32 lane", "bf16 lane, channels_last"}
+    assert rows["rpat"]["ways"]["release"]["passes"] == [5, 2, 5]
+    assert rows["rpat"]["ways"]["plain"]["passes"] == rows["rpat"]["ways"]["fp32 lane"]["passes"] == [5, 2, 3]
+    assert all(held["attack"] > 0 < held["training"] for held in record["memory_bytes"].values())
+
+
+# F / Bx / Bp of two attack steps; s is the share of the joint batch that DICAR's mixed pass sees.
+NEEDED = {
+    "pgd_at": ((3, 2, 3), (3, 2, 1)),
+    "rpat": ((5, 2, 5), (5, 2, 3)),
+    "trades": ((7, 2, 3), (5, 2, 2)),
+    "rpat, trades": ((7, 2, 4), (6, 2, 3)),
+    "mart": ((4, 2, 2), (4, 2, 2)),
+    "rpat, mart": ((5, 2, 3), (5, 2, 3)),
+    "consistency_at": ((3, 2, 3), (3, 2, 1)),
+    "rpat, consistency_at": ((5, 2, 5), (5, 2, 3)),
+    "raat": ((7, 2, 4), (7, 2, 2)),
+    "raat_plus_plus": ((9, 2, 4), (8, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_release_and_objective_make_the_passes_of_the_page(scripts, name):
+    cases, releases, steps = scripts["cases"], scripts["releases"], scripts["training_steps"]
+    found = cases.case(8, width=2, side=8)
+    share = 0.0
+    if name.startswith("raat"):
+        found = steps.two_views(found)
+        right = found.model(found.x).argmax(dim=1) == found.labels
+        share = (right[:4] & right[4:]).sum().item() / 8
+        assert share > 0
+    for release, expected in zip((True, False), NEEDED[name], strict=True):
+        loss = (
+            (lambda *given: releases.RELEASES[name](*given, steps=2))
+            if release
+            else steps.loss_of(name, found.model, 2, None)
+        )
+        counted = scripts["passes"].passes(steps.step(found, loss), found.model, 8)
+        whole = (expected[0] + share, expected[1], expected[2] + share)
+        assert counted == pytest.approx(whole), (name, release)
+
+
+def test_autoattack_has_every_attack_and_its_share_in_the_model(miniature):
+    (table,) = miniature("autoattack_time")["tables"]
+    names = [name for name, _ in table["attacks"]]
+    assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for row in table["rows"]:
+        assert list(row["attacks"]) == names
+        assert all(0 < part["model_share"] < 1 for part in row["attacks"].values())
+        assert row["same_verdicts"] == 1
+        assert row["ratio_wall"]["median"] > 0
+    assert table["reference"] in ("pyautoattack", "native, plain")
+    assert (table["missing"] == []) == (table["reference"] == "pyautoattack")
+
+
+def test_a_part_of_autoattack_keeps_the_shares_of_its_attacks(scripts):
+    composition = scripts["autoattack_time"].composition
+    assert composition(1) == standard("standard", "Linf", 10)
+    parts = dict(composition(1 / 30))
+    assert parts["apgd-t"]["steps"] * parts["apgd-t"]["target_classes"] == 30  # of 900
+    assert parts["fab-t"]["steps"] * parts["fab-t"]["target_classes"] == 30
+    assert parts["square"]["queries"] == 167  # of 5000
+    assert parts["apgd-ce"]["steps"] == 10
+
+
+def test_ways_to_evaluate_find_the_same_flags(miniature):
+    (table,) = miniature("evaluation_time")["tables"]
+    flags = {row["name"]: row["same_flags"] for row in table["rows"]}
+    exact = ("pgd on all images", "pgd, early_stop", "evaluate", "evaluate, early_stop")
+    assert all(flags[name] == 1 for name in exact)
+    assert set(flags) == {*exact, "evaluate, early_stop, fp32 lane", "evaluate, early_stop, bf16 lane"}
+
+
+def test_curves_have_slopes(miniature, scripts):
+    curves = miniature("scaling")["curves"]
+    assert [curve["name"] for curve in curves] == ["batch", "steps", "classes", "side", "width"] * 2
+    for curve in curves:
+        assert set(curve["time"]) == set(curve["memory"]) == {"slope", "r2", "last_slope"}
+        assert all(row["peak_bytes"] > 0 for row in curve["rows"])
+    fit = scripts["scaling"].fitted([1, 2, 4, 8], [3, 12, 48, 192])
+    assert fit == {"slope": 2.0, "r2": 1.0, "last_slope": 2.0}
+    assert scripts["scaling"].fitted([1, 2], [5, 5]) == {"slope": 0.0, "r2": 1.0, "last_slope": 0.0}
+
+
+def test_training_on_a_cpu_is_a_miniature_and_the_arithmetic_is_that_of_the_networks(miniature):
+    record = miniature("gpu_training")
+    assert record["settings"]["miniature"] is True
+    assert record["gflop_per_image"] == {"ResNet-18": 25.55, "WRN-28-10": 241.2, "WRN-34-10": 306.3}
+    (table,) = record["tables"]
+    assert all(row["images_per_s"] > 0 < row["peak_bytes"] for row in table["rows"])
+    assert {"release's passes, fp32", "plain, bf16", "fp32 lane, TF32", "bf16 lane"} <= {
+        row["name"] for row in table["rows"]
+    }
+    assert set(record["rpat_over_pgd_at"]) >= {"plain, fp32", "bf16 lane"}
+    assert record["autoattack"]["rows"]
+
+
+def test_the_page_shows_what_the_records_hold(miniature):
+    spec = importlib.util.spec_from_file_location("docs_results_hook", ROOT / "docs" / "results_hook.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    records = {name: miniature(name) for name in SCRIPTS}
+    shown = {
+        name: hook.filled(name, folder=miniature.folder).replace("\N{NO-BREAK SPACE}", " ")
+        for name, (stem, _) in hook.TABLES.items()
+        if stem in SCRIPTS
+    }
+    assert all(hook.MISSING not in table for table in shown.values())
+    assert "| releases' PGD | 2 / 2 / 2 |" in shown["attack_passes"]
+    assert "| rpat | 5 / 2 / 5 | 5 / 2 / 3 |" in shown["training_steps"]
+    ratio = records["evaluation_time"]["tables"][0]["rows"][1]["ratio_wall"]
+    assert f"{ratio['median']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f})" in shown["evaluation_time"]
+    assert "in miniature only" in shown["gpu_training"]
+    assert "| ResNet-18 | 25.55 |" in shown["gpu_work"]
+    # A record of a GPU, which shows its times.
+    run = {**records["gpu_training"], "settings": {"miniature": False}}
+    run["tables"][0]["rows"].append({"name": "WRN", "missing": "out of memory"})
+    gpu = hook.TABLES["gpu_training"][1](run)
+    assert "| WRN | out of memory | - |" in gpu
+    assert "images/s" in gpu
+
+
+# The harness ------------------------------------------------------------------------------------------------------
+
+
+def test_functions_take_turns_and_every_round_begins_with_the_next(scripts):
+    calls = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    spent = scripts["timing"].interleaved(functions, rounds=4, device="cpu", warmup=2)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert {name: len(times) for name, times in spent.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_ratios_are_taken_within_a_round(scripts):
+    timing = scripts["timing"]
+    spent = {"base": [timing.Spent(wall, 1.0) for wall in (1, 10, 2)],
+             "other": [timing.Spent(wall, 3.0) for wall in (2, 20, 4)]}  # fmt: skip
+    rows = timing.compared(spent, "base")
+    assert rows["other"]["ratio_wall"] == {"median": 2.0, "q1": 2.0, "q3": 2.0}
+    assert rows["other"]["ratio_cpu"]["median"] == 3.0
+    assert rows["other"]["wall_s"] == {"median": 4.0, "q1": 3.0, "q3": 12.0}
+    assert timing.spread([0.123456]) == {"median": 0.1235, "q1": 0.1235, "q3": 0.1235}
+
+
+def test_peak_memory_counts_what_is_held_at_once(scripts):
+    def call():
+        first = torch.empty(1000)  # 4000 bytes
+        second = torch.empty(500)  # 2000 more
+        del first
+        return second, torch.empty(250).size(0)  # 1000, after 4000 were given back
+
+    assert scripts["timing"].peak_memory(call, "cpu") == 6000
+
+
+def test_passes_are_counted_at_the_first_convolution(scripts):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1))
+    x = torch.rand(4, 3, 2, 2)
+
+    def call():
+        model(x[:2])
+        image = x.clone().requires_grad_()
+        torch.autograd.grad(model(image).sum(), image)
+        model(x).sum().backward()
+        model(image).sum().backward()
+
+    assert scripts["passes"].passes(call, model, 4) == (3.5, 2, 2)
+
+
+def test_a_record_leaves_the_place_it_was_written_to_out_of_the_command(scripts):
+    without = scripts["record"].without
+    assert without(["--quick", "--out", "x.json", "--seed", "1"], "--out") == ["--quick", "--seed", "1"]
+    assert without(["--out=x.json", "--quick"], "--out") == ["--quick"]
+
+
+def test_a_peer_that_is_missing_is_listed(scripts):
+    peers = scripts["peers"]
+
+    def absent(*_):
+        return importlib.import_module("no_such_library")
+
+    assert peers.prepared(absent) == "not installed"
+    assert set(peers.peers(nn.Identity(), torch.zeros(1, 2), torch.zeros(1).long())) == {
+        "torchattacks", "foolbox", "adv-lib", "art",
+    }  # fmt: skip
