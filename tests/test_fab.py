@@ -21,8 +21,9 @@ from perceptual_at.attacks.fab_projections import (
     shift_l2,
     shift_linf,
 )
+from tests.passes import host_reads
 from tests.robust_model import robust_digits
-from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, host_reads, normal, seeds, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, seeds, uniform
 
 SHIFTS = {1: shift_l1, 2: shift_l2, torch.inf: shift_linf}
 every_norm = pytest.mark.parametrize("order", SHIFTS)
