@@ -393,15 +393,28 @@ def test_sparse_steps_move_the_entries_of_largest_gradient(seed, entries):
 def test_a_start_without_a_loss_is_left_for_points_that_have_one():
     x, labels = torch.full((2, 1, 2, 2), 0.5).double(), torch.tensor([0, 0])
 
-    def loss(logits, labels):  # undefined at the start
+    def loss(logits, labels):
         value = -logits.gather(1, labels[:, None]).squeeze(1)
-        return torch.where((value + 1).abs() < 1e-9, torch.nan, value)
+        return value + torch.where((value + 1).abs() < 1e-9, torch.nan, 0.0)
 
     def model(points):
         mean = points.flatten(1).mean(dim=1)
         return torch.stack([2 * mean, mean - 9], dim=1)
 
-    found = apgd(model, x, labels, Linf(0.1), steps=5, loss=loss, start=x.clone())
-    assert_close(found, x)  # the gradient is zero there
-    away = apgd(model, x, labels, Linf(0.1), steps=5, loss=loss, start=x - 0.02)
-    assert_close(away, x - 0.1)
+    assert_close(apgd(model, x, labels, Linf(0.1), steps=5, loss=loss, start=x.clone()), x - 0.1)
+
+
+def test_the_point_of_largest_loss_is_that_of_all_runs():
+    x, labels = uniform(0, 40, 1, 1, 1, low=0.3, high=0.7), torch.zeros(40, dtype=torch.long)
+
+    def model(points):  # many maxima, none of them wrong
+        value = points.flatten(1)
+        return torch.cat([2 + (30 * value).sin() + value, torch.full_like(value, -9.0)], dim=1)
+
+    numbers, losses = SampleGenerator(0, torch.arange(40)), []
+    for restarts in (1, 2, 3):
+        found = apgd(model, x, labels, Linf(0.3), steps=3, restarts=restarts, generator=numbers)
+        losses.append(-model(found)[:, 0])
+    assert (losses[1] >= losses[0]).all()
+    assert (losses[2] >= losses[1]).all()
+    assert (losses[2] > losses[0]).any()

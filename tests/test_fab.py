@@ -21,8 +21,9 @@ from perceptual_at.attacks.fab_projections import (
     shift_l2,
     shift_linf,
 )
+from tests.passes import host_reads
 from tests.robust_model import robust_digits
-from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, host_reads, normal, seeds, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, seeds, uniform
 
 SHIFTS = {1: shift_l1, 2: shift_l2, torch.inf: shift_linf}
 every_norm = pytest.mark.parametrize("order", SHIFTS)
@@ -595,3 +596,19 @@ def test_a_step_waits_for_the_device_once_while_nothing_is_in_reach(monkeypatch)
         return len(seen)
 
     assert reads(12) - reads(7) == 5
+
+
+@every_threat
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_search_outlives_logits_that_are_not_finite(threat, value):
+    layer, x = linear(), uniform(3, 5, 3, 2, 2)
+    calls = []
+
+    def model(points):
+        calls.append(len(points))
+        logits = layer(points)
+        return logits + value * torch.eye(4).double()[right_labels(layer, x)] if len(calls) == 2 else logits
+
+    large = type(threat)(50.0, bounds=EVERYWHERE)
+    labels = right_labels(layer, x)
+    assert fab(model, x, labels, large, steps=10, target_classes=1, verdict=True).success.all()

@@ -13,8 +13,9 @@ from perceptual_at import L1, L2, Linf, margin
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.attacks.square import _grid, _pyramids, _side, square
+from tests.passes import host_reads
 from tests.robust_model import robust_digits
-from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, host_reads, normal, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, uniform
 
 THREATS = [Linf(0.1), L2(0.4), L1(1.2)]
 every_threat = pytest.mark.parametrize("threat", THREATS, ids=lambda threat: type(threat).__name__)

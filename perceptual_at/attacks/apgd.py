@@ -261,7 +261,7 @@ class _Climb:
     def take(self, kept: Tensor, search: Search) -> None:
         """Go on with some of the samples."""
         self.spend(search)
-        kept = kept.nonzero().squeeze(1)
+        kept = torch.arange(len(kept), device=kept.device)[kept]  # looked up once, not by every tensor
         self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
         self.targets = None if self.targets is None else self.targets[kept]
         self.threat = select(self.threat, kept)

@@ -278,7 +278,7 @@ class _Climb:
     def _take(self, kept: Tensor) -> None:
         """Go on with some of the samples."""
         self._spend()
-        kept = kept.nonzero().squeeze(1)
+        kept = torch.arange(len(kept), device=kept.device)[kept]  # looked up once, not by every tensor
         self.x, self.point, self.labels, self.eps = self.x[kept], self.point[kept], self.labels[kept], self.eps[kept]
         self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
         self.edges = self.edges[kept]
