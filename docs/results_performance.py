@@ -181,6 +181,37 @@ def lane_accuracy(run: Run) -> str:
     return f"{table(head, [first, *rows])}\n\n{trained}\n{said}\n\n{what}"
 
 
+def compiled_pgd(run: Run) -> str:
+    """One attack, compiled in several ways."""
+    settings = run["settings"]
+    what = (
+        f"`{settings['network']}` of width {settings['width']}, {settings['batch']} images, {settings['threat']}, "
+        f"{settings['steps']} steps."
+    )
+    return f"{compiled(run['ways'])}\n\n{what} {made(run)}"
+
+
+def compiled_pgd_starts(run: Run) -> str:
+    """The same from many starts."""
+    settings = run["settings"]
+    what = f"{settings['starts']} starts of {settings['images']} images, without batch norm (folded by a lane)."
+    return f"{compiled(run['starts'])}\n\n{what}"
+
+
+def compiled(rows: dict[str, Run]) -> str:
+    """Seconds to start and per call, and how many entries of the result differ from the first way's."""
+    return table(
+        ("", "first call, s", "s", "time", "CPU time", "entries that differ, %"),
+        [
+            (
+                name, number(row["first_call_s"]), number(row["wall_s"]["median"]), ratio(row["ratio_wall"]),
+                ratio(row["ratio_cpu"]), number(100 * row["entries_that_differ"]),
+            )
+            for name, row in rows.items()
+        ],
+    )  # fmt: skip
+
+
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "attack_passes": ("attack_passes", attack_passes),
     "training_steps": ("training_steps", training_steps),
@@ -192,6 +223,8 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "gpu_training": ("gpu_training", gpu_training),
     "gpu_work": ("gpu_training", gpu_work),
     "lane_accuracy": ("lane_accuracy", lane_accuracy),
+    "compiled_pgd": ("compiled_pgd", compiled_pgd),
+    "compiled_pgd_starts": ("compiled_pgd", compiled_pgd_starts),
 }
 
 

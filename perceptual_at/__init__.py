@@ -21,6 +21,7 @@ from perceptual_at.attacks import (
     kl_to,
     margin,
     pgd,
+    pure_pgd,
     square,
     targeted_dlr,
 )
@@ -66,6 +67,7 @@ __all__ = [  # noqa: RUF022
     "pgd",
     "fgsm",
     "cw",
+    "pure_pgd",
     "apgd",
     "fab",
     "square",

@@ -1,19 +1,16 @@
-"""What the property tests draw (seeds, shapes, dtypes, threat models) and what the contract tests count.
+"""What the property tests draw: seeds, shapes, dtypes, threat models.
 
 Tensors are built from a drawn seed, which keeps examples small, fast and repeatable.
 
 The default profile runs the same fifty examples every time; `HYPOTHESIS_PROFILE=nightly` runs a thousand random ones.
 """
 
-import contextlib
 import math
 import os
 
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceptual_at import L1, L2, Linf
 
@@ -100,44 +97,3 @@ def threats(draw, kinds=("Linf", "L2", "L1"), bounds=bounds):
 def rows(per_sample, like):
     """A value per sample, shaped to broadcast over the samples."""
     return per_sample.reshape(-1, *[1] * (like.ndim - 1))
-
-
-class CountReads(TorchDispatchMode):
-    """Counts the operations that bring values to the host, and on a device would wait for it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique", "_assert_async")
-
-    def __init__(self):
-        super().__init__()
-        self.reads = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.__name__.split(".")[0]
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in self.WAITING or by_mask:
-            self.reads.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-class CountCopies(TorchFunctionMode):
-    """Counts copies to the host that the CPU makes without an operation of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.reads = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("tolist", "numpy", "cpu"):
-            self.reads.append(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def host_reads():
-    """A list that grows with every value read on the host."""
-    reads = []
-    with CountReads() as values, CountCopies() as copies:
-        yield reads
-    reads += values.reads + copies.reads

@@ -13,7 +13,7 @@ NAMES = {
     "perceptual_at": """
         Threat Linf L2 L1
         interpolate draw_beta
-        pgd fgsm cw apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
+        pgd fgsm cw pure_pgd apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
         Lane
         margin dlr targeted_dlr kl_to
         robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
@@ -27,7 +27,7 @@ NAMES = {
     """,
     "perceptual_at.attacks": """
         AutoAttackVerdict Lane Protocol Verdict apgd auto_attack cross_entropy cw dlr fab fgsm frozen kl_to margin pgd
-        square targeted_dlr
+        pure_pgd square targeted_dlr
     """,
     "perceptual_at.losses": """
         boosted_cross_entropy consistency_loss dicar_loss mart_loss robust_perception_kl_loss robust_perception_loss

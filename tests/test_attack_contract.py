@@ -38,6 +38,7 @@ from perceptual_at import (
     square,
 )
 from perceptual_at.attacks import cross_entropy
+from tests.passes import host_reads
 from tests.strategies import (
     BOUNDS,
     DTYPES,
@@ -45,7 +46,6 @@ from tests.strategies import (
     dtype_name,
     dtypes,
     generator,
-    host_reads,
     integers,
     normal,
     seeds,

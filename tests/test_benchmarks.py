@@ -15,6 +15,7 @@ from perceptual_at.attacks.protocol import standard
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
+OTHERS = ("compiled_pgd",)
 PARTS = ("cases", "passes", "peers", "record", "releases", "timing", "victims")
 
 
@@ -25,11 +26,11 @@ def scripts():
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield {name: importlib.import_module(name) for name in (*PARTS, *SCRIPTS)}
+        yield {name: importlib.import_module(name) for name in (*PARTS, *SCRIPTS, *OTHERS)}
     finally:
         sys.path[:], sys.dont_write_bytecode = path, bytecode
         torch.set_num_threads(threads)
-        for name in {*PARTS, *SCRIPTS} - before:
+        for name in {*PARTS, *SCRIPTS, *OTHERS} - before:
             sys.modules.pop(name, None)
 
 
@@ -74,6 +75,22 @@ def test_a_miniature_says_what_ran_where(miniature, name):
     found = list(spreads(record))
     assert found
     assert all(0 < one["q1"] <= one["median"] <= one["q3"] for one in found)
+
+
+def test_compiled_attacks_agree_with_the_plain_one(scripts, tmp_path):
+    torch._dynamo.reset()
+    out = tmp_path / "compiled_pgd.json"
+    scripts["compiled_pgd"].main(
+        ["--quick", "--threads", "1", "--device", "cpu", "--backend", "eager", "--out", str(out)]
+    )
+    torch._dynamo.reset()
+    record = json.loads(out.read_text())
+    assert record["settings"]["backend"] == "eager"
+    for rows, reference in ((record["ways"], "pgd"), (record["starts"], "one after another")):
+        assert rows[reference]["ratio_wall"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
+        assert all(row["first_call_s"] > 0 for row in rows.values())
+        assert all(row["entries_that_differ"] < 0.05 for row in rows.values())
+    assert {"pure_pgd", "pure_pgd, one graph"} <= set(record["ways"])
 
 
 def test_attacks_have_the_passes_that_they_should_and_agree(miniature):

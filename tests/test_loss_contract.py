@@ -13,7 +13,8 @@ from torch.testing import assert_close
 import perceptual_at as pat
 from perceptual_at import _check
 from perceptual_at.attacks import cross_entropy
-from tests.strategies import DTYPES, dtype_name, generator, host_reads, integers, normal, uniform
+from tests.passes import host_reads
+from tests.strategies import DTYPES, dtype_name, generator, integers, normal, uniform
 
 # The table --------------------------------------------------------------------------------------------------------
 
@@ -469,20 +470,6 @@ def test_compiling_with_inductor_agrees_with_eager(case):
 
 
 # No waiting for a device ------------------------------------------------------------------------------------------
-
-
-def test_the_counter_sees_what_waits():
-    z, mask = torch.ones(2), torch.tensor([True, False])
-    for read in (
-        z[0].item, z.tolist, z.numpy, z.cpu, mask.nonzero, lambda: z[mask], lambda: bool(mask.any()),
-        lambda: int(z[0]), lambda: float(z[0]), lambda: torch.equal(z, z), lambda: z.masked_select(mask),
-    ):  # fmt: skip
-        with host_reads() as reads:
-            read()
-        assert len(reads) == 1, read
-    with host_reads() as reads:
-        torch.where(mask, z, 0).sum() + z[torch.tensor([0, 1])].sum()
-    assert reads == []
 
 
 @every_case

@@ -7,6 +7,7 @@ from perceptual_at.attacks.freeze import frozen
 from perceptual_at.attacks.gradient import cw, fgsm, pgd
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import Protocol
+from perceptual_at.attacks.pure import pure_pgd
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import cross_entropy, dlr, kl_to, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
@@ -27,6 +28,7 @@ __all__ = [
     "kl_to",
     "margin",
     "pgd",
+    "pure_pgd",
     "square",
     "targeted_dlr",
 ]

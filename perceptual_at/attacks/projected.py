@@ -1,7 +1,5 @@
 """The loop behind `pgd`, `fgsm` and `cw`."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -15,11 +13,10 @@ from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.starts import random_start
+from perceptual_at.attacks.steps import ascended
 from perceptual_at.attacks.targets import AttackLoss
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import Threat, select
-
-Step = Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
 
 
 def ascend(
@@ -123,10 +120,9 @@ class _Run:
 
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
-        step: Step = getattr(self.threat, "step", None) or _Steepest(self.threat)
         direction = _accelerated(grad.to(self.center.dtype), self.velocity, self.momentum)
         self.velocity = direction if self.momentum else None
-        self.point = step(self.point, self.center, direction, self.step_size)
+        self.point = ascended(self.threat, self.point, self.center, direction, self.step_size)
 
     def take(self, kept: Tensor) -> Tensor:
         """Go on with some of the samples; gives their places."""
@@ -139,17 +135,6 @@ class _Run:
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[places]
         return places
-
-
-class _Steepest:
-    """One projected step along the steepest direction, for threats with no step of their own."""
-
-    def __init__(self, threat: Threat) -> None:
-        self.threat = threat
-
-    def __call__(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
-        length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
-        return self.threat.project(x_adv + length * self.threat.steepest(grad), x)
 
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:

@@ -102,13 +102,9 @@ class Queries:
         if raw.dtype != torch.float16:
             values = self._values(logits, labels, loss)
             return values.detach(), self.pull_back(values.sum(), x), logits.detach()
-        # In float16 the slope of a confident sample would vanish on its way to the input. Attacks follow a gradient's
-        # direction, so each sample may be given a slope of its own: here the largest entry is 1.
         logits = logits.detach().requires_grad_()
         values = self._values(logits, labels, loss)
-        slope = self.pull_back(values.sum(), logits)
-        steepest = slope.abs().amax(dim=1, keepdim=True)
-        slope = slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
+        slope = leveled(self.pull_back(values.sum(), logits))
         return values.detach(), self.pull_back(raw, x, weights=slope.to(raw.dtype)), logits.detach()
 
     def _logits(self, model: Model, x: Tensor, labels: Tensor) -> Tensor:
@@ -119,40 +115,54 @@ class Queries:
         """Logits as the model gives them."""
         logits = model(x)
         if not self.logits_checked:
-            self._check_logits(logits, x.shape[0], labels)
+            check_logits(self.function, logits, x.shape[0], labels)
+            if self.label_range is not None:
+                _check.label_range(self.function, *self.label_range, logits.shape[1], name=self.labels_are)
             self.logits_checked = True
         return logits
 
     def _values(self, logits: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
         values = loss(logits, labels)
         if not self.values_checked:
-            self._check_values(values, logits.shape[0])
+            check_values(self.function, values, logits.shape[0])
             self.values_checked = True
         return values
 
-    def _check_logits(self, logits: Any, batch: int, labels: Tensor) -> None:
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"{self.function}: `model` must return a tensor of logits, got {type(logits).__name__}.")
-        if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
-            raise ValueError(
-                f"{self.function}: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
-                f"{tuple(logits.shape)}."
-            )
-        if labels.ndim == 2 and labels.shape != logits.shape:
-            raise ValueError(
-                f"{self.function}: `labels` are class probabilities of shape {tuple(labels.shape)} but `model` "
-                f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
-            )
-        if self.label_range is not None:
-            _check.label_range(self.function, *self.label_range, logits.shape[1], name=self.labels_are)
 
-    def _check_values(self, values: Any, batch: int) -> None:
-        if not isinstance(values, Tensor) or values.shape != (batch,):
-            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"{self.function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
-                "losses pass reduction='none'."
-            )
+def check_logits(function: str, logits: Any, batch: int, labels: Tensor) -> None:
+    """Require logits `(B, K)` of as many samples as the batch has, and of the classes that labels have."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}.")
+    if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        raise ValueError(
+            f"{function}: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
+            f"{tuple(logits.shape)}."
+        )
+    if labels.ndim == 2 and labels.shape != logits.shape:
+        raise ValueError(
+            f"{function}: `labels` are class probabilities of shape {tuple(labels.shape)} but `model` "
+            f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+        )
+
+
+def check_values(function: str, values: Any, batch: int) -> None:
+    """Require one loss per sample."""
+    if not isinstance(values, Tensor) or values.shape != (batch,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
+            "losses pass reduction='none'."
+        )
+
+
+def leveled(slope: Tensor) -> Tensor:
+    """Slopes of logits `(B, K)`, scaled for each sample so that the largest entry is 1.
+
+    In float16 the slope of a confident sample would vanish on its way to the input. Attacks follow a gradient's
+    direction, so each sample may be given a slope of its own.
+    """
+    steepest = slope.abs().amax(dim=1, keepdim=True)
+    return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
 
 
 def _mean(passes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

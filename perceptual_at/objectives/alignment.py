@@ -34,8 +34,8 @@ class Choice(NamedTuple):
 
     supervised: Tensor
     """Inputs of the supervised term."""
-    wrong: Tensor
-    """Misclassified on the clean input, `(B,)`."""
+    wrong: Tensor | None
+    """Misclassified on the clean input, `(B,)`; None where nobody asked and nothing else needed to know."""
 
 
 def choose(
@@ -51,8 +51,12 @@ def choose(
     lane: Lane | None,
     weights: Weights | None = None,
     keep_mode: bool = False,
+    *,
+    ask_wrong: bool = True,
 ) -> Choice:
     """Who is wrong already, and which input each sample is trained on."""
+    if not bound and not ask_wrong:
+        return Choice(x_adv, None)
     if not bound:
         (clean,) = predictions(model, x, weights=weights, keep_mode=keep_mode)
         return Choice(x_adv, clean.argmax(dim=1) != labels)
@@ -60,6 +64,9 @@ def choose(
         reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
     else:
         reduced = attacked(function, reduced_attack, model, x, labels, lane)
+    if boundary == "objective" and not ask_wrong:
+        (near,) = predictions(model, reduced, weights=weights, keep_mode=keep_mode)
+        return Choice(torch.where(per_sample(near.argmax(dim=1) != labels, x), reduced, x_adv), None)
     inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
     clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
     parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
@@ -69,13 +76,21 @@ def choose(
 
 
 def dicar_term(
-    function: str, model: nn.Module, x: Tensor, x_adv: Tensor, right: Tensor, clean: Tensor | None, settings: Dicar
+    function: str,
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    wrong: Tensor | None,
+    clean: Tensor | None,
+    settings: Dicar,
 ) -> tuple[Tensor, Tensor | None]:
-    """DICAR over the pairs whose views are both right, and the clean logits it used."""
-    mix = settings.mix
+    """DICAR over the pairs to keep, or else those with no view wrong, and the clean logits it used."""
+    mix, keep = settings.mix, settings.keep
     assert mix is not None
     adv_1, adv_2 = x_adv.chunk(2)
-    keep = torch.stack(right.chunk(2)).all(dim=0) if settings.keep is None else settings.keep
+    if keep is None:
+        assert wrong is not None
+        keep = ~torch.stack(wrong.chunk(2)).any(dim=0)
     _check.mask(function, "keep", keep, **{"views[0]": adv_1})
     pairs = keep.nonzero().squeeze(1)
     if not pairs.shape[0]:

@@ -59,7 +59,7 @@ def raat(
        \end{cases} $$
 
     The model in eval mode decides who is at the boundary and which pairs DICAR may use (both views right).
-    Passes: the attack, two or three forwards without gradients for the partition, one of $x_{\mathrm{sup}}$,
+    Passes: the attack, up to three forwards without gradients for the partition, one of $x_{\mathrm{sup}}$,
     one of the mixed views of the pairs in use, one of the clean views, in that order. Picking the pairs waits
     for the device once.
 
@@ -118,11 +118,12 @@ def raat(
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     x_adv = attacked(function, attack, model, x, labels, lane)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane)
-    wrong = per_sample(choice.wrong, x)
+    ask_wrong = misclassified != "standard" or (weight > 0 and keep is None)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
     supervised = choice.supervised
     if misclassified != "standard":
-        supervised = torch.where(wrong, x if misclassified == "clean" else x_adv, supervised)
+        assert choice.wrong is not None
+        supervised = torch.where(per_sample(choice.wrong, x), x if misclassified == "clean" else x_adv, supervised)
 
     rows = slice(views[0].shape[0] if supervise == "first" else None)
     logits = model(supervised[rows])
@@ -130,9 +131,10 @@ def raat(
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
         settings = Dicar(mix, keep, space, temperature, dicar_average)
-        terms["dicar"], clean = dicar_term(function, model, x, x_adv, ~choice.wrong, None, settings)
+        terms["dicar"], clean = dicar_term(function, model, x, x_adv, choice.wrong, None, settings)
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
+        assert choice.wrong is not None
         clean = model(x) if clean is None else clean
         kl = weighted_kl_loss(clean[rows], logits, labels[rows], reduction="none")
         terms["weighted_kl"] = masked(kl, choice.wrong[rows]).mean()
@@ -168,7 +170,7 @@ def raat_plus_plus(
        + \lambda\,\mathrm{DICAR} $$
 
     The KL runs over all samples and over their full perturbation. The attack is called with a start beside
-    `x`, as in MART. Passes: the attack, two or three forwards without gradients for the partition, one each of
+    `x`, as in MART. Passes: the attack, up to three forwards without gradients for the partition, one each of
     $x_{\mathrm{adv}}$, x and $x_{\mathrm{sup}}$, and one of the mixed views of the pairs in use, in that order.
 
     Args:
@@ -217,7 +219,8 @@ def raat_plus_plus(
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
     x_adv = attacked(function, attack, model, x, labels, lane, start=start)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane)
+    ask_wrong = weight > 0 and keep is None
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
 
     adv, clean = model(x_adv), model(x)
     terms = {
@@ -228,7 +231,7 @@ def raat_plus_plus(
     if weight > 0:
         settings = Dicar(mix, keep, space, temperature, dicar_average)
         again = None if repeat_clean_forward else clean
-        terms["dicar"], _ = dicar_term(function, model, x, x_adv, ~choice.wrong, again, settings)
+        terms["dicar"], _ = dicar_term(function, model, x, x_adv, choice.wrong, again, settings)
         loss = loss + weight * terms["dicar"]
     return finish(loss, **terms)
 
@@ -303,15 +306,22 @@ def raat_sharp(
     check_indices(function, labels)
     x, keep_mode = views[0], teacher_mode == "keep"
     x_adv = attacked(function, attack, model, x, labels, lane)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, average, keep_mode)
+    ask_wrong = beta > 0 and keep is None
+    choice = choose(
+        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, average, keep_mode,
+        ask_wrong=ask_wrong,
+    )  # fmt: skip
     ce = cross_entropy(model(choice.supervised), labels).mean()
     if beta == 0:
         return finish(ce, cross_entropy=ce)
     x2_adv = attacked(function, attack, model, views[1], labels, lane)
-    (clean_2,) = predictions(model, views[1], weights=average, keep_mode=keep_mode)
-    right = torch.cat([~choice.wrong, clean_2.argmax(dim=1) == labels])
+    wrong = None
+    if keep is None:
+        assert choice.wrong is not None
+        (clean_2,) = predictions(model, views[1], weights=average, keep_mode=keep_mode)
+        wrong = torch.cat([choice.wrong, clean_2.argmax(dim=1) != labels])
     settings = Dicar(mix, keep, space, temperature, dicar_average)
-    term, _ = dicar_term(function, model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), right, None, settings)
+    term, _ = dicar_term(function, model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), wrong, None, settings)
     return finish(ce + beta * term, cross_entropy=ce, dicar=term)
 
 
@@ -336,8 +346,8 @@ def dicar(
     $$ \ell_{\mathrm{base}} + \lambda\,\mathrm{DICAR} $$
 
     On PGD-AT it is RAAT without the boundary rule; on the other bases it is our own combination. Passes on
-    top of the base's: one forward without gradients to see which samples are right, one of the mixed views of
-    the pairs in use, and one of the clean views where the base had none.
+    top of the base's: one forward without gradients to see which samples are right (unless `keep` says which
+    pairs to use), one of the mixed views of those pairs, and one of the clean views where the base had none.
 
     Args:
         model: maps inputs to logits; its present mode counts.
@@ -374,9 +384,11 @@ def dicar(
     check_views("dicar", views, labels, expected=(2,))
     check_indices("dicar", labels)
     passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model), lane)
-    (clean,) = predictions(model, passes.x)
-    right = clean.argmax(dim=1) == passes.labels
+    wrong = None
+    if keep is None:
+        (clean,) = predictions(model, passes.x)
+        wrong = clean.argmax(dim=1) != passes.labels
     settings = Dicar(mix, keep, space, temperature, dicar_average)
     own = None if passes.clean is None else passes.clean[0]
-    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, right, own, settings)
+    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, wrong, own, settings)
     return finish(passes.loss + weight * term, **passes.terms, dicar=term)

@@ -1,0 +1,121 @@
+"""PGD as a pure function of tensors, for `torch.compile` as one graph and for `torch.vmap`."""
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at._rounding import wide
+from perceptual_at.attacks.arguments import budget, check_arguments
+from perceptual_at.attacks.freeze import Model
+from perceptual_at.attacks.queries import check_logits, check_values, leveled, visible
+from perceptual_at.attacks.steps import ascended
+from perceptual_at.attacks.targets import AttackLoss, cross_entropy
+from perceptual_at.threats import Threat
+
+
+def pure_pgd(
+    f: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    start: Tensor,
+    *,
+    steps: int = 10,
+    step_size: float | Tensor | None = None,
+    loss: AttackLoss = cross_entropy,
+) -> Tensor:
+    r"""`pgd` from a given start, written with `torch.func`: the same numbers, for graphs and for `torch.vmap`.
+
+    $$ x_{t+1} = \Pi\big( x_t + s \cdot \mathrm{steepest}(\nabla_x \textstyle\sum_i \ell(f(x_t)_i, y_i)) \big) $$
+
+    It holds nothing, draws nothing and reads no values, so `torch.compile(..., fullgraph=True)` takes all its steps
+    as one graph and `torch.vmap` runs it over many starts at once. Not compiled it returns the very bits of
+    `pgd(..., start=start)`. Use that one unless you compile or map: it borrows the model, checks values and has more
+    options.
+
+    Args:
+        f: maps inputs `(B, ...)` to logits `(B, K)` and changes nothing; a module must be in eval mode, for example
+            that of `frozen(model)`. A module in a lane must have been called once before.
+        x: clean inputs, shape `(B, ...)`, inside the bounds of the threat model (not checked).
+        labels: class indices `(B,)` (or class probabilities `(B, K)` if `loss` takes them).
+        threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat` that computes with torch alone.
+        start: where to begin, the shape of `x`; see `pgd`.
+        steps: number of gradient steps, each of which becomes part of the graph.
+        step_size: length of a step, one number or one per sample `(B,)`; None means `2.5 * eps / steps`.
+        loss: per-sample function `(logits, labels) -> (B,)`.
+
+    Returns:
+        Adversarial inputs, shape and dtype of `x`, without history.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if shapes or devices differ, a number is out of range, a part of `f` is in train mode, or `f`
+            returns no logits or some that do not depend on `x`.
+
+    Source:
+        Madry et al. 2018, Sec. 2.1.
+
+    Examples:
+        >>> f = lambda x: torch.cat([x, -x], dim=1)  # class 0 for positive x
+        >>> x, labels = torch.tensor([[0.5]]), torch.tensor([0])
+        >>> pure_pgd(f, x, labels, Linf(0.25), x)
+        tensor([[0.2500]])
+        >>> starts = torch.tensor([[[0.5]], [[0.625]]])
+        >>> torch.vmap(lambda start: pure_pgd(f, x, labels, L2(0.125), start, steps=1, step_size=0.0625))(starts)
+        tensor([[[0.4375]],
+        <BLANKLINE>
+                [[0.5625]]])
+    """
+    _check.tensor("pure_pgd", "start", start)
+    check_arguments("pure_pgd", f, x, labels, threat, loss, start)
+    _check.count("pure_pgd", "steps", steps)
+    _check_eval("pure_pgd", f)
+    if step_size is None:
+        step_size = 2.5 * budget("pure_pgd", threat) / steps
+    elif not isinstance(step_size, Tensor) and not torch.compiler.is_compiling():  # in a graph it may be an input
+        _check.number("pure_pgd", "step_size", step_size, above=0.0)
+
+    center = x.to(wide(x))
+    point = start.to(center.dtype)
+    with torch.no_grad():
+        for _ in range(steps):
+            grad = _gradient("pure_pgd", f, visible(point, x, threat), labels, loss)
+            point = ascended(threat, point, center, grad.to(center.dtype), step_size)
+        return visible(point, x, threat)
+
+
+def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
+    """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
+
+    def logits_at(x: Tensor) -> Tensor:
+        logits = f(x)
+        check_logits(function, logits, x.shape[0], labels)
+        if not logits.requires_grad:
+            raise ValueError(
+                f"{function}: the logits of `f` do not depend on its input; they must be computed from `x` by "
+                "differentiable operations, outside torch.no_grad()."
+            )
+        return logits
+
+    def total(logits: Tensor) -> Tensor:
+        values = loss(logits, labels)
+        check_values(function, values, logits.shape[0])
+        return values.sum()
+
+    raw, pull_back, *_ = torch.func.vjp(logits_at, x)
+    slope: Tensor = torch.func.grad(total)(raw.to(wide(raw)))
+    if raw.dtype == torch.float16:
+        slope = leveled(slope)
+    grad: Tensor = pull_back(slope.to(raw.dtype))[0]
+    return grad.nan_to_num(nan=0.0)
+
+
+def _check_eval(function: str, f: Model) -> None:
+    """Refuse modules in train mode: batch norm would move its statistics, dropout would draw numbers."""
+    for name, part in f.named_modules() if isinstance(f, nn.Module) else ():
+        if part.training:
+            what = f"its part {name!r}" if name else f"the {type(part).__name__}"
+            raise ValueError(
+                f"{function}: `f` must be in eval mode, but {what} is in train mode; pass the callable that "
+                "`with frozen(model) as f` gives."
+            )
