@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,19 @@ def test_autoattack_has_every_attack_and_its_share_in_the_model(miniature):
         assert row["ratio_wall"]["median"] > 0
     assert table["reference"] in ("pyautoattack", "native, plain")
     assert (table["missing"] == []) == (table["reference"] == "pyautoattack")
+
+
+def test_the_clock_runs_while_the_model_does_forward_and_backward(scripts, monkeypatch):
+    ticks = itertools.count()
+    script = scripts["autoattack_time"]
+    monkeypatch.setattr(script, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    clock = script.Clock(nn.Linear(2, 2), torch.device("cpu"))
+    x = torch.rand(1, 2, requires_grad=True)
+    logits = clock(x)
+    assert clock.seconds == 1
+    torch.autograd.grad(logits.sum(), x, retain_graph=True)
+    torch.autograd.grad(logits.sum(), x)
+    assert clock.seconds == 3
 
 
 def test_a_part_of_autoattack_keeps_the_shares_of_its_attacks(scripts):
