@@ -72,6 +72,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(), "perceptual_at": perceptual_at.__version__,
             **{name: found for name, found in installed.items() if found},
+            **({"cuda": torch.version.cuda} if torch.device(device).type == "cuda" else {}),
         },
         "hardware": {
             "device": device_name(device), "cpu": cpu_name(), "cpus": os.cpu_count(),

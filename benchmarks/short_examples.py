@@ -10,8 +10,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -21,8 +19,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import common  # noqa: E402
 import torch  # noqa: E402
+from record import provenance  # noqa: E402
 
-import perceptual_at  # noqa: E402
 from perceptual_at._files import written_whole  # noqa: E402
 from perceptual_at.data import digits  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
@@ -65,9 +63,7 @@ def main():
     record = {
         "command": f"python benchmarks/short_examples.py --seeds {options.seeds} --epochs {options.epochs}",
         "data": "scikit-learn digits, 360 test images per seed", "threat": "Linf(eps=0.15)", "runs": runs,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "perceptual_at": perceptual_at.__version__},
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads_per_run": 1},
+        "threads_per_run": 1, **provenance(),
     }  # fmt: skip
     with written_whole(options.out) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")

@@ -58,8 +58,11 @@ def loss_of(name: str, model: nn.Module, steps: int, lane: Lane | None) -> Loss:
 
 
 def step(found: Case, loss: Loss) -> Callable[[], None]:
-    """One step of a copy of the model in train mode. Its learning rate is 0, so that every round is the same."""
+    """One step of a copy of the model in train mode, which learns nothing, so that every round is the same."""
     model = copy.deepcopy(found.model).train()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def run() -> None:
@@ -70,6 +73,13 @@ def step(found: Case, loss: Loss) -> Callable[[], None]:
         optimizer.zero_grad()  # a call leaves no memory behind
 
     return run
+
+
+def two_views(found: Case) -> Case:
+    """The first half of the images and a view of each that is hardly another, with the same labels."""
+    x, labels = (part[: len(part) // 2] for part in (found.x, found.labels))
+    near = (x + 1e-3 * torch.randn_like(x)).clamp(0, 1)
+    return Case(found.model, torch.cat([x, near]), labels.repeat(2))
 
 
 def channels_last(found: Case) -> Case:
@@ -112,6 +122,7 @@ def memory(found: Case, steps: int) -> dict[str, dict[str, int]]:
 
 def measured(name: str, found: Case, steps: int, rounds: int) -> dict[str, object]:
     """One row of the table."""
+    found = two_views(found) if name in TWO_VIEWS else found
     functions = ways(name, found, steps)
     for function in functions.values():
         function()

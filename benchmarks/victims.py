@@ -1,5 +1,6 @@
 """Networks for evaluations: trained so far that some images resist and some do not."""
 
+import copy
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ def untrained(images: int, device: torch.device | str = "cpu") -> Victim:
 def small(device: torch.device | str = "cpu") -> Victim:
     """DigitsCNN of width 8 after eight epochs of PGD-AT on 8 x 8 digits: about 70 % robust."""
     model, x, labels = robust_digits()
+    model = copy.deepcopy(model).requires_grad_(True)  # as in a model just loaded
     return Victim("DigitsCNN, width 8", model.to(device), x.to(device), labels.to(device), Linf(0.15))
 
 

@@ -37,8 +37,8 @@ def add_inward(x: Tensor, delta: Tensor) -> Tensor:
     total = x + delta
     back = total - x
     error = (x - (total - back)) + (delta - back)  # exact rounding error of the sum (Knuth's TwoSum)
-    overshoots = torch.where(delta > 0, error < 0, error > 0)
-    return torch.where(overshoots, torch.nextafter(total, x), total)
+    overshoots = (error.sign() * delta.sign()).clamp(max=0)  # -1 or 0; on CPUs much faster than choosing by a mask
+    return total + (total - torch.nextafter(total, x)) * overshoots
 
 
 def cast_toward(value: Tensor, x: Tensor) -> Tensor:

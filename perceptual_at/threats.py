@@ -8,6 +8,7 @@ and bfloat16, whether the difference is taken in the dtype of the inputs or in a
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ from perceptual_at._shapes import per_sample, rows
 
 Bounds = tuple[float, float]
 Ball = TypeVar("Ball", "Linf", "L2", "L1")
+_MOST_ROUNDS = 200  # five to ten are usual
 
 
 @runtime_checkable
@@ -113,10 +115,7 @@ class Linf:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("Linf.project", x_adv, x)
-        reach = _reach(self, center, x.dtype)
-        low, high = _box(self.bounds, x.dtype)
-        lower, upper = add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
-        return cast_toward(torch.minimum(torch.maximum(y, lower), upper), x)
+        return cast_toward(y.clamp(*_limits(self, center, x.dtype)), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The sign of the gradient: every entry moves by one."""
@@ -268,18 +267,9 @@ class L1:
             x: centres of the balls, the same shape, inside the bounds.
         """
         y, center = _pair("L1.project", x_adv, x)
-        low, high = _box(self.bounds, x.dtype)
-        delta = y - center
-        wanted = _flat("L1.project", delta).abs().to(accumulator(delta))
-        room = torch.where(delta > 0, high - center, center - low).clamp_min(0)
-        room = rows(room).to(wanted.dtype)
-        radius = _budget(self, wanted) * (1 - _slack(x.dtype, delta.dtype))
-        threshold = _threshold(wanted, room, radius)
-        moved = torch.minimum((wanted - threshold).clamp_min(0), room).to(delta.dtype).reshape(delta.shape)
-        clipped = y.clamp(low, high)
-        outside = per_sample(_size(self, clipped, center, x.dtype) > _each(self, y), y)
-        nearest = add_inward(center, moved * delta.sign()).clamp(low, high)
-        return cast_toward(_shrink(self, torch.where(outside, nearest, clipped), center, x.dtype), x)
+        boxed = y.clamp(*_box(self.bounds, x.dtype))
+        nearest = _nearest(self, y, boxed, center, x.dtype, _threshold)
+        return cast_toward(_shrink(self, nearest, center, x.dtype), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The whole unit step in the entry with the largest gradient."""
@@ -409,6 +399,50 @@ def _reach(ball: Linf, center: Tensor, dtype: torch.dtype) -> Tensor:
     return per_sample(cast_toward(eps, torch.zeros_like(eps, dtype=dtype)).to(center.dtype), center)
 
 
+def _limits(ball: Linf, center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Smallest and largest allowed values, numbers of `dtype`, in that of the centres."""
+    reach, (low, high) = _reach(ball, center, dtype), _box(ball.bounds, dtype)
+    return add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
+
+
+def projection(threat: Threat, center: Tensor) -> Callable[[Tensor], Tensor]:
+    """`threat.project` around centres that stay: what depends on them alone is computed once."""
+    if center.dtype != wide(center) or not center.numel():
+        return lambda point: threat.project(point, center)
+    if type(threat) is Linf:
+        lower, upper = _limits(threat, center, center.dtype)
+        return lambda point: point.clamp(lower, upper)
+    if center.device.type == "cpu":  # where looking at numbers is free
+        if type(threat) is L2:
+            return lambda point: _project_l2(threat, point, center)
+        if type(threat) is L1:
+            return lambda point: _project_l1(threat, point, center)
+    return lambda point: threat.project(point, center)
+
+
+def _project_l2(ball: L2, point: Tensor, center: Tensor) -> Tensor:
+    """`ball.project`, with less to do when the whole batch is inside the ball."""
+    boxed = point.clamp(*_box(ball.bounds, center.dtype))
+    if _surely_inside(ball, boxed if ball.projection == "box_ball" else point, center):
+        return boxed
+    return ball.project(point, center)
+
+
+def _project_l1(ball: L1, point: Tensor, center: Tensor) -> Tensor:
+    """`ball.project` up to rounding, without sorting."""
+    boxed = point.clamp(*_box(ball.bounds, center.dtype))
+    if _surely_inside(ball, boxed, center):
+        return boxed
+    nearest = _nearest(ball, point, boxed, center, center.dtype, _threshold_by_climbing)
+    return nearest if _surely_inside(ball, nearest, center) else _shrink(ball, nearest, center, center.dtype)
+
+
+def _surely_inside(ball: L2 | L1, point: Tensor, center: Tensor) -> bool:
+    """Whether all are inside, however the norm is computed."""
+    size = ball.norm((point - center).to(accumulator(point)))
+    return bool((size <= _each(ball, point) * (1 - 2 * torch.finfo(point.dtype).eps)).all())
+
+
 def _pair(function: str, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors, checked, in the dtype to compute in."""
     _check.same_shape(function, x=x, x_adv=x_adv)
@@ -449,7 +483,7 @@ def _shrink(ball: L2 | L1, y: Tensor, center: Tensor, dtype: torch.dtype) -> Ten
     radius = eps * (1 - _slack(dtype, y.dtype))
     factor = torch.where(outside, radius / size, torch.ones_like(size)).to(y.dtype)
     moved = add_inward(center, (y - center) * per_sample(factor, y))
-    return torch.where(per_sample(outside, y), moved, y)
+    return y.lerp(moved, per_sample(outside, y).to(y.dtype))  # exact for shares of 0 and 1
 
 
 def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
@@ -459,8 +493,32 @@ def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
     return torch.zeros_like(room).scatter(1, order, torch.minimum(have, (amount - before).clamp_min(0)))
 
 
+def _nearest(
+    ball: L1,
+    y: Tensor,
+    boxed: Tensor,
+    center: Tensor,
+    dtype: torch.dtype,
+    solve: Callable[[Tensor, Tensor, float | Tensor], Tensor],
+) -> Tensor:
+    """Nearest point of ball and box, up to the rounding of its norm; where `boxed` is inside, that."""
+    low, high = _box(ball.bounds, dtype)
+    delta = y - center
+    signs = delta.sign()
+    largest = torch.finfo(delta.dtype).max / 4  # zero times infinity is no room
+    up, down = (min(max(bound, -largest), largest) - center for bound in (high, low))
+    room = torch.maximum(up.mul_(signs), down.mul_(signs)).clamp_min_(0)
+    wanted, room = _flat("L1.project", delta).abs(), rows(room)
+    threshold = solve(wanted, room, _budget(ball, wanted) * (1 - _slack(dtype, delta.dtype))).to(delta.dtype)
+    moved = torch.minimum((wanted - threshold).clamp_min_(0), room).reshape(delta.shape)
+    outside = per_sample(_size(ball, boxed, center, dtype) > _each(ball, y), y)
+    nearest = add_inward(center, moved * signs).clamp_(low, high)
+    return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
+
+
 def _threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
     """Solve `sum(min(max(wanted - t, 0), room)) = radius` for t >= 0 in each row; 0 where the sum is below."""
+    wanted, room = wanted.to(accumulator(wanted)), room.to(accumulator(room))
     ones, end = torch.ones_like(wanted), wanted.new_zeros(wanted.shape[0], 1)
     # Going down from large t, an entry starts to grow at `wanted` and stops at `wanted - room`.
     places = torch.cat([wanted, (wanted - room).clamp_min(0), end], dim=1)
@@ -472,6 +530,30 @@ def _threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
     excess = (sums.gather(1, first) - radius) / slopes.gather(1, first).clamp_min(1)
     solution = places[:, 1:].gather(1, first) + excess
     return torch.where(reached.any(dim=1, keepdim=True), solution, torch.zeros_like(solution))
+
+
+def _threshold_by_climbing(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
+    """The same up to rounding, by Newton's method between bounds that close in; waits for the device every round.
+
+    The sum is linear in `t` between the places that the other form sorts, so that a step from the right piece arrives;
+    where a step would leave the bounds they are halved.
+    """
+    low, high = torch.zeros_like(wanted[:, :1]), wanted.amax(dim=1, keepdim=True)
+    level, near = low, 4 * torch.finfo(wanted.dtype).eps * radius
+    for _ in range(_MOST_ROUNDS):
+        left = wanted - level
+        moved = torch.minimum(left, room).clamp_min_(0)
+        excess = moved.sum(dim=1, keepdim=True) - radius
+        done = (excess.abs() <= near) | ((excess <= 0) & (level == 0))
+        low, high = torch.where(excess > 0, level, low), torch.where(excess > 0, high, level)
+        following = torch.ge(room, left, out=left).mul_(moved.sign_()).sum(dim=1, keepdim=True)
+        step = level + excess / following
+        step = torch.where((step > low) & (step < high), step, (low + high) / 2)
+        step = torch.where(done, level, step)
+        if torch.equal(step, level):
+            break
+        level = step
+    return level
 
 
 def _radius(x: Tensor, draws: _random.Draws) -> Tensor:

@@ -378,3 +378,30 @@ def test_a_start_and_larger_balls_exclude_each_other():
     x = images()
     with pytest.raises(ValueError, match=r"^apgd: `from_larger_eps` has no effect with a given `start`"):
         apgd(Net(), x, classes_of(), L1(1.0), from_larger_eps=True, start=x)
+
+
+@given(seeds, st.sampled_from([1, 6, 300]))
+def test_sparse_steps_move_the_entries_of_largest_gradient(seed, entries):
+    grad, share = normal(seed, 5, entries), uniform(seed + 1, 5)
+    direction = module._Climb._sparse(None, grad, share)
+    for row, gradient, part in zip(direction, grad, share, strict=True):
+        place = min(int((1 - part) * entries), entries - 1)
+        moved = gradient.abs() >= gradient.abs().sort().values[place]
+        assert_close(row, gradient.sign() * moved / moved.sum())
+
+
+def test_a_start_without_a_loss_is_left_for_points_that_have_one():
+    x, labels = torch.full((2, 1, 2, 2), 0.5).double(), torch.tensor([0, 0])
+
+    def loss(logits, labels):  # undefined at the start
+        value = -logits.gather(1, labels[:, None]).squeeze(1)
+        return torch.where((value + 1).abs() < 1e-9, torch.nan, value)
+
+    def model(points):
+        mean = points.flatten(1).mean(dim=1)
+        return torch.stack([2 * mean, mean - 9], dim=1)
+
+    found = apgd(model, x, labels, Linf(0.1), steps=5, loss=loss, start=x.clone())
+    assert_close(found, x)  # the gradient is zero there
+    away = apgd(model, x, labels, Linf(0.1), steps=5, loss=loss, start=x - 0.02)
+    assert_close(away, x - 0.1)

@@ -1,5 +1,6 @@
 """FAB: its projections are exact, its distances those of linear models, its verdicts those of the original code."""
 
+import importlib
 import itertools
 from functools import partial
 
@@ -13,9 +14,15 @@ from torch.testing import assert_close
 from perceptual_at import L1, L2, Linf
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
+from perceptual_at.attacks.fab_projections import (
+    _level_by_climbing,
+    _level_by_sorting,
+    shift_l1,
+    shift_l2,
+    shift_linf,
+)
 from tests.robust_model import robust_digits
-from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, seeds, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, host_reads, normal, seeds, uniform
 
 SHIFTS = {1: shift_l1, 2: shift_l2, torch.inf: shift_linf}
 every_norm = pytest.mark.parametrize("order", SHIFTS)
@@ -132,6 +139,55 @@ def test_a_shift_is_that_of_the_original_code(order):
     expected = theirs(points, normals, gaps + (normals * points).sum(dim=1))
     ours = SHIFTS[order](points, normals, gaps, (0.0, 1.0))
     assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@every_norm
+@pytest.mark.parametrize("reach", [1.0, 30.0, 300.0])
+def test_a_shift_may_take_many_entries(order, reach):
+    points, normals, gaps = planes(7, rows=8, entries=400, reach=reach)
+    shifts = SHIFTS[order](points, normals, gaps, (0.0, 1.0))
+    assert reach < 300 or (shifts != 0).sum(dim=1).max() > 128
+    for row in zip(shifts, points, normals, gaps, strict=True):
+        assert_close(row[0], slow_shift(order, *row[1:], (0.0, 1.0)), rtol=1e-9, atol=1e-9)
+
+
+@every_norm
+def test_several_points_of_one_plane_are_shifted_as_each_alone(order):
+    first, normals, gaps = planes(8, rows=9, entries=300, reach=20.0)
+    second, other_gaps = uniform(9, 9, 300), 20 * normal(10, 9)
+    both = SHIFTS[order](torch.stack([first, second]), normals, torch.stack([gaps, other_gaps]), (0.0, 1.0))
+    assert torch.equal(both[0], SHIFTS[order](first, normals, gaps, (0.0, 1.0)))
+    assert torch.equal(both[1], SHIFTS[order](second, normals, other_gaps, (0.0, 1.0)))
+    for i in range(9):  # nor does it matter who else is there
+        alone = SHIFTS[order](first[i : i + 1], normals[i : i + 1], gaps[i : i + 1], (0.0, 1.0))
+        assert torch.equal(both[0, i : i + 1], alone)
+
+
+@pytest.mark.parametrize("with_pace", [False, True])
+@given(seed=seeds, reach=st.sampled_from([0.0, 0.1, 0.9, 1.0, 2.0]), entries=st.sampled_from([1, 7, 200]))
+def test_a_climb_ends_at_the_level_that_sorting_finds(with_pace, seed, reach, entries):
+    weights = uniform(seed, 6, entries) * (uniform(seed + 1, 6, entries) > 0.2)
+    room = uniform(seed + 2, 2, 6, entries) * (uniform(seed + 3, 2, 6, entries) > 0.3) * (weights > 0)
+    pace = weights if with_pace else None
+    totals = reach * uniform(seed + 4, 2, 6, 1) * (weights * room).sum(dim=-1, keepdim=True)
+    levels = [solve(weights, pace, room, totals) for solve in (_level_by_climbing, _level_by_sorting)]
+    moves = [torch.minimum(level * (1.0 if pace is None else pace), room) for level in levels]
+    assert_close(moves[0], moves[1], rtol=1e-9, atol=1e-12)
+
+
+@every_norm
+def test_undefined_planes_come_to_an_end(order):
+    points, normals, gaps = planes(11)
+    gaps[0], normals[1] = torch.nan, torch.nan
+    shifts = SHIFTS[order](points, normals, gaps, (0.0, 1.0))
+    assert_close(shifts[2:], SHIFTS[order](points[2:], normals[2:], gaps[2:], (0.0, 1.0)))
+
+
+def test_sorting_waits_for_nothing():
+    weights, room = uniform(0, 3, 9), uniform(1, 3, 9)
+    with host_reads() as reads:
+        _level_by_sorting(weights, weights, room, torch.ones(3, 1).double())
+    assert not reads
 
 
 # Distances of linear models ---------------------------------------------------------------------------------------
@@ -526,3 +582,16 @@ def test_malformed_calls_are_refused(change, error, message):
     call |= {"labels": right_labels(call["model"], x)} | change
     with pytest.raises(error, match=f"^fab: .*{message}"):
         fab(call.pop("model"), call.pop("x"), call.pop("labels"), call.pop("threat"), **call)
+
+
+def test_a_step_waits_for_the_device_once_while_nothing_is_in_reach(monkeypatch):
+    fab_projections = importlib.import_module("perceptual_at.attacks.fab_projections")
+    monkeypatch.setattr(fab_projections, "_level_by_climbing", _level_by_sorting)  # as on devices
+    model, x = linear(), uniform(3, 5, 3, 2, 2)
+
+    def reads(steps):
+        with host_reads() as seen:
+            fab(model, x, right_labels(model, x), Linf(1e-4), steps=steps, target_classes=1)
+        return len(seen)
+
+    assert reads(12) - reads(7) == 5

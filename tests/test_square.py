@@ -14,7 +14,7 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks import cross_entropy
 from perceptual_at.attacks.square import _grid, _pyramids, _side, square
 from tests.robust_model import robust_digits
-from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, uniform
+from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, host_reads, normal, uniform
 
 THREATS = [Linf(0.1), L2(0.4), L1(1.2)]
 every_threat = pytest.mark.parametrize("threat", THREATS, ids=lambda threat: type(threat).__name__)
@@ -121,6 +121,34 @@ def test_linf_starts_with_stripes_and_goes_on_with_squares():
             if len(rows):
                 assert rows.max() - rows.min() < side
                 assert columns.max() - columns.min() < side
+
+
+@every_threat
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_proposals_stay_as_the_model_was_given_them(threat, early_stop):
+    given, copies, x = [], [], uniform(0, 4, 1, 8, 8)
+
+    def model(points):
+        given.append(points)
+        copies.append(points.clone())
+        return torch.stack([points.flatten(1).mean(dim=1), torch.full((len(points),), 0.48).double()], dim=1)
+
+    square(model, x, torch.zeros(4, dtype=torch.long), threat, queries=40, early_stop=early_stop)
+    for points, copy in zip(given[1:], copies[1:], strict=True):
+        assert torch.equal(points, copy)
+
+
+def test_a_query_waits_for_the_device_once():
+    def reads(queries):
+        def model(points):  # never wrong
+            return torch.stack([points.mean(dim=(1, 2, 3)), torch.full((len(points),), -9.0).double()], dim=1)
+
+        x, labels = uniform(0, 4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+        with host_reads() as seen:
+            square(model, x, labels, Linf(0.1), queries=queries, generator=generator(0))
+        return len(seen)
+
+    assert reads(30) - reads(20) == 10
 
 
 def places(threat, reach_edge):

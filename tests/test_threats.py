@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Linf, Threat, pgd
+from perceptual_at.threats import _threshold, _threshold_by_climbing, projection
 from tests.strategies import (
     BOUNDS,
     DTYPES,
@@ -25,6 +26,7 @@ from tests.strategies import (
     seeds,
     shapes,
     threats,
+    uniform,
 )
 
 ONE_OF_EACH = [Linf(0.25), L2(0.5), L2(0.5, projection="ball_box"), L1(1.0)]
@@ -80,6 +82,52 @@ def test_projecting_twice_changes_no_bit(threat, shape, seed, scale, dtype):
     x = clean_inputs(seed, shape, threat.bounds, dtype)
     once = threat.project(x + normal(seed + 1, *shape, scale=scale, dtype=dtype), x)
     assert torch.equal(threat.project(once, x), once)
+
+
+@given(threats(), shapes, seeds, st.sampled_from([1e-7, 0.001, 1.0, 40.0]), dtypes)
+def test_projections_around_centres_that_stay_are_those_of_the_threat(threat, shape, seed, scale, dtype):
+    x = clean_inputs(seed, shape, threat.bounds, dtype)
+    project = projection(threat, x)
+    points = [x + normal(seed + i, *shape, scale=scale, dtype=dtype) for i in range(1, 3)]
+    points.append(torch.cat([points[0][:1], x[1:]]))  # one sample moves, the others stay
+    for point in (*points, threat.project(points[0], x)):
+        projected = project(point)
+        assert_inside(threat, projected, x)
+        tolerance = 50 * torch.finfo(dtype).eps * max([1.0, *(abs(b) for b in threat.bounds if math.isfinite(b))])
+        assert_close(projected, threat.project(point, x), rtol=tolerance, atol=tolerance * max(1.0, scale))
+
+
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+def test_centres_that_stay_may_have_budgets_of_their_own(kind):
+    threat, x = kind(torch.tensor([0.05, 0.5, 0.9])), uniform(0, 3, 20)
+    for scale in (0.01, 1.0):
+        point = x + normal(1, 3, 20, scale=scale)
+        assert_close(projection(threat, x)(point), threat.project(point, x))
+
+
+def test_a_threat_of_the_users_own_projects_itself_around_centres_that_stay():
+    class Still(L2):
+        def project(self, x_adv, x):
+            return x
+
+    x = uniform(0, 3, 4)
+    assert torch.equal(projection(Still(0.5), x)(x + 1), x)
+
+
+@given(seeds, st.sampled_from([0.01, 0.5, 0.99, 2.0]), st.sampled_from([1, 5, 300]))
+def test_the_l1_threshold_is_found_without_sorting_too(seed, share, entries):
+    wanted = normal(seed, 4, entries).abs() * (uniform(seed + 1, 4, entries) > 0.3)
+    room = uniform(seed + 2, 4, entries) * (uniform(seed + 3, 4, entries) > 0.3)
+    radius = share * torch.minimum(wanted, room).sum(dim=1, keepdim=True) + 1e-3
+    found, sorted_out = (solve(wanted, room, radius) for solve in (_threshold_by_climbing, _threshold))
+    moved, expected = (torch.minimum((wanted - t).clamp_min(0), room) for t in (found, sorted_out))
+    assert_close(moved, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_threshold_that_is_undefined_comes_to_an_end():
+    wanted = torch.tensor([[math.nan, 1.0], [2.0, 1.0]])
+    found = _threshold_by_climbing(wanted, torch.ones(2, 2), 1.0)
+    assert_close(found[1], torch.tensor([1.0]))
 
 
 @given(threats(), shapes, seeds, st.sampled_from([0.0, 0.1, 0.9]), dtypes)

@@ -19,7 +19,7 @@ from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.starts import far_start
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, likely_targets, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, Threat, select
+from perceptual_at.threats import L1, Threat, projection, select
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -194,14 +194,22 @@ def _run(
         for index in range(length + 1):
             if index:
                 climb.advance(index, length)
-            wrong = climb.look(search, best, index, counts=counts)
-            if counts and early_stop and bool(wrong.any()):
-                climb.take(~wrong)
+            seen, wrong = climb.look(index)
+            if counts and not early_stop:
+                wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
+                climb.note(search, best, seen, wrong, index)
+            elif counts and bool(wrong.any()):
+                wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
+                search.record(climb.at, seen, wrong, index)
+                climb.take(~wrong, search)
                 if not len(climb.at):
                     return
             if index and index < length:
                 climb.check(length)
         first = climb.state.best_point  # where the next phase goes on
+    climb.spend(search)
+    if early_stop:
+        climb.settle(search, best)
 
 
 @dataclasses.dataclass
@@ -223,6 +231,7 @@ class _State:
     spread: Tensor  # entries that the best point had moved at the last checkpoint, L1
 
     def take(self, kept: Tensor) -> "_State":
+        """Those of some of the samples."""
         return _State(*(getattr(self, field.name)[kept] for field in dataclasses.fields(self)))
 
 
@@ -247,16 +256,26 @@ class _Climb:
         self.threat, self.at, self.rho = threat, at, rho
         self.center = x.to(wide(x))
         self.sparse = isinstance(threat, L1)
+        self.gradients = 0  # passes that are not yet in the books, of each sample that is still climbing
 
-    def take(self, kept: Tensor) -> None:
+    def take(self, kept: Tensor, search: Search) -> None:
         """Go on with some of the samples."""
+        self.spend(search)
+        kept = kept.nonzero().squeeze(1)
         self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
         self.targets = None if self.targets is None else self.targets[kept]
         self.threat = select(self.threat, kept)
+        self.project = projection(self.threat, self.center)
         self.state = self.state.take(kept)
+
+    def spend(self, search: Search) -> None:
+        """Enter the passes into the books."""
+        search.spend(self.at, gradients=self.gradients)
+        self.gradients = 0
 
     def begin(self, point: Tensor, *, fresh: bool) -> None:
         """Place every sample at its start."""
+        self.project = projection(self.threat, self.center)
         zeros = point.new_zeros(len(point), dtype=torch.promote_types(point.dtype, torch.float32))
         step_size = (1.0 if self.sparse else 2.0) * budgets("apgd", self.threat, self.center)
         entries = float(max(1, rows(point).shape[1]))
@@ -264,29 +283,20 @@ class _Climb:
         share = zeros + _FIRST_SHARE if fresh else spread / entries / _DENSER
         self.state = _State(
             point=point, previous=point, grad=torch.zeros_like(point), values=zeros, step_size=step_size,
-            best_point=point, best_grad=torch.zeros_like(point), best_values=zeros - math.inf,
+            best_point=point.clone(), best_grad=torch.zeros_like(point), best_values=zeros - math.inf,
             checked_values=zeros, halved=torch.ones_like(zeros, dtype=torch.bool), rises=zeros,
             share=share, spread=spread,
         )  # fmt: skip
         self.since_check, self.interval = 0, 0
 
-    def look(self, search: Search, best: Tensor, index: int, *, counts: bool) -> Tensor:
-        """Ask for loss and gradient at the current points; gives the mask of the misclassified."""
+    def look(self, index: int) -> tuple[Tensor, Tensor]:
+        """Ask for loss and gradient at the current points; gives what was seen, and the mask of the misclassified."""
         state = self.state
         seen, targets = visible(state.point, self.x, self.threat), self.targets
         loss = self.loss if targets is None else lambda logits, labels: self.loss(logits, labels, targets)
         values, grad, logits = self.queries.gradient(seen, self.labels, loss)
         values, grad = values.to(state.rises.dtype), grad.to(state.point.dtype)
-        search.spend(self.at, gradients=self.queries.eot)
-        wrong = misclassified(logits, self.labels)
-        if counts:
-            wrong = search.confirmed(self.queries, self.at, seen, wrong)
-            # Misclassified points come first; among them, and among the others, those of larger loss.
-            had, so_far = search.success[self.at], best[self.at]
-            better = (wrong & ~had) | ((wrong == had) & (values > so_far))
-            search.record(self.at, seen, better & wrong, index)
-            search.settle(self.at, seen, better)
-            best[self.at] = torch.where(better, values.to(best.dtype), so_far)
+        self.gradients += self.queries.eot
         # The original compares the first step's loss with 0 instead of the start's; its step sizes depend on it.
         before = state.values if index > 1 else torch.zeros_like(values)
         state.rises = state.rises + (values > before) if index else state.rises
@@ -295,25 +305,38 @@ class _Climb:
             improved = torch.ones_like(improved)
             state.checked_values = values
         state.values, state.grad = values, grad
-        state.best_values = torch.where(improved, values, state.best_values)
-        state.best_point = torch.where(per_sample(improved, state.point), state.point, state.best_point)
+        defined = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # of a start without a loss
+        state.best_values = torch.where(improved, defined, state.best_values)
+        state.best_point.lerp_(state.point, per_sample(improved, grad).to(grad.dtype))  # exact for shares of 0 and 1
         state.best_grad = torch.where(per_sample(improved, grad), grad, state.best_grad)
-        return wrong
+        return seen, misclassified(logits, self.labels)
+
+    def note(self, search: Search, best: Tensor, seen: Tensor, wrong: Tensor, index: int) -> None:
+        """Keep what was seen: misclassified points first; among them, and among the others, those of larger loss."""
+        had, so_far, values = search.success[self.at], best[self.at], self.state.values.to(best.dtype)
+        better = (wrong & ~had) | ((wrong == had) & (values > so_far))
+        search.record(self.at, seen, better & wrong, index)
+        search.settle(self.at, seen, better)
+        best[self.at] = torch.where(better, values, so_far)
+
+    def settle(self, search: Search, best: Tensor) -> None:
+        """Keep the points of largest loss, of samples that all points of the run left right."""
+        values, so_far = self.state.best_values.to(best.dtype), best[self.at]
+        search.settle(self.at, visible(self.state.best_point, self.x, self.threat), values > so_far)
+        best[self.at] = torch.fmax(values, so_far)
 
     def advance(self, index: int, length: int) -> None:
         """One step of every sample."""
         if index == 1:
             share = _CHECK_L1 if self.sparse else _FIRST_CHECK
             self.since_check, self.interval = 0, max(int(share * length), 1)
-        state, project = self.state, self.threat.project
+        state = self.state
         step_size = per_sample(state.step_size.to(state.point.dtype), state.point)
-        if self.sparse:
-            target = project(state.point + step_size * self._sparse(state.grad, state.share), self.center)
-        else:
-            target = project(state.point + step_size * self.threat.steepest(state.grad), self.center)
-            weight = _MOMENTUM if index > 1 else 1.0
-            inertia = (1 - weight) * (state.point - state.previous)
-            target = project(state.point + weight * (target - state.point) + inertia, self.center)
+        direction = self._sparse(state.grad, state.share) if self.sparse else self.threat.steepest(state.grad)
+        target = self.project(torch.addcmul(state.point, direction, step_size))
+        if not self.sparse and index > 1:
+            inertia = (1 - _MOMENTUM) * (state.point - state.previous)
+            target = self.project(inertia.add_(torch.lerp(state.point, target, _MOMENTUM)))
         state.previous, state.point = state.point, target
         self.since_check += 1
 
@@ -360,6 +383,8 @@ class _Climb:
         flat = rows(grad).abs()
         entries = flat.shape[1]
         place = ((1 - share) * entries).long().clamp(0, entries - 1)
-        least = flat.sort(dim=1).values.gather(1, place[:, None])
+        rank = entries - 1 - place  # from the largest; how many to look at is known without waiting on CPUs only
+        few = int(rank.max()) + 1 if rank.device.type == "cpu" else entries
+        least = flat.topk(few, dim=1).values.gather(1, rank[:, None])
         signs = rows(grad).sign() * (flat >= least)
         return (signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)).reshape(grad.shape)

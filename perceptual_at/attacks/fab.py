@@ -22,6 +22,7 @@ from perceptual_at.threats import L1, L2, Bounds, Linf, select
 _SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
     Linf: shift_linf, L2: shift_l2, L1: shift_l1,
 }  # fmt: skip
+_ORDERS = {Linf: torch.inf, L2: 2.0, L1: 1.0}
 _DUAL_ORDERS = {Linf: 1.0, L2: 2.0, L1: torch.inf}
 
 
@@ -177,6 +178,8 @@ class _Trip:
         self.threat, self.shift, self.bounds = select(threat, at), _SHIFTS[type(threat)], threat.bounds
         self.center = self.x.to(wide(x))
         self.point = self.center
+        self.order, self.dual_order = _ORDERS[type(threat)], _DUAL_ORDERS[type(threat)]
+        self.gradients = self.forwards = 0  # passes that are not yet in the books, of each that is still travelling
 
     def depart(self, numbers: _random.SampleGenerator, reach: Tensor) -> None:
         """Start on the sphere of radius `reach` around the clean input, inside the box."""
@@ -193,13 +196,14 @@ class _Trip:
         for step in range(steps_before + 1, steps_before + settings.steps + 1):
             normal, gap = self._boundary()
             self.point = self._approach(normal, gap, settings)
-            wrong = self._judge(nearest, step)
-            back = self.center + settings.beta * (self.point - self.center)
-            self.point = torch.where(per_sample(wrong, back), back, self.point)
-            if settings.early_stop:
+            wrong, noted = self._judge(nearest, step)
+            onward = torch.where(wrong, settings.beta, 1.0).to(self.point.dtype)
+            self.point = torch.lerp(self.center, self.point, per_sample(onward, self.point))
+            if settings.early_stop and noted:
                 self._take(~self.search.success[self.at])
                 if not len(self.at):
                     return
+        self._spend()
 
     def _boundary(self) -> tuple[Tensor, Tensor]:
         """The nearest of the linearised boundaries at the current points: its normal `(B, N)` and how far to climb.
@@ -208,61 +212,86 @@ class _Trip:
         """
         seen = self.point.to(self.x.dtype).detach().requires_grad_()
         logits = self.queries.logits_to_differentiate(seen, self.labels)
-        own = logits.gather(1, self.labels[:, None]).squeeze(1)
-        classes = self._rivals(logits)
-        self.search.spend(self.at, gradients=len(classes), forwards=1 - len(classes))  # all from one forward pass
+        self.forwards += 1
+        if self.targets is not None:
+            lead, normal = self._ahead(logits, seen, self.targets)
+            return normal, -torch.where(lead.isfinite(), lead, 0.0)
         normal, gap = torch.zeros_like(rows(self.center)), torch.zeros_like(self.eps)
         shortest = torch.full_like(self.eps, torch.inf)
-        for i, rival in enumerate(classes):
-            lead = logits.gather(1, rival[:, None]).squeeze(1) - own
-            grad = rows(self.queries.pull_back(lead.sum(), seen, retain_graph=i + 1 < len(classes))).to(normal.dtype)
-            lead = lead.detach().to(normal.dtype)
-            steepness = torch.linalg.vector_norm(grad, ord=_DUAL_ORDERS[type(self.threat)], dim=1)
-            distance = lead.abs() / (steepness + 1e-12)
-            nearer = (distance < shortest) & (rival != self.labels)
+        for rival in range(classes := logits.shape[1]):
+            lead, grad = self._ahead(
+                logits, seen, torch.full_like(self.labels, rival), retain_graph=rival + 1 < classes
+            )
+            distance = lead.abs() / (_length(grad, self.dual_order) + 1e-12)
+            nearer = (distance < shortest) & (self.labels != rival)
             normal, gap = torch.where(nearer[:, None], grad, normal), torch.where(nearer, -lead, gap)
             shortest = torch.where(nearer, distance, shortest)
         return normal, gap
 
-    def _rivals(self, logits: Tensor) -> list[Tensor]:
-        """The classes whose boundaries are considered, each as `(B,)`."""
-        if self.targets is not None:
-            return [self.targets]
-        return [torch.full_like(self.labels, index) for index in range(logits.shape[1])]
+    def _ahead(
+        self, logits: Tensor, seen: Tensor, rivals: Tensor, *, retain_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """How far the logits of `rivals` are ahead of the label's, and the gradient of that."""
+        pair = torch.stack([rivals, self.labels], dim=1)
+        ahead, behind = logits.detach().gather(1, pair).to(self.center.dtype).unbind(dim=1)
+        weights = torch.zeros_like(logits).scatter_(1, pair[:, :1], 1.0).scatter_(1, pair[:, 1:], -1.0)
+        grad = self.queries.pull_back((logits * weights).sum(), seen, retain_graph=retain_graph)
+        self.gradients += 1
+        return ahead - behind, rows(grad).to(self.center.dtype)
 
     def _approach(self, normal: Tensor, gap: Tensor, settings: _Settings) -> Tensor:
         """The next points: steps onto the boundary from here and from the clean input, mixed."""
         here, clean = rows(self.point), rows(self.center)
-        from_clean = gap + (normal * (here - clean)).sum(dim=1)
-        gaps = torch.cat([gap, from_clean])
-        shift = self.shift(torch.cat([here, clean]), normal.repeat(2, 1), gaps, self.bounds)
-        length, clean_length = self.threat.norm(shift).clamp_min(1e-8).chunk(2)
-        share = (length / (length + clean_length)).clamp_max(settings.alpha_max)[:, None]
-        shift, clean_shift = shift.chunk(2)
-        mixed = (1 - share) * (here + settings.eta * shift) + share * (clean + settings.eta * clean_shift)
-        return mixed.clamp(*self.bounds).reshape(self.point.shape)
+        both = torch.stack([here, clean])
+        gaps = torch.stack([gap, gap + torch.linalg.vecdot(normal, here - clean)])
+        shift = self.shift(both, normal, gaps, self.bounds)
+        length, clean_length = _length(shift, self.order).clamp_min(1e-8)
+        share = (length / (length + clean_length)).clamp_max(settings.alpha_max)
+        arrived, clean_arrived = both.add_(shift, alpha=settings.eta)
+        mixed = torch.lerp(arrived, clean_arrived, share[:, None])
+        return mixed.clamp_(*self.bounds).reshape(self.point.shape)
 
-    def _judge(self, nearest: Tensor, step: int) -> Tensor:
-        """Keep misclassified points that are inside and nearer than those before; gives all that are misclassified."""
-        distance = self.threat.norm(self.point - self.center)
+    def _judge(self, nearest: Tensor, step: int) -> tuple[Tensor, bool]:
+        """Keep misclassified points that are inside and nearer than those before.
+
+        Gives all that are misclassified, and whether there were points inside. Looking for some is all that waits for
+        the device.
+        """
+        distance = _length(rows(self.point - self.center), self.order)
         inside = distance <= self.eps
-        seen = self.point.to(self.x.dtype)
-        if inside.any():  # what is judged is what may be returned
+        seen, some = self.point.to(self.x.dtype), bool(inside.any())
+        if some:  # what is judged is what may be returned
             among = select(self.threat, inside)
             seen[inside] = among.project(self.point[inside], self.x[inside])
         wrong = misclassified(self.queries.guess(seen, self.labels), self.labels)
-        self.search.spend(self.at, forwards=1)
-        better = wrong & inside & (distance < nearest[self.at])
-        better = self.search.confirmed(self.queries, self.at, seen, better)
-        self.search.record(self.at, seen, better, step)
-        nearest[self.at] = torch.where(better, distance, nearest[self.at])
-        return wrong
+        self.forwards += 1
+        if some:
+            better = wrong & inside & (distance < nearest[self.at])
+            better = self.search.confirmed(self.queries, self.at, seen, better)
+            self.search.record(self.at, seen, better, step)
+            nearest[self.at] = torch.where(better, distance, nearest[self.at])
+        return wrong, some
+
+    def _spend(self) -> None:
+        """Enter the passes into the books."""
+        self.search.spend(self.at, gradients=self.gradients, forwards=self.forwards - self.gradients)
+        self.gradients = self.forwards = 0
 
     def _take(self, kept: Tensor) -> None:
         """Go on with some of the samples."""
         if kept.all():
             return
+        self._spend()
         self.x, self.center, self.point = self.x[kept], self.center[kept], self.point[kept]
         self.labels, self.eps, self.at = self.labels[kept], self.eps[kept], self.at[kept]
         self.targets = None if self.targets is None else self.targets[kept]
         self.threat = select(self.threat, kept)
+
+
+def _length(value: Tensor, order: float) -> Tensor:
+    """Norm of each row."""
+    if order == 2:
+        length: Tensor = torch.linalg.vector_norm(value, dim=-1)
+        return length
+    size = value.abs()
+    return size.sum(dim=-1) if order == 1 else size.amax(dim=-1)

@@ -17,14 +17,16 @@ from torch.nn import functional
 
 from perceptual_at.threats import Bounds
 
+_FEW = 128  # entries that a step in L1 hardly ever needs more of
+
 
 def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
     r"""Shift with the smallest largest entry, $m_i = \min(\lambda, r_i)$.
 
     Args:
-        points: places in the box to start from, $t$; shape `(B, N)`.
+        points: places in the box to start from, $t$; shape `(B, N)`, or `(S, B, N)` for several of each hyperplane.
         normals: of the hyperplanes, $w$; shape `(B, N)`. Where a row is zero, nothing moves.
-        gaps: what is missing in $w \cdot t$, $g$; shape `(B,)`.
+        gaps: what is missing in $w \cdot t$, $g$; shape `(B,)` or `(S, B)`.
         bounds: smallest and largest value of an entry, $l$ and $u$; may be infinite.
 
     Returns:
@@ -39,7 +41,7 @@ def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) ->
         tensor([[0.3750, 0.1250]])
     """
     way = _way(points, normals, gaps, bounds)
-    return way.signs * torch.minimum(_level(way.weights, way.room, way.gaps), way.room)
+    return torch.minimum(_level(way.weights, None, way.room, way.gaps), way.room).mul_(way.signs)
 
 
 def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
@@ -63,9 +65,8 @@ def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
         tensor([[ 0.3750, -0.1250]])
     """
     way = _way(points, normals, gaps, bounds)
-    limits = torch.where(way.weights > 0, way.room / way.weights, way.room)
-    level = torch.minimum(_level(way.weights.square(), limits, way.gaps), limits)
-    return way.signs * torch.minimum(level * way.weights, way.room)
+    level = _level(way.weights, way.weights, way.room, way.gaps)
+    return torch.minimum(level * way.weights, way.room).mul_(way.signs)
 
 
 def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> Tensor:
@@ -89,16 +90,17 @@ def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
         tensor([[ 0.5000, -0.2500]])
     """
     way = _way(points, normals, gaps, bounds)
-    weights, order = way.weights.sort(dim=1, descending=True, stable=True)
-    room = way.room.gather(1, order)
-    full = weights * room
-    gained = torch.minimum(full, (way.gaps - _before(full)).clamp_min(0))
-    moved = torch.where(gained == full, room, gained / weights)
-    return way.signs * torch.zeros_like(moved).scatter(1, order, moved)
+    entries = points.shape[-1]
+    few = min(entries, _FEW) if points.device.type == "cpu" else entries
+    moved, short = _largest_first(way, few)
+    if few < entries and short.any():
+        rest = _Way(way.signs, way.weights[short], way.room[..., short, :], way.gaps[..., short, :])
+        moved[..., short, :], _ = _largest_first(rest, entries)
+    return moved.mul_(way.signs)
 
 
 class _Way(NamedTuple):
-    """The way to the plane: where to, how much an entry counts, how far it can go, how much is missing `(B, 1)`."""
+    """The way to the plane: where to, how much an entry counts, how far it can go, how much is missing `(..., 1)`."""
 
     signs: Tensor
     weights: Tensor
@@ -108,31 +110,76 @@ class _Way(NamedTuple):
 
 def _way(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> _Way:
     """Turn the plane so that every entry moves by a positive amount, and scale its largest weight to one."""
-    facing = torch.where(gaps[:, None] < 0, -normals, normals)
-    weights = facing.abs()
-    largest = weights.amax(dim=1, keepdim=True)
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    weights = weights / unit
+    info = torch.finfo(points.dtype)
+    largest = normals.abs().amax(dim=-1, keepdim=True)
+    unit = largest.masked_fill(largest == 0, 1.0)
     # Weights whose square is zero in this dtype would be neither there nor absent.
-    weights = torch.where(weights > torch.finfo(weights.dtype).tiny ** 0.5, weights, torch.zeros_like(weights))
-    room = torch.where(facing > 0, bounds[1] - points, points - bounds[0]).clamp_min(0)
-    room = torch.where(weights > 0, room, torch.zeros_like(room))
-    return _Way(facing.sign(), weights, room, gaps.abs()[:, None] / unit)
+    facing = functional.hardshrink(normals / unit, info.tiny**0.5)
+    signs = facing.sign() * gaps.sign()[..., None]
+    low, high = (min(max(bound, -info.max / 4), info.max / 4) for bound in bounds)  # 0 times infinity is no room
+    room = torch.maximum((high - points).mul_(signs), (low - points).mul_(signs)).clamp_min_(0)
+    return _Way(signs, facing.abs(), room, gaps.abs()[..., None] / unit)
 
 
-def _level(weights: Tensor, limits: Tensor, totals: Tensor) -> Tensor:
-    """Solve `sum(weights * min(level, limits)) = totals` in each row; infinite where the sum stays below."""
-    limits, order = limits.sort(dim=1, stable=True)
-    weights = weights.gather(1, order)
-    settled = _before(weights * limits)  # by the entries with lower limits
-    slope = weights.flip(1).cumsum(dim=1).flip(1)  # of the entries that still grow
+def _largest_first(way: _Way, few: int) -> tuple[Tensor, Tensor]:
+    """How far entries move when only `few`, those of the largest weights, may; and the rows `(B,)` with more to do."""
+    weights, order = way.weights.topk(few, dim=-1)
+    order = order.expand(*way.room.shape[:-1], few)
+    room = way.room.gather(-1, order)
+    full = weights * room
+    gained = torch.minimum(full, (way.gaps - _before(full)).clamp_min(0))
+    moved = torch.zeros_like(way.room).scatter_(-1, order, torch.where(gained == full, room, gained / weights))
+    short = (gained[..., -1] == full[..., -1]).reshape(-1, weights.shape[0]).any(dim=0)
+    return moved, short
+
+
+def _level(weights: Tensor, pace: Tensor | None, room: Tensor, totals: Tensor) -> Tensor:
+    """Solve `sum(weights * min(level * pace, room)) = totals` in each row; huge where the sum stays below.
+
+    None is a pace of one. Sorting waits for nothing, the climb looks at every round whether it was the last; on CPUs
+    looking is free, and a climb takes a few rounds.
+    """
+    solve = _level_by_climbing if room.device.type == "cpu" else _level_by_sorting
+    return solve(weights, pace, room, totals)
+
+
+def _level_by_climbing(weights: Tensor, pace: Tensor | None, room: Tensor, totals: Tensor) -> Tensor:
+    """Newton's method from 0: the sum is concave in the level, so that no step goes too far.
+
+    A row is done when a step has brought no entry to rest, because then the sum was linear on all of its way.
+    """
+    largest = torch.finfo(room.dtype).max
+    slopes = weights if pace is None else weights * pace
+    level, gained, before = torch.zeros_like(totals), torch.zeros_like(totals), torch.full_like(totals, -1.0)
+    at_work, reach = torch.empty_like(room), level  # one buffer for all rounds
+    for _ in range(room.shape[-1] + 2):  # every round but the last brings an entry to rest
+        slope = torch.gt(room, reach, out=at_work).mul_(slopes).sum(dim=-1, keepdim=True)
+        if torch.equal(slope, before):
+            break
+        step = torch.where(slope > 0, (totals - gained) / slope, largest).clamp_(0, largest)
+        level = (level + step * (slope != before)).clamp_(max=largest)
+        reach = level if pace is None else level * pace
+        gained = torch.minimum(reach, room, out=at_work).mul_(weights).sum(dim=-1, keepdim=True)
+        before = slope
+    return level
+
+
+def _level_by_sorting(weights: Tensor, pace: Tensor | None, room: Tensor, totals: Tensor) -> Tensor:
+    """All levels at which an entry comes to rest, in their order, and the sum at each of them."""
+    largest = torch.finfo(room.dtype).max
+    limits = room if pace is None else torch.where(pace > 0, room / pace, room)
+    slopes = weights if pace is None else weights * pace
+    limits, order = limits.sort(dim=-1, stable=True)
+    slopes = slopes.expand_as(limits).gather(-1, order)
+    settled = _before(slopes * limits)  # by the entries with lower limits
+    slope = slopes.flip(-1).cumsum(dim=-1).flip(-1)  # of the entries that still grow
     reached = settled + limits * slope >= totals
-    first = reached.to(torch.uint8).argmax(dim=1, keepdim=True)
+    first = reached.to(torch.uint8).argmax(dim=-1, keepdim=True)
     smallest = torch.finfo(slope.dtype).tiny
-    level = (totals - settled.gather(1, first)) / slope.gather(1, first).clamp_min(smallest)
-    return torch.where(reached.any(dim=1, keepdim=True), level, torch.full_like(level, torch.inf))
+    level = (totals - settled.gather(-1, first)) / slope.gather(-1, first).clamp_min(smallest)
+    return torch.where(reached.any(dim=-1, keepdim=True), level, largest).clamp_max(largest)
 
 
 def _before(value: Tensor) -> Tensor:
     """Sum of the earlier entries of each row."""
-    return functional.pad(value[:, :-1], (1, 0)).cumsum(dim=1)
+    return functional.pad(value[..., :-1], (1, 0)).cumsum(dim=-1)

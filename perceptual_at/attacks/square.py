@@ -16,7 +16,7 @@ from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import AttackLoss, margin
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Linf, select
+from perceptual_at.threats import L1, L2, Linf, projection, select
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _ORDERS: dict[type, int] = {L2: 2, L1: 1}
@@ -161,25 +161,25 @@ class _Climb:
         self.asked, self.loss, self.search, self.held, self.at = asked, loss, search, held, at
         self.x, self.labels, self.eps, self.numbers = x[at], labels[at], eps[at], numbers
         self.threat, self.kind = select(threat, at), type(threat)
-        self.point = self.x
+        self.point = self.x.clone()
         self.values = torch.full_like(held[at], -math.inf)
-        self.won = torch.zeros_like(at, dtype=torch.bool)
-        self.drawn = at  # random numbers of the next proposals
+        self.won, self.some_won = torch.zeros_like(at, dtype=torch.bool), False
+        self.forwards = 0  # passes that are not yet in the books, of each sample in play
+        self.project = projection(self.threat, self.x)
+        self.edges = self._edges()
+        self.squares = _Squares(self.x, self.numbers)
 
     def go(self, queries: int, p_init: float, reach_edge: bool, early_stop: bool, steps_before: int) -> None:
         """Judge the start, then one proposal per query."""
         self._judge(self._start(), steps_before + 1)
         for query in range(queries):
-            if early_stop:
+            if early_stop and self.some_won:
                 self._take(~self.won)
             if not len(self.at):
                 return
-            if query % _CHUNK == 0:
-                shape = (len(self.at), _CHUNK, 5 + self.x.shape[1])
-                self.drawn = self.numbers.fork(1 + query // _CHUNK).integers(shape, below=2**31)
-            side = _side(self.kind, p_init, query, *self.x.shape[2:])
-            proposed = self._proposal(self.drawn[:, query % _CHUNK], side, reach_edge)
-            self._judge(proposed, steps_before + query + 2)
+            self.squares.draw(query, _side(self.kind, p_init, query, *self.x.shape[2:]), reach_edge)
+            self._judge(self._proposal(query), steps_before + query + 2)
+        self._spend()
         better = self.values > self.held[self.at]
         self.search.settle(self.at, self.point, better)
         self.held[self.at] = torch.where(better & ~self.search.success[self.at], self.values, self.held[self.at])
@@ -190,7 +190,7 @@ class _Climb:
         samples, channels, height, width = self.x.shape
         if self.kind is Linf:
             stripes = numbers.signs((samples, channels, 1, width))
-            return self.threat.project(self.x + 2 * reach * stripes, self.x)
+            return self.project(self.x + 2 * reach * stripes)
         side, first, down, across = _grid(height, width)
         turned = numbers.fork(1).integers((samples, down * across), below=2)
         signs = numbers.signs((samples, channels, down * across, 1, 1))
@@ -201,42 +201,48 @@ class _Climb:
         delta[:, :, covered[0], covered[1]] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
         return self._allowed(delta)
 
-    def _proposal(self, drawn: Tensor, side: int, reach_edge: bool) -> Tensor:
+    def _proposal(self, query: int) -> Tensor:
         """The current points with another square."""
-        channels, height, width = self.x.shape[1:]
-        down = drawn[:, 0:4:2] % max(1, height - side + reach_edge)
-        across = drawn[:, 1:4:2] % max(1, width - side + reach_edge)
-        first = _places(down[:, 0], across[:, 0], side, width, channels)
-        signs = (drawn[:, 5:, None] & 1) * 2 - 1
+        first, signs = self.squares.places(query, 0), self.squares.signs(query)
+        places = first[:, None].expand(-1, self.x.shape[1], -1)
         if self.kind is Linf:
-            clean = self.x.flatten(2).gather(2, first)
-            changed = self.threat.project(clean + 2 * per_sample(self.eps, clean) * signs, clean)
-            return self.point.flatten(2).scatter(2, first, changed).reshape(self.x.shape)
-        second = _places(down[:, 1], across[:, 1], side, width, channels)
-        pattern = signs * self._pyramids(side).flatten(1)[drawn[:, 4] & 1][:, None]
-        return self._moved(first, second, pattern)
+            changed = self.edges.gather(2, places + self.edges.shape[2] // 2 * (signs > 0))
+            return self.point.flatten(2).scatter(2, places, changed).reshape(self.x.shape)
+        second = self.squares.places(query, 1)[:, None].expand_as(places)
+        pattern = signs * self._pyramids(self.squares.side).flatten(1)[self.squares.turned(query)][:, None]
+        return self._moved(places, second, pattern)
+
+    def _edges(self) -> Tensor:
+        """In `Linf`, the smallest allowed images and the largest, one behind the other in every channel."""
+        if self.kind is not Linf:
+            return self.x
+        far = 2 * per_sample(self.eps, self.x)
+        ends = [self.project(self.x + way).flatten(2) for way in (-far, far)]
+        return torch.cat(ends, dim=2)
 
     def _moved(self, first: Tensor, second: Tensor, pattern: Tensor) -> Tensor:
         """The current points with a pyramid added in the first square, and the second one emptied."""
         order, channels = _ORDERS[self.kind], self.x.shape[1]
         delta = (self.point.to(self.eps.dtype) - self.x).flatten(2)
-        size = per_sample(self.threat.norm(delta), delta)
+        size = per_sample(torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1), delta)
         old = delta.gather(2, first)
-        delta = delta.scatter(2, first, 0.0)
+        delta.scatter_(2, first, 0.0)
         freed = (old.abs() ** order).sum(dim=2, keepdim=True)
         freed = freed + (delta.gather(2, second).abs() ** order).sum(dim=2, keepdim=True)
         unspent = (per_sample(self.eps, delta) ** order - size**order).clamp_min(0) / channels
         new = pattern + old / (_length(old, order) + _TINY)
         new = new / (_length(new, order) + _TINY)
         new = new * ((unspent + freed).sqrt() if order == 2 else (unspent + freed) * channels)
-        delta = delta.scatter(2, second, 0.0).scatter(2, first, new)
+        delta.scatter_(2, second, 0.0).scatter_(2, first, new)
         return self._allowed(delta.reshape(self.x.shape))
 
     def _allowed(self, delta: Tensor) -> Tensor:
         """Where a perturbation leads; in L2 it is scaled to the whole budget first."""
         if self.kind is L2:
-            delta = delta * per_sample(self.eps / (self.threat.norm(delta) + _TINY), delta)
-        return self.threat.project(self.x + delta, self.x)
+            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            within = self.eps * (1 - 16 * torch.finfo(length.dtype).eps)  # rounding shall not lead outside
+            delta = delta * per_sample(within / (length + _TINY), delta)
+        return self.project(self.x + delta)
 
     def _pyramids(self, side: int) -> Tensor:
         return _pyramids(side, _ORDERS[self.kind], self.eps.dtype, self.eps.device)
@@ -244,26 +250,87 @@ class _Climb:
     def _judge(self, points: Tensor, step: int) -> None:
         """Keep points of larger loss, and the first that is misclassified."""
         values, logits = self.asked.value(points, self.labels, self.loss)
-        self.search.spend(self.at, forwards=1)
+        self.forwards += 1
         values, wrong = _defined(values), misclassified(logits, self.labels)
+        fell = bool(wrong.any())  # the one place that waits for the device
+        if not (fell or self.some_won):
+            self._move(points, values, values > self.values)
+            return
         wrong = self.search.confirmed(self.asked, self.at, points, wrong)
         better = torch.where(self.won, wrong & (values > self.values), wrong | (values > self.values))
-        self.point = torch.where(per_sample(better, points), points, self.point)
-        self.values = torch.where(better, values, self.values)
-        self.won = self.won | wrong
+        self._move(points, values, better)
+        self.won, self.some_won = self.won | wrong, True
         found = better & wrong & (~self.search.success[self.at] | (values > self.held[self.at]))
-        if found.any():
+        if fell:
             self.search.record(self.at, points, found, step)
             self.held[self.at] = torch.where(found, values, self.held[self.at])
 
+    def _move(self, points: Tensor, values: Tensor, better: Tensor) -> None:
+        """Go on from the points that are better."""
+        self.point.lerp_(points, per_sample(better, points).to(points.dtype))  # exact for shares of 0 and 1
+        self.values = torch.where(better, values, self.values)
+
+    def _spend(self) -> None:
+        """Enter the passes into the books."""
+        self.search.spend(self.at, forwards=self.forwards)
+        self.forwards = 0
+
     def _take(self, kept: Tensor) -> None:
         """Go on with some of the samples."""
-        if kept.all():
-            return
+        self._spend()
+        kept = kept.nonzero().squeeze(1)
         self.x, self.point, self.labels, self.eps = self.x[kept], self.point[kept], self.labels[kept], self.eps[kept]
-        self.values, self.won, self.at = self.values[kept], self.won[kept], self.at[kept]
-        self.numbers, self.drawn = self.numbers.take(kept), self.drawn[kept]
+        self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
+        self.edges = self.edges[kept]
+        self.squares.take(kept)
         self.threat = select(self.threat, kept)
+        self.project = projection(self.threat, self.x)
+
+
+class _Squares:
+    """Random squares of each sample: where they lie, their signs, and which way pyramids are turned.
+
+    Numbers are drawn for many queries at a time, and so are the places that follow from them.
+    """
+
+    def __init__(self, x: Tensor, numbers: _random.SampleGenerator) -> None:
+        self.channels, self.height, self.width = x.shape[1:]
+        self.numbers, self.side, self.chunk = numbers, 0, -1
+        self.drawn = self.corners = self.all_signs = numbers.index
+        self.within = numbers.index
+
+    def draw(self, query: int, side: int, reach_edge: bool) -> None:
+        """Have the numbers of a query at hand."""
+        chunk = query // _CHUNK
+        if chunk == self.chunk and side == self.side:
+            return
+        if chunk != self.chunk:
+            shape = (len(self.numbers), _CHUNK, 5 + self.channels)
+            self.drawn, self.chunk = self.numbers.fork(1 + chunk).integers(shape, below=2**31), chunk
+            self.all_signs = (self.drawn[..., 5:] & 1) * 2 - 1
+        if side != self.side:
+            steps, self.side = torch.arange(side, device=self.drawn.device), side
+            self.within = (steps[:, None] * self.width + steps).flatten()
+        down = self.drawn[..., 0:4:2] % max(1, self.height - side + reach_edge)
+        across = self.drawn[..., 1:4:2] % max(1, self.width - side + reach_edge)
+        self.corners = down * self.width + across
+
+    def places(self, query: int, which: int) -> Tensor:
+        """Where the pixels of the first or second square lie in flattened images, `(B, side * side)`."""
+        return self.corners[:, query % _CHUNK, which, None] + self.within
+
+    def signs(self, query: int) -> Tensor:
+        """1 or -1 for each channel, `(B, C, 1)`."""
+        return self.all_signs[:, query % _CHUNK, :, None]
+
+    def turned(self, query: int) -> Tensor:
+        """0 or 1, `(B,)`."""
+        return self.drawn[:, query % _CHUNK, 4] & 1
+
+    def take(self, kept: Tensor) -> None:
+        """Go on with some of the samples."""
+        self.numbers, self.drawn = self.numbers.take(kept), self.drawn[kept]
+        self.corners, self.all_signs = self.corners[kept], self.all_signs[kept]
 
 
 def _side(kind: type, p_init: float, query: int, height: int, width: int) -> int:
@@ -280,13 +347,6 @@ def _grid(height: int, width: int) -> tuple[int, int, int, int]:
     side = max(shorter // 5, 1)
     first = max(shorter - 5 * side, 0) // 2
     return side, first, (height - first) // side, (width - first) // side
-
-
-def _places(down: Tensor, across: Tensor, side: int, width: int, channels: int) -> Tensor:
-    """Where the pixels of squares lie in flattened images, `(B, C, side * side)`."""
-    steps = torch.arange(side, device=down.device)
-    places = (down[:, None] + steps)[:, :, None] * width + (across[:, None] + steps)[:, None, :]
-    return places.flatten(1)[:, None].expand(-1, channels, -1)
 
 
 @functools.lru_cache(maxsize=64)
