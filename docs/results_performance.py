@@ -246,7 +246,7 @@ def ratio(found: dict[str, float]) -> str:
 
 def counted(passes: list[float] | None) -> str:
     """Passes F / Bx / Bp."""
-    return "-" if passes is None else f"{GAP}/{GAP}".join(f"{count:g}" for count in passes)
+    return "-" if passes is None else f"{GAP}/{GAP}".join(f"{count:.4g}" for count in passes)
 
 
 def share(part: float, inside: float) -> str:
