@@ -507,12 +507,12 @@ def _nearest(
     signs = delta.sign()
     largest = torch.finfo(delta.dtype).max / 4  # zero times infinity is no room
     up, down = (min(max(bound, -largest), largest) - center for bound in (high, low))
-    room = torch.maximum(up.mul_(signs), down.mul_(signs)).clamp_min_(0)
+    room = torch.maximum(up * signs, down * signs).clamp_min_(0)  # not in place: only `signs` may be mapped
     wanted, room = _flat("L1.project", delta).abs(), rows(room)
     threshold = solve(wanted, room, _budget(ball, wanted) * (1 - _slack(dtype, delta.dtype))).to(delta.dtype)
     moved = torch.minimum((wanted - threshold).clamp_min_(0), room).reshape(delta.shape)
     outside = per_sample(_size(ball, boxed, center, dtype) > _each(ball, y), y)
-    nearest = add_inward(center, moved * signs).clamp_(low, high)
+    nearest = add_inward(center, moved * signs).clamp(low, high)
     return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
 
 

@@ -112,7 +112,8 @@ def test_where_the_gradient_is_undefined_nothing_moves():
         return torch.stack([(0 * x).sum(dim=1).sqrt(), x.sum(dim=1)], dim=1)
 
     x = uniform(0, 3, 4)
-    assert torch.equal(pure_pgd(f, x, torch.tensor([0, 1, 0]), Linf(0.1), x), x)
+    for threat in (Linf(0.1), L2(0.5)):
+        assert torch.equal(pure_pgd(f, x, torch.tensor([0, 1, 0]), threat, x), x)
 
 
 # One graph --------------------------------------------------------------------------------------------------------
@@ -153,6 +154,22 @@ def test_other_budgets_and_batches_are_the_same_graph(ball, compiler):
             assert_close(found, attack(*given), rtol=0, atol=1e-6)
             assert bool((ball(eps).norm(found - x[:batch]) <= eps).all())
     assert graphs == [1, 2, 2, 2, 3, 3, 3]  # one more where a number first changes
+
+
+def test_new_weights_are_the_same_graph(compiler):
+    x, labels, model = images(), classes_of(), Net().train()
+
+    def attack(f, x):
+        return pure_pgd(f, x, labels, Linf(0.1), x, steps=1)
+
+    compiled = torch.compile(attack, fullgraph=True, backend=compiler)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(-1.1)
+        with frozen(model) as f:
+            assert_close(compiled(f, x), attack(f, x), rtol=0, atol=1e-12)
+    assert compiler.frame_count == 1
 
 
 @pytest.mark.parametrize("lane", [Lane(), Lane(dtype=torch.bfloat16)], ids=str)
