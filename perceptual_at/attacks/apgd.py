@@ -15,7 +15,7 @@ from perceptual_at.attacks.arguments import budget, budgets, check_arguments, ch
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified, visible
-from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.starts import far_start
 from perceptual_at.attacks.targets import AttackLoss, cross_entropy, likely_targets, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
@@ -138,7 +138,6 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
         clean_logits = queries.logits(x, labels)
         search.spend(everyone, forwards=eot)
         search.judge(everyone, x, clean_logits, 0)
-        best = x.new_full((len(x),), -math.inf, dtype=clean_logits.dtype)  # largest loss of the points kept so far
         targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
         for target in range(1 if targets is None else targets.shape[1]):
             for restart in range(restarts):
@@ -151,7 +150,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
                 )  # fmt: skip
                 first = plain(start)[at] if isinstance(start, Tensor) else None
                 drawn = numbers.take(at).fork(restart if targets is None else target * restarts + restart)
-                _run(climb, search, best, first, drawn, steps, early_stop=early_stop, larger=from_larger_eps)
+                _run(climb, search, first, drawn, steps, early_stop=early_stop, larger=from_larger_eps)
     return search.result(verdict)
 
 
@@ -170,7 +169,6 @@ def _check_options(target_classes: Any, start: Any, rho: Any, from_larger_eps: b
 def _run(
     climb: "_Climb",
     search: Search,
-    best: Tensor,
     first: Tensor | None,
     numbers: _random.SampleGenerator,
     steps: int,
@@ -197,7 +195,7 @@ def _run(
             seen, wrong = climb.look(index)
             if counts and not early_stop:
                 wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
-                climb.note(search, best, seen, wrong, index)
+                search.offer(climb.at, seen, climb.state.values, wrong, index)
             elif counts and bool(wrong.any()):
                 wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
                 search.record(climb.at, seen, wrong, index)
@@ -208,8 +206,9 @@ def _run(
                 climb.check(length)
         first = climb.state.best_point  # where the next phase goes on
     climb.spend(search)
-    if early_stop:
-        climb.settle(search, best)
+    if early_stop:  # of samples that all points of the run left right, the point of largest loss
+        best = visible(climb.state.best_point, climb.x, climb.threat)
+        search.offer(climb.at, best, climb.state.best_values, None, steps)
 
 
 @dataclasses.dataclass
@@ -261,7 +260,7 @@ class _Climb:
     def take(self, kept: Tensor, search: Search) -> None:
         """Go on with some of the samples."""
         self.spend(search)
-        kept = torch.arange(len(kept), device=kept.device)[kept]  # looked up once, not by every tensor
+        kept = places(kept)
         self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
         self.targets = None if self.targets is None else self.targets[kept]
         self.threat = select(self.threat, kept)
@@ -310,20 +309,6 @@ class _Climb:
         state.best_point.lerp_(state.point, per_sample(improved, grad).to(grad.dtype))  # exact for shares of 0 and 1
         state.best_grad = torch.where(per_sample(improved, grad), grad, state.best_grad)
         return seen, misclassified(logits, self.labels)
-
-    def note(self, search: Search, best: Tensor, seen: Tensor, wrong: Tensor, index: int) -> None:
-        """Keep what was seen: misclassified points first; among them, and among the others, those of larger loss."""
-        had, so_far, values = search.success[self.at], best[self.at], self.state.values.to(best.dtype)
-        better = (wrong & ~had) | ((wrong == had) & (values > so_far))
-        search.record(self.at, seen, better & wrong, index)
-        search.settle(self.at, seen, better)
-        best[self.at] = torch.where(better, values, so_far)
-
-    def settle(self, search: Search, best: Tensor) -> None:
-        """Keep the points of largest loss, of samples that all points of the run left right."""
-        values, so_far = self.state.best_values.to(best.dtype), best[self.at]
-        search.settle(self.at, visible(self.state.best_point, self.x, self.threat), values > so_far)
-        best[self.at] = torch.fmax(values, so_far)
 
     def advance(self, index: int, length: int) -> None:
         """One step of every sample."""

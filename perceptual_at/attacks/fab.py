@@ -14,7 +14,7 @@ from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
-from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.targets import likely_targets, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import L1, L2, Bounds, Linf, select
@@ -282,6 +282,7 @@ class _Trip:
         if kept.all():
             return
         self._spend()
+        kept = places(kept)
         self.x, self.center, self.point = self.x[kept], self.center[kept], self.point[kept]
         self.labels, self.eps, self.at = self.labels[kept], self.eps[kept], self.at[kept]
         self.targets = None if self.targets is None else self.targets[kept]

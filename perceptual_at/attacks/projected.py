@@ -11,7 +11,7 @@ from perceptual_at.attacks.arguments import budget, check_arguments, check_value
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
-from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.starts import random_start
 from perceptual_at.attacks.steps import ascended
 from perceptual_at.attacks.targets import AttackLoss
@@ -126,15 +126,15 @@ class _Run:
 
     def take(self, kept: Tensor) -> Tensor:
         """Go on with some of the samples; gives their places."""
-        places = kept.nonzero().squeeze(1)
+        left = places(kept)
         self.x, self.center, self.aims, self.point, self.at = (
-            value[places] for value in (self.x, self.center, self.aims, self.point, self.at)
+            value[left] for value in (self.x, self.center, self.aims, self.point, self.at)
         )
-        self.threat = select(self.threat, places)
-        self.velocity = None if self.velocity is None else self.velocity[places]
+        self.threat = select(self.threat, left)
+        self.velocity = None if self.velocity is None else self.velocity[left]
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
-            self.step_size = self.step_size[places]
-        return places
+            self.step_size = self.step_size[left]
+        return left
 
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:

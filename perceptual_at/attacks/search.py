@@ -11,6 +11,11 @@ from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.verdict import Verdict
 
 
+def places(mask: Tensor) -> Tensor:
+    """Rows where a mask holds; waits for the device."""
+    return mask.nonzero().squeeze(1)
+
+
 class Search:
     """What has been found for each sample of a batch, and what it cost.
 
@@ -60,12 +65,12 @@ class Search:
         """Those of the points claimed to be a success that are one for the model itself; a lane may be wrong."""
         if not queries.confirms:
             return claimed
-        places = claimed.nonzero().squeeze(1)
-        if not len(places):
+        some = places(claimed)
+        if not len(some):
             return claimed
-        labels = self.labels[rows[places]]
-        self.spend(rows[places], forwards=queries.eot)
-        return claimed.index_copy(0, places, self.judged(queries.logits(points[places], labels), labels))
+        labels = self.labels[rows[some]]
+        self.spend(rows[some], forwards=queries.eot)
+        return claimed.index_copy(0, some, self.judged(queries.logits(points[some], labels), labels))
 
     def rejudge(self, queries: Queries, step: int) -> None:
         """Ask the model itself about all points kept so far."""
@@ -86,7 +91,7 @@ class Search:
 
     def remaining(self) -> Tensor:
         """Rows of the samples without success; waits for the device."""
-        return (~self.success).nonzero().squeeze(1)
+        return places(~self.success)
 
     def result(self, verdict: bool) -> Tensor | Verdict:
         """What the attack returns."""

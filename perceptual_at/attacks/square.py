@@ -13,7 +13,7 @@ from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
-from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.targets import AttackLoss, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import L1, L2, Linf, projection, select
@@ -278,7 +278,7 @@ class _Climb:
     def _take(self, kept: Tensor) -> None:
         """Go on with some of the samples."""
         self._spend()
-        kept = torch.arange(len(kept), device=kept.device)[kept]  # looked up once, not by every tensor
+        kept = places(kept)
         self.x, self.point, self.labels, self.eps = self.x[kept], self.point[kept], self.labels[kept], self.eps[kept]
         self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
         self.edges = self.edges[kept]
