@@ -26,7 +26,7 @@ def data(path: Path | None = None) -> Curves:
 
 
 def draw(scheme: Scheme) -> Figure:
-    """One panel for each, both axes logarithmic; dashed through the first point: proportional growth."""
+    """A panel for each, axes logarithmic and a decade high at least; dashed: growth in proportion."""
     figure, curves = sheet(520), data()
     axes = figure.subplots(2, 3).flat
     for ax, (name, title) in zip(axes, PANELS.items(), strict=False):
@@ -43,6 +43,11 @@ def draw(scheme: Scheme) -> Figure:
         values = [value for value, _ in next(iter(curves[name].values()))]
         ax.set(xscale="log", yscale="log", title=title)
         ax.set_xticks((values[0], values[-1]), (f"{values[0]}", f"{values[-1]}"))
+        times = [time for points in curves[name].values() for _, time in points]
+        low, high = min(times), max(times)
+        room = max(1.3, (12 * low / high) ** 0.5)  # a decade at least, so that what is flat looks flat
+        ax.set_ylim(low / room, high * room)
+        ax.set_yticks((low, high), (f"{low:.3g}", f"{high:.3g}"))
         ax.minorticks_off()
     rest = axes[len(PANELS)]
     rest.set_axis_off()
