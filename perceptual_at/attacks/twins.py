@@ -89,9 +89,8 @@ class _Twin:
         """Take the present weights of the model."""
         targets = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         for layer, norm in self.folds:
-            folded = _folded(model.get_submodule(layer), model.get_submodule(norm))
-            for name, value in zip(("weight", "bias"), folded, strict=True):
-                targets.pop(f"{layer}.{name}").copy_(value)
+            weight, bias = (targets.pop(f"{layer}.{name}") for name in ("weight", "bias"))
+            _write_folded(weight, bias, model.get_submodule(layer), model.get_submodule(norm))
         for name, target in targets.items():
             if name not in self.constants:
                 target.copy_(operator.attrgetter(name)(model))
@@ -207,15 +206,17 @@ def _fold(graph: fx.GraphModule) -> list[_Fold]:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        layer, norm = graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target))
+        layer: Any = graph.get_submodule(str(before.target))
+        norm: Any = graph.get_submodule(str(node.target))
         if type(layer) not in _FOLDABLE or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
             continue
         if isinstance(layer, _TRANSPOSED) and layer.groups > 1:  # its weight does not count the outputs one by one
             continue
         if calls[before.target] > 1 or calls[node.target] > 1:  # shared layers would need two sets of weights
             continue
-        weight, bias = _folded(layer, norm)
-        layer.weight, layer.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+        bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
+        _write_folded(layer.weight, bias, layer, norm)
+        layer.bias = bias
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
         folds.append(_Fold(str(before.target), str(node.target)))
@@ -224,15 +225,15 @@ def _fold(graph: fx.GraphModule) -> list[_Fold]:
     return folds
 
 
-def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer that does what layer and batch norm do."""
+def _write_folded(weight: Tensor, bias: Tensor, layer: Any, norm: Any) -> None:
+    """Write the weight and bias of a layer that does what layer and batch norm do."""
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    bias = (0.0 if layer.bias is None else layer.bias) - norm.running_mean
-    bias = scale * bias if norm.bias is None else torch.addcmul(norm.bias, scale, bias)
+    offset = (0.0 if layer.bias is None else layer.bias) - norm.running_mean
+    bias.copy_(scale * offset if norm.bias is None else torch.addcmul(norm.bias, scale, offset))
     outputs = 1 if isinstance(layer, _TRANSPOSED) else 0  # the dimension of the weight that counts them
-    return layer.weight * scale.reshape([-1 if d == outputs else 1 for d in range(layer.weight.ndim)]), bias
+    torch.mul(layer.weight, scale.reshape([-1 if d == outputs else 1 for d in range(weight.ndim)]), out=weight)
 
 
 def _compare(graph: fx.GraphModule, x: Tensor, expected: Tensor) -> None:
