@@ -17,15 +17,14 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+from cases import LANES
 from cifar10_subset import ROOT, command, run, verdict
 from scipy.stats import ttest_rel
 
-from perceptual_at import Lane, Linf, data, evaluate, models, pgd
+from perceptual_at import Linf, data, evaluate, models, pgd
 from perceptual_at._files import written_whole
 from perceptual_at.checkpoints import load_weights
 
-LANES = {"plain": None, "fp32 lane": Lane(), "bf16 lane": Lane(dtype=torch.bfloat16)}
 TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}
 ATTACK = functools.partial(pgd, threat=Linf(8 / 255), steps=20, step_size=2 / 255)
 
