@@ -27,6 +27,7 @@ from perceptual_at import (
 )
 from tests.passes import Cost, cost, host_reads
 from tests.strategies import generator, uniform
+from tests.test_attack_contract import CentralPatch
 
 BATCH, CLASSES, STEPS = 12, 5, 10
 LINF = Linf(0.1)
@@ -104,33 +105,10 @@ def test_the_counter_sees_what_waits():
 # Attacks ----------------------------------------------------------------------------------------------------------
 
 
-class Patch:
-    """A threat of the user's own: anything inside a corner of the image."""
-
-    eps, bounds = 1.0, (0.0, 1.0)
-
-    def project(self, x_adv, x):
-        inside = torch.zeros_like(x[:1], dtype=torch.bool)
-        inside[..., :2, :2] = True
-        return torch.where(inside, x_adv.clamp(0, 1), x)
-
-    def steepest(self, grad):
-        return grad.sign()
-
-    def random_start(self, x, *, generator=None):
-        return self.project(torch.rand(x.shape, generator=generator, dtype=x.dtype), x)
-
-    def norm(self, delta):
-        return delta.flatten(1).abs().amax(dim=1)
-
-    def scaled(self, factor):
-        return self
-
-
 EACH = torch.linspace(0.05, 0.2, BATCH)
 THREATS = {
     "Linf": LINF, "Linf of each": Linf(EACH), "L2": L2(0.5), "L2 of each": L2(EACH), "L2 clipped last":
-    L2(0.5, projection="ball_box"), "L1": L1(2.0), "L1 of each": L1(10 * EACH), "of the user's own": Patch(),
+    L2(0.5, projection="ball_box"), "L1": L1(2.0), "L1 of each": L1(10 * EACH), "of the user's own": CentralPatch(),
 }  # fmt: skip
 STARTS = {
     "random": {"start": "random"}, "clean": {"start": "clean"},

@@ -26,13 +26,13 @@ from tests.strategies import (
     threats,
     uniform,
 )
-from tests.test_attack_contract import Net, Pointwise, classes_of, images
-from tests.test_passes import BATCH, Patch, problem
+from tests.test_attack_contract import CentralPatch, Net, Pointwise, classes_of, images
+from tests.test_passes import BATCH, problem
 
 EACH = torch.tensor([0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
 THREATS = {
     "Linf": Linf(0.1), "Linf of each": Linf(EACH), "L2": L2(0.5), "L2 clipped last": L2(0.5, projection="ball_box"),
-    "L2 of each": L2(EACH), "L1": L1(2.0), "L1 of each": L1(10 * EACH), "of the user's own": Patch(),
+    "L2 of each": L2(EACH), "L1": L1(2.0), "L1 of each": L1(10 * EACH), "of the user's own": CentralPatch(),
 }  # fmt: skip
 every_threat = pytest.mark.parametrize("threat", THREATS.values(), ids=THREATS)
 
