@@ -216,7 +216,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "attack_passes": ("attack_passes", attack_passes),
     "training_steps": ("training_steps", training_steps),
     "training_steps_wide": ("training_steps_wide", training_steps),
-    "training_memory": ("training_steps_wide", training_memory),
+    "training_memory": ("training_steps", training_memory),
     "autoattack_time": ("autoattack_time", autoattack_time),
     "autoattack_shares": ("autoattack_time", autoattack_shares),
     "evaluation_time": ("evaluation_time", evaluation_time),
