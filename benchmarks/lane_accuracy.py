@@ -17,30 +17,44 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from cases import LANES
 from cifar10_subset import ROOT, command, run, verdict
 from scipy.stats import ttest_rel
 
-from perceptual_at import Linf, data, evaluate, models, pgd
+from perceptual_at import Linf, data, evaluate, frozen, models, pgd
 from perceptual_at._files import written_whole
+from perceptual_at.attacks import cross_entropy
 from perceptual_at.checkpoints import load_weights
 
 TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}
 ATTACK = functools.partial(pgd, threat=Linf(8 / 255), steps=20, step_size=2 / 255)
 
 
+def slopes(model, images, lane):
+    """The signs of the loss's gradient at all clean images."""
+    signs = []
+    with frozen(model, lane=lane) as f:
+        for x, labels in images:
+            x = x.requires_grad_()
+            signs.append(torch.autograd.grad(cross_entropy(f(x).float(), labels).sum(), x)[0].sign())
+    return torch.cat(signs)
+
+
 def measured(folder, images):
-    """PGD-20 accuracy of one model in every lane, and the share of samples that another lane judges otherwise."""
+    """What a lane changes for one model: PGD-20 accuracy, verdicts, and signs of the gradient at clean images."""
     model = models.resnet18(width=8, stem_stride=2)
     load_weights(model, folder / "final.safetensors")
     robust = {
         name: evaluate(model, images, {"pgd": ATTACK}, lane=lane, progress=False).robust["pgd"]
         for name, lane in LANES.items()
     }
+    plain = slopes(model, images, None)
     return {
         name: {
             "robust": round(100 * mask.double().mean().item(), 4),
             "flips": round(100 * (mask != robust["plain"]).double().mean().item(), 4),
+            "signs": round(100 * (slopes(model, images, LANES[name]) != plain).double().mean().item(), 4),
         }
         for name, mask in robust.items()
     }

@@ -164,12 +164,12 @@ def lane_accuracy(run: Run) -> str:
         (
             name, f"{sum(one[name]['robust'] for one in run['attacked']) / len(plain):.2f}", f"{found['mean']:+.2f}",
             ", ".join(f"{gap:+.2f}" for gap in found["each"]),
-            f"{sum(one[name]['flips'] for one in run['attacked']) / len(plain):.2f}",
+            *(f"{sum(one[name][what] for one in run['attacked']) / len(plain):.2f}" for what in ("flips", "signs")),
         )
         for name, found in run["differences"].items()
     ]  # fmt: skip
-    first = ("plain", f"{sum(plain) / len(plain):.2f}", "-", "-", "-")
-    head = ("attacked in", "PGD-20, %", "difference", "seed by seed", "other verdicts, %")
+    first = ("plain", f"{sum(plain) / len(plain):.2f}", "-", "-", "-", "-")
+    head = ("attacked in", "PGD-20, %", "difference", "seed by seed", "other verdicts, %", "other signs, %")
     said = "\n".join(f"- {sentence}" for sentence in run["verdicts"])
     training = run["training"]
     gaps = ", ".join(f"{gap:+.2f}" for gap in training["each"])
