@@ -31,7 +31,7 @@ def pure_pgd(
     It holds nothing, draws nothing and reads no values, so `torch.compile(..., fullgraph=True)` takes all its steps
     as one graph and `torch.vmap` runs it over many starts at once. Not compiled it returns the very bits of
     `pgd(..., start=start)`. Use that one unless you compile or map: it borrows the model, checks values and has more
-    options.
+    options. With torch older than 2.15 less of it compiles, and inference mode is not supported.
 
     Args:
         f: maps inputs `(B, ...)` to logits `(B, K)` and changes nothing; a module must be in eval mode, for example
