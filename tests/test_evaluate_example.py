@@ -65,6 +65,14 @@ def test_it_writes_the_report_and_goes_on_where_it_stopped(example, capsys, tmp_
         run(example, capsys, checkpoint=saved(tmp_path / "other.pt", seed=1), attacks=("pgd3", "cw3", "fgsm"))
 
 
+def test_attacks_run_in_a_lane_and_the_model_judges(example, capsys, tmp_path):
+    checkpoint = saved(tmp_path / "model.pt")
+    plain, _ = run(example, capsys, checkpoint=checkpoint, out=tmp_path / "plain")
+    fast, _ = run(example, capsys, checkpoint=checkpoint, out=tmp_path / "fast", lane="fp32")
+    assert fast.to_dict() == plain.to_dict()
+    assert "Lane" in fast.provenance["lane"]
+
+
 def test_checkpoints_of_both_kinds_hold_the_same_weights(example, capsys, tmp_path):
     found = [
         run(example, capsys, checkpoint=saved(tmp_path / name), out=tmp_path / name[-2:])[0].provenance["model"]

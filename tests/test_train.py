@@ -327,6 +327,7 @@ def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_pat
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--objective", "rebat"], "--average-decay is needed by rebat"),
         (["--eps", "8"], "did you mean"),
+        (["--lane", "fp32", "--model-mode", "keep"], "--lane runs in eval mode"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, message):
@@ -602,6 +603,26 @@ def test_bfloat16_reaches_training_and_attack(train, tmp_path):
     assert seen == [torch.bfloat16] * 4 * 5  # in each of five steps one pass of the attack and three of RPAT
     assert linear.weight.dtype == torch.float32
     assert not torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_lane_takes_the_attack_and_nothing_else(train, tmp_path, precision):
+    words = ("--lane", "bf16", "--precision", precision, "--out", tmp_path)
+    run = train.prepare(parsed(train, "rpat", *TINY, *words))
+    seen = []
+    train.bare(run.model).register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    run.settings = dataclasses.replace(run.settings, lane="none")
+    plain = train.parts.objective_of(run.settings, torch.Generator(), torch.Generator())
+    x, labels = run.images["train"][:8]
+    plain(run.model, x, labels, epoch=0, average=None)
+    assert seen == [False] + [True] * 3  # the attack's step, and RPAT's passes
+    seen.clear()
+    lane = dataclasses.replace(run.settings, lane="bf16")
+    with pytest.warns(UserWarning, match="has forward hooks"):  # those of this test
+        train.parts.objective_of(lane, torch.Generator(), torch.Generator())(
+            run.model, x, labels, epoch=0, average=None
+        )
+    assert seen.count(True) == 3
 
 
 def test_a_step_in_float16_with_scaled_gradients_moves_every_weight(train):
