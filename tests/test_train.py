@@ -428,9 +428,10 @@ def train():
 
 @pytest.fixture(autouse=True)
 def _one_accelerator_at_a_time():
-    yield
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the pages' code, say, in the same process
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
