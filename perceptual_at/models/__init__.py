@@ -6,6 +6,7 @@ All networks end in a global average pool, so 32 x 32 and 64 x 64 images (and ot
 and all take a `width`, so that narrow versions can be trained on a CPU.
 """
 
+from perceptual_at.models.adapters import logits_of
 from perceptual_at.models.digits_cnn import DigitsCNN
 from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
@@ -17,6 +18,7 @@ __all__ = [
     "Normalize",
     "ResNet",
     "WideResNet",
+    "logits_of",
     "normalized",
     "perceive_at",
     "perception_taps",
