@@ -5,13 +5,10 @@ divides by the norm plus 1e-7). Where a release adds a constant that ours does w
 moved by the exact effect of that constant, and the effect itself is bounded.
 """
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from perceptual_at import (
     L2,
@@ -35,52 +32,8 @@ from perceptual_at import (
     weighted_kl_loss,
 )
 from perceptual_at.attacks import cross_entropy
+from tests.golden import GOLDEN, cases, close, grads_match, inputs, tensor
 from tests.tiny import Tiny, fixed_attack
-
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
-
-
-def cases(method, *, only=lambda case: True):
-    return pytest.mark.parametrize(
-        "case", [pytest.param(c, id=c["name"]) for c in GOLDEN["methods"][method] if only(c)]
-    )
-
-
-def tensor(value):
-    if isinstance(value, list):
-        flat = value
-        while isinstance(flat, list):
-            flat = flat[0]
-        if isinstance(flat, bool):
-            return torch.tensor(value)
-        return torch.tensor(value, dtype=torch.int64 if isinstance(flat, int) else torch.float64)
-    return value
-
-
-def inputs(case):
-    """The inputs as tensors; a model's name or weights as the model."""
-    given = {name: tensor(v) for name, v in case["inputs"].items() if "model" not in name}
-    norm = case["inputs"].get("input_mean"), case["inputs"].get("input_std")
-    for name in ("model", "wa_model"):
-        if name in case["inputs"] and not isinstance(case["inputs"][name], dict | str):
-            raise AssertionError(name)
-        if name in case["inputs"]:
-            weights = case["inputs"][name]
-            weights = GOLDEN["models"][weights] if isinstance(weights, str) else weights
-            given[name] = Tiny(weights.get("weights", weights), *norm)
-    return given
-
-
-def close(actual, expected, atol=1e-9):
-    assert_close(actual.detach(), torch.as_tensor(tensor(expected), dtype=actual.dtype), rtol=0, atol=atol)
-
-
-def grads_match(total, expected, atol=1e-8, **variables):
-    gradients = torch.autograd.grad(total, list(variables.values()))
-    for (name, variable), gradient in zip(variables.items(), gradients, strict=True):
-        assert variable.requires_grad
-        close(gradient, expected[f"grad_{name}"], atol)
-
 
 # The constants of the releases ------------------------------------------------------------------------------------
 
@@ -524,4 +477,6 @@ def test_every_golden_case_of_these_methods_is_used():
     assert {name: len(group) for name, group in GOLDEN["methods"].items()} == {
         "trades": 4, "attack_trades": 6, "mart": 3, "attack_mart": 4, "attack_pgd": 10, "consistency": 6, "rpat": 9,
         "rpat_forms": 3, "rebat": 6, "rpatpp": 4, "raat": 4, "raat_pp": 2, "raat_sharp": 2,
+        "awp": 4, "gairat": 7, "mail": 8, "mma": 6, "hat": 5, "te": 6, "kd": 5, "adr": 4, "cure": 4, "ducat": 2,
+        "ict": 2, "ewat": 2, "sovr": 4, "piat": 3,
     }  # fmt: skip
