@@ -73,7 +73,9 @@ def step(found: Case, way: Way, steps: int, *, objective: Callable[..., Any] = o
     model = copy.deepcopy(found.model).to(memory_format=form).train()
     x, labels = found.x.contiguous(memory_format=form), found.labels
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    attack = functools.partial(pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean", validate=False)
+    attack = functools.partial(
+        pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean", lane=way.lane, validate=False
+    )
 
     def run() -> None:
         tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -82,7 +84,7 @@ def step(found: Case, way: Way, steps: int, *, objective: Callable[..., Any] = o
             if way.release:
                 loss = releases.pgd_at(model, x, labels, steps=steps)
             else:
-                loss, _ = objective(model, (x,), labels, attack, lane=way.lane)
+                loss, _ = objective(model, (x,), labels, attack)
         optimizer.zero_grad()  # of what a release's attack left
         loss.backward()
         optimizer.step()

@@ -24,8 +24,8 @@ from scipy.stats import ttest_rel
 
 from perceptual_at import Linf, data, evaluate, frozen, models, pgd
 from perceptual_at._files import written_whole
-from perceptual_at.attacks import cross_entropy
 from perceptual_at.checkpoints import load_weights
+from perceptual_at.divergences import cross_entropy
 
 TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}
 ATTACK = functools.partial(pgd, threat=Linf(8 / 255), steps=20, step_size=2 / 255)

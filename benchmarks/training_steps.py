@@ -48,11 +48,11 @@ def loss_of(name: str, model: nn.Module, steps: int, lane: Lane | None) -> Loss:
     objective, options = OBJECTIVES[name]
     if "average" in options:
         options = {**options, "average": snapshot(model)}
-    attack = functools.partial(pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean")
+    attack = functools.partial(pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean", lane=lane)
 
     def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         views = x.chunk(2) if name in TWO_VIEWS else (x,)
-        return objective(model, views, labels[: len(views[0])], attack, lane=lane, **options)[0]
+        return objective(model, views, labels[: len(views[0])], attack, **options)[0]
 
     return loss
 

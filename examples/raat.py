@@ -2,7 +2,7 @@
 
     python examples/raat.py --seed 0
 
-All pairs go through the mixed pass here and `keep` masks the loss; `objectives.raat` runs only the kept ones.
+All pairs go through the mixed pass here and `mask` says which count; `objectives.raat` runs those alone.
 Measured (digits, Linf 0.15, 10 epochs, seeds 0-2, CPU): clean 90.1 ± 1.2, PGD-20 58.2 ± 0.8, NRR 70.7 ± 0.9 %.
 """
 
@@ -23,9 +23,9 @@ def train_loss(model, x1, x2, labels, generator):
     with frozen(model) as f, torch.no_grad():
         parts = boundary_partition(f(x), f(reduced), both, adv_logits=f(x_adv))
     supervised = torch.where(parts.boundary.reshape(-1, 1, 1, 1), reduced, x_adv)
-    mix, keep = draw_beta(fold="max", generator=generator), ~torch.stack(parts.misclassified.chunk(2)).any(dim=0)
+    mix, mask = draw_beta(fold="max", generator=generator), ~torch.stack(parts.misclassified.chunk(2)).any(dim=0)
     logits, mixed, clean = model(supervised), model(interpolate(*x_adv.chunk(2)[::-1], mix)), model(x)
-    alignment = dicar_loss(mixed, *clean.chunk(2), mix=mix, space="logits", temperature=0.5, keep=keep)
+    alignment = dicar_loss(mixed, *clean.chunk(2), mix=mix, space="logits", temperature=0.5, mask=mask)
     return cross_entropy(logits, both) + WEIGHT * alignment
 
 

@@ -12,7 +12,7 @@ import torch
 from perceptual_at import Linf, draw_beta, ema_update, objectives, pgd, snapshot
 
 THREAT = Linf(eps=0.15)
-BETA, DECAY, START = 1.0, 0.98, 0.5
+WEIGHT, DECAY, START = 1.0, 0.98, 0.5
 
 
 def train_loss(model, x1, x2, labels, generator, average, active):
@@ -21,7 +21,7 @@ def train_loss(model, x1, x2, labels, generator, average, active):
 
     mix = draw_beta(fold="max", generator=generator)
     loss, _ = objectives.raat_sharp(
-        model, (x1, x2), labels, attack, average=average, mix=mix, beta=BETA if active else 0.0
+        model, (x1, x2), labels, attack, average=average, mix=mix, weight=WEIGHT if active else 0.0
     )
     return loss
 

@@ -20,6 +20,6 @@ def reduce(function: str, per_sample: Tensor, reduction: Reduction) -> Tensor:
     return per_sample.mean()
 
 
-def masked(per_sample: Tensor, keep: Tensor | None) -> Tensor:
-    """Set the samples that are not kept to exactly 0, with zero gradient."""
-    return per_sample if keep is None else torch.where(keep, per_sample, torch.zeros_like(per_sample))
+def masked(per_sample: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the samples outside the mask to exactly 0, with zero gradient."""
+    return per_sample if mask is None else torch.where(mask, per_sample, torch.zeros_like(per_sample))

@@ -19,6 +19,36 @@ from perceptual_at._rounding import common, wide
 from perceptual_at._shapes import rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
+"""`(a, b) -> (B,)`: a distance of each sample."""
+
+PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits, labels) -> (B,)`: what an attack ascends, and what a loss sums."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Cross entropy of each sample, $-\log p_y$.
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`, or class probabilities `(B, K)` (mixed images).
+
+    Returns:
+        Shape `(B,)`, in nats.
+
+    Raises:
+        IndexError: if a label is out of range (by torch, on the CPU).
+
+    Source:
+        Madry et al. 2018, Eq. 2.1.
+
+    Examples:
+        >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))  # log 2
+        tensor([0.6931])
+        >>> cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: the logits' difference
+        tensor([100.])
+    """
+    target = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
+    return functional.cross_entropy(logits, target, reduction="none")
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:

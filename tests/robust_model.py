@@ -5,8 +5,8 @@ import functools
 import torch
 
 from perceptual_at import Linf, pgd
-from perceptual_at.attacks import cross_entropy
 from perceptual_at.data import digits
+from perceptual_at.divergences import cross_entropy
 from perceptual_at.models import DigitsCNN
 
 EPOCHS = 8

@@ -12,8 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Linf, SampleGenerator, apgd, dlr, margin, pgd, targeted_dlr
-from perceptual_at.attacks import cross_entropy
 from perceptual_at.attacks.targets import likely_targets
+from perceptual_at.divergences import cross_entropy
 from tests.robust_model import robust_digits
 from tests.strategies import dtype_name, generator, normal, seeds, uniform, words
 from tests.test_attack_contract import Net, Pointwise, assert_allowed, classes_of, images
@@ -358,7 +358,7 @@ def test_a_loss_of_ones_own_with_targets():
         ({"eot": 0}, ValueError, "`eot` must be at least 1"),
         ({"loss": "ce"}, TypeError, "`loss` must be a function"),
         ({"loss": lambda logits, labels: logits.sum()}, ValueError, r"must return one value per sample"),
-        ({"model_mode": "train"}, ValueError, "`model_mode` must be one of 'eval', 'keep'"),
+        ({"model_mode": "train"}, ValueError, "`model_mode` must be one of 'eval', 'as_is'"),
         ({"generator": 3}, TypeError, "`generator` must be a torch.Generator"),
         ({"verdict": True, "labels": torch.rand(6, 5)}, TypeError, "`labels` must be integer class indices"),
     ],

@@ -37,7 +37,7 @@ from perceptual_at import (
     pgd,
     square,
 )
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from tests.passes import host_reads
 from tests.strategies import (
     BOUNDS,
@@ -424,7 +424,7 @@ def test_a_model_kept_in_train_mode_moves_its_batch_norm_and_nothing_else(case, 
     model.train()
     model.dropout.eval()  # so that the attack draws nothing of its own
     before, batches = Picture(model), model.norm.num_batches_tracked.item()
-    case(model, images(), classes_of(), model_mode="keep")
+    case(model, images(), classes_of(), model_mode="as_is")
     before.assert_unchanged(buffers=False)
     assert model.norm.num_batches_tracked.item() == batches + case.gradients + case.scorings
     assert not torch.equal(model.norm.running_mean, before.buffers[0][1])
@@ -436,7 +436,7 @@ def test_a_frozen_batch_norm_stays_frozen_when_the_model_is_kept(case, model):
     for module in (model.norm, model.dropout):
         module.eval()
     before = Picture(model)
-    case(model, images(), classes_of(), model_mode="keep")
+    case(model, images(), classes_of(), model_mode="as_is")
     before.assert_unchanged()
 
 
@@ -919,7 +919,7 @@ def test_validation_accepts_every_input_inside_the_bounds(box, dtype):
 
 def test_frozen_models_can_be_frozen_again(model):
     before = Picture(model)
-    with frozen(model) as outer, frozen(outer, model_mode="keep") as inner, frozen(inner):
+    with frozen(model) as outer, frozen(outer, model_mode="as_is") as inner, frozen(inner):
         assert not any(p.requires_grad for p in model.parameters())
         assert not any(m.training for m in model.modules())
     before.assert_unchanged()
@@ -933,7 +933,7 @@ def test_frozen_hands_other_callables_back():
         assert f is model
 
 
-@pytest.mark.parametrize("model_mode", ["eval", "keep"])
+@pytest.mark.parametrize("model_mode", ["eval", "as_is"])
 def test_frozen_restores_after_an_exception(model, model_mode):
     before = Picture(model)
     with pytest.raises(KeyError), frozen(model, model_mode=model_mode):

@@ -60,7 +60,7 @@ class World:
         self.z, self.z2, self.z3 = (normal(i, 6, 5, dtype=torch.float32) for i in range(3))
         self.predicted = self.model.eval()(self.x).argmax(dim=1)
         self.other = nn.Linear(2, 2)
-        self.keep = torch.ones(6, dtype=torch.bool)
+        self.mask = torch.ones(6, dtype=torch.bool)
         self.average = snapshot(self.model)
         self.model.train()
         self.model[2].eval()
@@ -202,7 +202,7 @@ ROWS = [
             (TypeError, f"{name}: `start` floating", attack(function, start=lambda w: w.x.long())),
             (ValueError, f"{name}: `start` meta", attack(function, start=lambda w: w.x.to("meta"))),
             (ValueError, f"{name}: `start` NaN", attack(function, start=lambda w: w.x * math.nan)),
-            (ValueError, f"{name}: `model_mode` 'eval' 'keep' 'train'", attack(function, model_mode="train")),
+            (ValueError, f"{name}: `model_mode` 'eval' 'as_is' 'train'", attack(function, model_mode="train")),
             (TypeError, f"{name}: `model` callable str", attack(function, model="net")),
             (TypeError, f"{name}: `loss` str", attack(function, loss="ce")),
             (ValueError, f"{name}: `loss` (6,) shape () reduction='none'",
@@ -233,7 +233,7 @@ ROWS = [
     (ValueError, "pgd: `restarts` 2 no effect start", attack(pgd, restarts=2, start="clean")),
     (ValueError, "pgd: `restarts` 2 no effect start", attack(pgd, restarts=2, start=lambda w: w.x)),
     (TypeError, "frozen: `model` callable int", lambda w: frozen(3).__enter__()),
-    (ValueError, "frozen: `model_mode` 'eval' 'keep' 'train'",
+    (ValueError, "frozen: `model_mode` 'eval' 'as_is' 'train'",
      lambda w: frozen(w.model, model_mode="train").__enter__()),
     (ValueError, "kl_to: `reference_logits` (B, K) (5,)", lambda w: kl_to(w.z[0])),
     (TypeError, "kl_to: `reference_logits` floating", lambda w: kl_to(w.labels)),
@@ -301,19 +301,19 @@ ROWS = [
     (TypeError, "dicar_loss mix", lambda w: dicar_loss(w.z, w.z2, w.z3)),
     (ValueError, "dicar_loss: `space` 'probabilities' 'logits' 'prob'",
      lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, space="prob")),
-    (ValueError, "dicar_loss: `average` 'selected' 'all' 'batch'",
-     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, average="batch")),
-    (ValueError, "dicar_loss: `average` no effect `reduction` 'sum'",
-     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, average="all", reduction="sum")),
+    (ValueError, "dicar_loss: `average_over` 'selected' 'all' 'batch'",
+     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, average_over="batch")),
+    (ValueError, "dicar_loss: `average_over` no effect `reduction` 'sum'",
+     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, average_over="all", reduction="sum")),
     (ValueError, "dicar_loss: `temperature` -1", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, temperature=-1)),
-    ((TypeError, ValueError), "dicar_loss: `keep` boolean (6,) torch.float32",
-     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, keep=w.keep.float())),
-    ((TypeError, ValueError), "dicar_loss: `keep` boolean torch.int64",
-     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, keep=w.labels)),
-    (ValueError, "dicar_loss: `keep` (6,) (6, 1)",
-     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, keep=w.keep[:, None])),
-    (ValueError, "dicar_loss: `keep` meta", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, keep=w.keep.to("meta"))),
-    (TypeError, "dicar_loss: `keep` Tensor list", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, keep=[True] * 6)),
+    ((TypeError, ValueError), "dicar_loss: `mask` boolean (6,) torch.float32",
+     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, mask=w.mask.float())),
+    ((TypeError, ValueError), "dicar_loss: `mask` boolean torch.int64",
+     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, mask=w.labels)),
+    (ValueError, "dicar_loss: `mask` (6,) (6, 1)",
+     lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, mask=w.mask[:, None])),
+    (ValueError, "dicar_loss: `mask` meta", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, mask=w.mask.to("meta"))),
+    (TypeError, "dicar_loss: `mask` Tensor list", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=0.5, mask=[True] * 6)),
     (ValueError, "consistency_loss: `temperature` 0", lambda w: consistency_loss(w.z, w.z2, temperature=0)),
     (TypeError, "consistency_loss: `temperature` bool", lambda w: consistency_loss(w.z, w.z2, temperature=True)),
     (ValueError, "consistency_loss: (5, 6) (6, 5)", lambda w: consistency_loss(w.z, w.z2.t())),

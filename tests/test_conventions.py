@@ -52,7 +52,7 @@ BANNED = {
     "lam": "mix",
     "lmbda": "mix",
     "lambda_": "weight",
-    "mask": "keep",
+    "keep_mask": "mask",
     "tau": "temperature",
     "temp": "temperature",
     "ema_decay": "decay",

@@ -31,7 +31,7 @@ from perceptual_at import (
     trades_loss,
     weighted_kl_loss,
 )
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from tests.golden import GOLDEN, cases, close, grads_match, inputs, tensor
 from tests.tiny import Tiny, fixed_attack
 
@@ -459,7 +459,7 @@ def test_raat_sharp_end_to_end(case):
     views = given["x_aug1"], given["x_aug2"]
     x_advs = tuple((view + given[f"delta{i}"]).clamp(0, 1) for i, view in enumerate(views, start=1))
     loss, terms = objectives.raat_sharp(
-        model, views, given["labels"], fixed_attack(*x_advs), average=average, mix=h["mix_rate"], beta=h["beta"],
+        model, views, given["labels"], fixed_attack(*x_advs), average=average, mix=h["mix_rate"], weight=h["beta"],
         eta=h["eta"], **objectives.preset("raat_sharp", "release"),
     )  # fmt: skip
     pairs = tensor(expected["dicar_pair_mask"])

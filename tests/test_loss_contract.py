@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import perceptual_at as pat
 from perceptual_at import _check
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from tests.passes import host_reads
 from tests.strategies import DTYPES, dtype_name, generator, integers, normal, uniform
 
@@ -84,7 +84,7 @@ def dicar_rows():
     for space in ("probabilities", "logits"):
         call = partial(pat.dicar_loss, space=space, mix=0.3, temperature=0.5)
         yield Case(f"dicar {space}", call, 3)
-        yield Case(f"dicar {space} keep", call, 3, per_sample={"keep": halves}, averages_selected=True)
+        yield Case(f"dicar {space} mask", call, 3, per_sample={"mask": halves}, averages_selected=True)
         call = partial(pat.dicar_loss, space=space)
         yield Case(f"dicar {space} mix per sample", call, 3, per_sample={"mix": shares})
         for end in (0.0, 1.0):
@@ -142,7 +142,7 @@ def test_the_table_has_a_row_for_every_public_loss():
 def test_reductions_agree(case):
     given, keywords = case.arguments()
     each = case.call(*given, **keywords, reduction="none")
-    count = keywords["keep"].sum() if case.averages_selected else len(each)
+    count = keywords["mask"].sum() if case.averages_selected else len(each)
     assert each.shape == (6,)
     assert_close(case.call(*given, **keywords, reduction="sum"), each.sum(), rtol=1e-14, atol=0)
     assert_close(case.call(*given, **keywords, reduction="mean"), each.sum() / count, rtol=1e-14, atol=0)
@@ -151,10 +151,10 @@ def test_reductions_agree(case):
 
 def test_the_mean_over_all_pairs_counts_those_left_out():
     given = [normal(i, 6, 5) for i in range(3)]
-    keep = halves(0, 6)
-    over_all = pat.dicar_loss(*given, mix=0.3, keep=keep, average="all")
-    assert_close(over_all, pat.dicar_loss(*given, mix=0.3, keep=keep, reduction="none").mean())
-    assert_close(over_all, pat.dicar_loss(*given, mix=0.3, keep=keep, average="selected") / 2)
+    mask = halves(0, 6)
+    over_all = pat.dicar_loss(*given, mix=0.3, mask=mask, average_over="all")
+    assert_close(over_all, pat.dicar_loss(*given, mix=0.3, mask=mask, reduction="none").mean())
+    assert_close(over_all, pat.dicar_loss(*given, mix=0.3, mask=mask, average_over="selected") / 2)
 
 
 @every_case
@@ -394,26 +394,26 @@ def test_an_empty_batch_gives_nothing_or_zero(case, dtype):
             assert grad.shape == (0, 5)
 
 
-@rows([case for case in LOSSES if "keep" in case.per_sample])
+@rows([case for case in LOSSES if "mask" in case.per_sample])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"average": "all"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"average_over": "all"}], ids=str)
 def test_a_mask_with_nobody_gives_exactly_zero_and_a_zero_gradient(case, options, scale, dtype):
     given, _ = case.arguments(dtype=dtype, scale=scale)
-    value = case.call(*given, keep=torch.zeros(6, dtype=torch.bool), **options)
+    value = case.call(*given, mask=torch.zeros(6, dtype=torch.bool), **options)
     assert value.dtype == dtype
     assert (value == 0).all()
     for grad in torch.autograd.grad(value.sum(), given):
         assert (grad == 0).all()
 
 
-@rows([case for case in LOSSES if "keep" in case.per_sample])
+@rows([case for case in LOSSES if "mask" in case.per_sample])
 def test_a_mask_is_the_same_as_leaving_the_others_out(case):
     given, keywords = case.arguments()
-    keep = keywords["keep"]
-    assert_close(case.call(*given, keep=keep), case.call(*(v[keep] for v in given)), rtol=1e-14, atol=0)
+    mask = keywords["mask"]
+    assert_close(case.call(*given, mask=mask), case.call(*(v[mask] for v in given)), rtol=1e-14, atol=0)
     everybody = torch.ones(6, dtype=torch.bool)
-    assert_close(case.call(*given, keep=everybody), case.call(*given), rtol=1e-14, atol=0)
+    assert_close(case.call(*given, mask=everybody), case.call(*given), rtol=1e-14, atol=0)
 
 
 # Transformations --------------------------------------------------------------------------------------------------

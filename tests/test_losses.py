@@ -303,14 +303,14 @@ def test_dicar_lies_between_zero_and_log_2(seed, batch, classes, mix, space, tem
 
 
 def test_the_selected_average_divides_by_the_selected():
-    logits, keep = three(0, 6, 5), torch.tensor([True, False, False, True, False, False])
+    logits, mask = three(0, 6, 5), torch.tensor([True, False, False, True, False, False])
     each = dicar_loss(*logits, mix=0.3, reduction="none")
-    assert_close(dicar_loss(*logits, mix=0.3, keep=keep), each[keep].mean())
-    assert_close(dicar_loss(*logits, mix=0.3, keep=keep, average="all"), each[keep].sum() / 6)
-    assert_close(dicar_loss(*logits, mix=0.3, keep=keep, reduction="sum"), each[keep].sum())
-    masked = dicar_loss(*logits, mix=0.3, keep=keep, reduction="none")
-    assert_close(masked[keep], each[keep])
-    assert (masked[~keep] == 0).all()
+    assert_close(dicar_loss(*logits, mix=0.3, mask=mask), each[mask].mean())
+    assert_close(dicar_loss(*logits, mix=0.3, mask=mask, average_over="all"), each[mask].sum() / 6)
+    assert_close(dicar_loss(*logits, mix=0.3, mask=mask, reduction="sum"), each[mask].sum())
+    masked = dicar_loss(*logits, mix=0.3, mask=mask, reduction="none")
+    assert_close(masked[mask], each[mask])
+    assert (masked[~mask] == 0).all()
 
 
 # TRADES and consistency -------------------------------------------------------------------------------------------

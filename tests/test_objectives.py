@@ -31,7 +31,7 @@ from perceptual_at import (
     trades_loss,
     weighted_kl_loss,
 )
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from tests.tiny import fixed_attack
 
 THREAT = Linf(0.1)
@@ -115,7 +115,7 @@ PASSES = [
     ("raat_plus_plus", {"repeat_clean_forward": True}, [24, 24, 24, "pairs", 24], 3),
     ("raat_plus_plus", {"bound": False}, [24, 24, "pairs"], 1),
     ("raat_sharp", {}, [12, "pairs", 24], 4),
-    ("raat_sharp", {"beta": 0.0}, [12], 3),
+    ("raat_sharp", {"weight": 0.0}, [12], 3),
     ("dicar", {}, [24, "pairs", 24], 1),
     ("dicar", {"base": "mart"}, [24, 24, "pairs"], 1),
 ]
@@ -192,9 +192,9 @@ def test_objectives_are_the_sums_they_document():
                  ce + 2 * kl_divergence(teacher(x_adv), f(x_adv)).mean())  # fmt: skip
     assert_close(value("rpat_plus_plus", (x,), x_adv, average=average),
                  ce + robust_perception_kl_loss(teacher(x), teacher(mid), f(x_adv)))  # fmt: skip
-    keep = (f(x).argmax(1) == labels) & (f(x2).argmax(1) == labels)
+    mask = (f(x).argmax(1) == labels) & (f(x2).argmax(1) == labels)
     term = dicar_loss(f(interpolate(x2_adv, x_adv, 0.7)), f(x), f(x2), mix=0.7, space="logits", temperature=0.5,
-                      keep=keep)  # fmt: skip
+                      mask=mask)  # fmt: skip
     assert_close(value("dicar", (x, x2), both, mix=0.7), ce2 + term)
     assert_close(value("raat", (x, x2), both, mix=0.7, bound=False), ce2 + term)
     everything, twice = torch.cat([x, x2]), labels.repeat(2)
@@ -282,17 +282,17 @@ def test_the_averaged_model_can_run_in_the_models_mode_as_released():
     average = averaged(model)
     statistics = average["norm.running_mean"].clone()
     x_adv = attack_with()(model, x, labels)
-    for mode in ("eval", "keep"):
+    for mode in ("eval", "as_is"):
         term = objectives.rebat(model, (x,), labels, fixed_attack(x_adv), average=average, teacher_mode=mode)[1]
         moved = not torch.equal(average["norm.running_mean"], statistics)
-        assert moved == (mode == "keep")
+        assert moved == (mode == "as_is")
         assert term["averaged_kl"] > 0
 
 
 def test_the_attack_can_run_in_train_mode_as_rebat_releases_it():
     model, (x, _), labels = problem()
     before = model.norm.running_mean.clone()
-    objectives.pgd_at(model, (x,), labels, attack_with(model_mode="keep"))
+    objectives.pgd_at(model, (x,), labels, attack_with(model_mode="as_is"))
     tracked = int(model.norm.num_batches_tracked)
     assert tracked == STEPS + 1
     assert not torch.equal(before, model.norm.running_mean)
@@ -362,7 +362,7 @@ def test_reduced_sample_by_scaling_or_by_its_own_attack():
     assert model.passes["attack"] == 2 * STEPS
 
 
-@pytest.mark.parametrize("choice", [{"space": "probabilities"}, {"temperature": 1.0}, {"dicar_average": "all"}])
+@pytest.mark.parametrize("choice", [{"space": "probabilities"}, {"temperature": 1.0}, {"average_over": "all"}])
 def test_each_dicar_choice_changes_the_term(choice):
     model, views, labels = problem()
     model.eval()
@@ -370,7 +370,7 @@ def test_each_dicar_choice_changes_the_term(choice):
     default = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7)[1]["dicar"]
     other = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, **choice)[1]["dicar"]
     assert (default - other).abs() > 1e-8
-    if "dicar_average" in choice:
+    if "average_over" in choice:
         right = (model(views[0]).argmax(1) == labels) & (model(views[1]).argmax(1) == labels)
         assert_close(other, default * right.sum() / len(labels))
 
@@ -494,7 +494,7 @@ REFUSED = [
     ("raat", {"boundary": "both"}, ValueError, "raat: `boundary` must be one of"),
     ("raat", {"misclassified": "drop"}, ValueError, "raat: `misclassified` must be one of"),
     ("raat", {"weight": -1.0}, ValueError, "raat: `weight` must lie in"),
-    ("raat_sharp", {"beta": -1.0}, ValueError, "raat_sharp: `beta` must lie in"),
+    ("raat_sharp", {"weight": -1.0}, ValueError, "raat_sharp: `weight` must lie in"),
     ("rpat", {"beta": 6.0}, TypeError, "rpat: `beta` has no effect with base='pgd_at', which takes no options"),
     ("rpat", {"base": "mart", "consistency_weight": 1.0}, TypeError, "no effect with base='mart', which takes beta"),
     ("rpat", {"base": "awp"}, ValueError, "rpat: `base` must be one of"),
@@ -558,13 +558,13 @@ def test_dicar_uses_the_pairs_it_is_told_to():
     model, views, labels = problem()
     model.eval()
     x_adv = attack_with()(model, torch.cat(views), labels.repeat(2))
-    keep = torch.arange(len(labels)) % 3 == 0
-    term = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, keep=keep)[1]["dicar"]
+    mask = torch.arange(len(labels)) % 3 == 0
+    term = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, mask=mask)[1]["dicar"]
     x1_adv, x2_adv = x_adv.chunk(2)
     logits = model(interpolate(x2_adv, x1_adv, 0.7)), model(views[0]), model(views[1])
-    assert_close(term, dicar_loss(*logits, mix=0.7, space="logits", temperature=0.5, keep=keep))
-    with pytest.raises(ValueError, match="raat: `keep` must be a boolean mask"):
-        objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, keep=keep.double())
+    assert_close(term, dicar_loss(*logits, mix=0.7, space="logits", temperature=0.5, mask=mask))
+    with pytest.raises(ValueError, match="raat: `mask` must be a boolean mask"):
+        objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, mask=mask.double())
 
 
 def test_only_the_first_view_is_supervised_when_told_so():

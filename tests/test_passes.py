@@ -130,7 +130,7 @@ OPTIONS = {
     "restarts, keep best": ({"restarts": 3, "keep": "best"}, 33, 30),
     "verdict": ({"verdict": True}, 11, 10),
     "verdict, keep best": ({"verdict": True, "keep": "best"}, 11, 10),
-    "mode kept": ({"model_mode": "keep"}, 10, 10),
+    "mode kept": ({"model_mode": "as_is"}, 10, 10),
     "numbers of each sample": ({"generator": SampleGenerator(0, torch.arange(BATCH))}, 10, 10),
 }
 
@@ -252,7 +252,7 @@ STEPS_OF_TRAINING = [
 PAIRED = ("consistency_at", "raat", "raat_plus_plus", "raat_sharp", "dicar")
 
 
-def step_of(name, options, *, validate=False, **more):
+def step_of(name, options, *, validate=False, lane=None, **more):
     """A training step, how many images it attacks, and the share of them that are pairs in use."""
     model, views, labels, share = problem()
     options = options | more
@@ -262,14 +262,14 @@ def step_of(name, options, *, validate=False, **more):
         views = views[:1]
     if name in ("rebat", "rpat_plus_plus", "raat_sharp"):
         options = {"average": snapshot(model), **options}
-    attack = functools.partial(pgd, threat=LINF, steps=STEPS, generator=generator(0), validate=validate)
+    attack = functools.partial(pgd, threat=LINF, steps=STEPS, generator=generator(0), validate=validate, lane=lane)
 
     def step():
         loss, _ = getattr(objectives, name)(model, views, labels, attack, **options)
         loss.backward()
 
-    if options.get("lane") is not None:  # make the twin
-        attack(model, views[0], labels, lane=options["lane"])
+    if lane is not None:  # make the twin
+        attack(model, views[0], labels)
         change_weights(model)
     return step, len(views) * BATCH, share
 
@@ -292,8 +292,8 @@ def test_a_training_step_needs_the_passes_of_its_formula(name, options, forwards
 @pytest.mark.parametrize("lane", LANES, ids=str)
 @pytest.mark.parametrize("name", [name for name in objectives.__all__ if name != "preset"])
 def test_a_training_step_in_a_lane_takes_the_same_passes(name, lane):
-    keep = {"keep": torch.arange(BATCH) < 6} if name in PAIRED[1:] else {}  # whatever rounding makes of a prediction
-    (plain, batch, _), (fast, _, _) = step_of(name, keep), step_of(name, keep, lane=lane)
+    mask = {"mask": torch.arange(BATCH) < 6} if name in PAIRED[1:] else {}  # whatever rounding makes of a prediction
+    (plain, batch, _), (fast, _, _) = step_of(name, mask), step_of(name, mask, lane=lane)
     assert cost(fast, batch=batch) == cost(plain, batch=batch)
 
 
@@ -336,13 +336,13 @@ def test_a_reduced_attack_costs_its_steps(name):
     ids=str,
 )
 def test_a_mask_for_dicar_saves_the_passes_that_would_find_it(name, options, forwards, gradients):
-    keep = torch.arange(BATCH) < 6
-    step, batch, _ = step_of(name, options, keep=keep)
+    mask = torch.arange(BATCH) < 6
+    step, batch, _ = step_of(name, options, mask=mask)
     assert cost(step, batch=batch) == Cost(STEPS + forwards + 0.25, STEPS, gradients + 0.25, 1)
 
 
 @pytest.mark.parametrize("name", ["raat", "raat_plus_plus", "raat_sharp", "dicar"])
 def test_without_a_pair_to_align_no_pass_is_made_for_dicar(name):
-    step, batch, _ = step_of(name, {}, keep=torch.zeros(BATCH, dtype=torch.bool))
+    step, batch, _ = step_of(name, {}, mask=torch.zeros(BATCH, dtype=torch.bool))
     needed = {"raat": (4, 1), "raat_plus_plus": (6, 3), "raat_sharp": (2, 0.5), "dicar": (1, 1)}[name]
     assert cost(step, batch=batch) == Cost(STEPS + needed[0], STEPS, needed[1], 1)

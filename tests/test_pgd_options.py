@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Linf, cw, fgsm, margin, pgd
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import select
 from tests.strategies import DTYPES, clean_inputs, dtype_name, dtypes, generator, normal, seeds, threats, uniform, words
 from tests.test_attack_contract import Net, Pointwise, assert_allowed, classes_of, images

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Lane, Linf, dlr, frozen, kl_to, margin, pgd, pure_pgd
-from perceptual_at.attacks import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from tests.passes import Cost, cost
 from tests.strategies import (
     DTYPES,

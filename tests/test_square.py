@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Linf, margin
 from perceptual_at._random import SampleGenerator
-from perceptual_at.attacks import cross_entropy
 from perceptual_at.attacks.square import _grid, _pyramids, _side, square
+from perceptual_at.divergences import cross_entropy
 from tests.passes import host_reads
 from tests.robust_model import robust_digits
 from tests.strategies import DTYPES, clean_inputs, dtype_name, generator, normal, uniform

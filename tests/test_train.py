@@ -327,7 +327,7 @@ def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_pat
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--objective", "rebat"], "--average-decay is needed by rebat"),
         (["--eps", "8"], "did you mean"),
-        (["--lane", "fp32", "--model-mode", "keep"], "--lane runs in eval mode"),
+        (["--lane", "fp32", "--model-mode", "as_is"], "--lane runs in eval mode"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, message):
@@ -492,7 +492,7 @@ def test_recipes_hold_the_papers_settings(train):
     assert recipes["rpat_paper"].options() == {"form": "quotient"}
     assert recipes["rpat_mart"].options() == {"form": "interpolation", "base": "mart"}
     sharp = recipes["raat_sharp"]
-    assert (sharp.model, sharp.average_start, sharp.factor, sharp.model_mode) == ("preact_resnet18", 105, 1.5, "keep")
+    assert (sharp.model, sharp.average_start, sharp.factor, sharp.model_mode) == ("preact_resnet18", 105, 1.5, "as_is")
 
 
 def test_learning_rates(train):

@@ -111,7 +111,8 @@ def attack_of(settings: Settings, generator: torch.Generator, *, size: float = 1
     """The attack in training; `size` scales budget and step."""
     return functools.partial(
         pat.pgd, threat=threat_of(settings).scaled(size), steps=settings.steps, step_size=size * settings.step_size,
-        start=settings.start, model_mode=settings.model_mode, validate=False, generator=generator,
+        start=settings.start, model_mode=settings.model_mode, lane=LANES[settings.lane], validate=False,
+        generator=generator,
     )  # fmt: skip
 
 
@@ -121,7 +122,6 @@ def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Genera
     `noise` draws for the samples of one process, `mixes` what all processes share.
     """
     function, options = getattr(objectives, settings.objective), settings.options()
-    options["lane"] = LANES[settings.lane]
     attack = attack_of(settings, noise)
     if settings.objective in ("trades", "mart", "raat_plus_plus") or settings.base in ("trades", "mart"):
         options["generator"] = noise
@@ -147,10 +147,10 @@ def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Genera
             began = epoch >= settings.average_start
             # Until the end of the first epoch with averaged weights the released code leaves them in train mode.
             trap = settings.source == "release" and epoch <= settings.average_start
-            changing["teacher_mode"] = "keep" if trap else "eval"
+            changing["teacher_mode"] = "as_is" if trap else "eval"
             changing["average"] = average if began or settings.objective == "raat_sharp" else None
             if settings.objective == "raat_sharp" and not began:
-                changing["beta"] = 0.0
+                changing["weight"] = 0.0
         return function(model, views, labels, attack, **changing)
 
     return loss_of_step

@@ -12,7 +12,7 @@ LONG: dict[str, Any] = {"epochs": 200, "milestones": (100, 150)}
 _PLAIN = Settings(model="resnet26_bottleneck")
 # ReBAT's code, which RPAT++ and RAAT# run on: mild drops, averaged weights, attacks in train mode.
 _REBAT = Settings(
-    objective="rebat", model="preact_resnet18", normalize=True, padding_mode="reflect", model_mode="keep",
+    objective="rebat", model="preact_resnet18", normalize=True, padding_mode="reflect", model_mode="as_is",
     schedule="rebat", factor=1.5, average_decay=0.999, average_start=105, **LONG,
 )  # fmt: skip
 

@@ -96,7 +96,7 @@ class Settings:
     """Length of a step, in training and in evaluation."""
     start: Literal["random", "clean"] = "random"
     """Where the attack begins, unless the objective says so (TRADES, MART)."""
-    model_mode: Literal["eval", "keep"] = "eval"
+    model_mode: Literal["eval", "as_is"] = "eval"
     """Mode of the model under attack in training; ReBAT's code attacks in train mode (`keep`)."""
 
     # Optimisation
@@ -163,7 +163,7 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
         if self.objective in AVERAGED and self.average_decay is None:
             raise ValueError(f"--average-decay is needed by {self.objective}, whose term takes averaged weights.")
-        if self.lane != "none" and self.model_mode == "keep":
+        if self.lane != "none" and self.model_mode == "as_is":
             raise ValueError("--lane runs in eval mode; it cannot be had with --model-mode keep.")
         if self.schedule == "rebat" and len(self.milestones) != 2:
             raise ValueError(f"--milestones must be two with --schedule rebat, got {self.milestones}.")

@@ -9,8 +9,9 @@ from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
 from perceptual_at.attacks.square import square
-from perceptual_at.attacks.targets import cross_entropy, dlr, kl_to, margin, targeted_dlr
+from perceptual_at.attacks.targets import dlr, kl_to, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import cross_entropy
 
 __all__ = [
     "AutoAttackVerdict",

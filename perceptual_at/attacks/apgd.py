@@ -17,8 +17,9 @@ from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified, visible
 from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.starts import far_start
-from perceptual_at.attacks.targets import AttackLoss, cross_entropy, likely_targets, targeted_dlr
+from perceptual_at.attacks.targets import likely_targets, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import L1, Threat, projection, select
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,7 +47,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     threat: Threat,
     *,
     steps: int = 100,
-    loss: AttackLoss | TargetedLoss | None = None,
+    loss: PerSampleLoss | TargetedLoss | None = None,
     target_classes: int | None = None,
     start: Literal["random"] | Tensor = "random",
     restarts: int = 1,
@@ -91,7 +92,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
         eot: passes to average over in each step, for models that are random.
         early_stop: a sample leaves the batch as soon as it is misclassified, so that decided samples cost
             nothing. False spends all steps on all samples and returns misclassified points with the largest loss.
-        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
         lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`.
@@ -123,7 +124,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     check_arguments("apgd", model, x, labels, threat, chosen, start, restarts, verdict=True)
     for name, value in (("steps", steps), ("eot", eot)):
         _check.count("apgd", name, value)
-    _check.choice("apgd", "model_mode", model_mode, ("eval", "keep"))
+    _check.choice("apgd", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("apgd", model, model_mode, lane)
     budget("apgd", threat)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:

@@ -21,9 +21,10 @@ from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Proto
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.square import square
-from perceptual_at.attacks.targets import cross_entropy, dlr, margin
+from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.twins import FastModel
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import L1, L2, Linf, Threat, select
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -109,7 +110,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
             `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`.
         backend: `"native"`, or `"pyautoattack"` to run the official code (extra `autoattack`).
         batch_size: samples attacked at a time. Verdicts do not depend on it, up to the rounding of the model.
-        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
         lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         progress: show a progress bar, when tqdm is installed.
@@ -140,7 +141,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
     check_ball("auto_attack", threat)
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
-    _check.choice("auto_attack", "model_mode", model_mode, ("eval", "keep"))
+    _check.choice("auto_attack", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("auto_attack", model, model_mode, lane)
     _check.count("auto_attack", "batch_size", batch_size)
     if backend != "native" and lane is not None:
@@ -233,7 +234,7 @@ def _run(
     at: Tensor,
 ) -> Verdict:
     found: Verdict = function(
-        model, x, labels, select(threat, at), model_mode="eval" if isinstance(model, FastModel) else "keep",
+        model, x, labels, select(threat, at), model_mode="eval" if isinstance(model, FastModel) else "as_is",
         validate=False, verdict=True, generator=numbers.take(at), **options,
     )  # fmt: skip
     return found

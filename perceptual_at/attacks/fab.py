@@ -84,7 +84,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         beta: how far from `x` to go on once misclassified.
         early_stop: let a sample go at its first success. Without, all runs are made in full and the nearest
             misclassified point is returned.
-        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
         lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`, whose steps count on over target classes and restarts.
@@ -120,7 +120,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
     _check.number("fab", "alpha_max", alpha_max, at_least=0.0, at_most=1.0)
     _check.number("fab", "eta", eta, at_least=1.0)
     _check.number("fab", "beta", beta, at_least=0.0, at_most=1.0)
-    _check.choice("fab", "model_mode", model_mode, ("eval", "keep"))
+    _check.choice("fab", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("fab", model, model_mode, lane)
     eps = budgets("fab", threat, x)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:

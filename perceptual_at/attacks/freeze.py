@@ -12,7 +12,7 @@ from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.twins import FastModel
 
 Model = Callable[..., Tensor]
-ModelMode = Literal["eval", "keep"]
+ModelMode = Literal["eval", "as_is"]
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
 
     Args:
         model: a module (also compiled or wrapped for distributed training) or any callable.
-        model_mode: `"eval"`, or `"keep"` to leave the modes of the modules alone. A batch norm that is in train
+        model_mode: `"eval"`, or `"as_is"` to leave the modes of the modules alone. A batch norm that is in train
             mode then uses and updates its statistics in every attack step, as ReBAT's released code does.
         lane: run a copy of the module that costs less instead, with the module's present weights; see `Lane`. The
             module itself is `exact` of what is given, and `notes` says what of the lane could not be had.
@@ -35,7 +35,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
 
     Raises:
         TypeError: if `model` is not callable, or no module and `lane` is given.
-        ValueError: if `model_mode` is unknown, or a lane is asked for with `model_mode="keep"`, on top of another
+        ValueError: if `model_mode` is unknown, or a lane is asked for with `model_mode="as_is"`, on top of another
             lane, or for a module that cannot be copied.
 
     Examples:
@@ -48,7 +48,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
     """
     if not callable(model):
         raise TypeError(f"frozen: `model` must be callable, got {type(model).__name__}.")
-    _check.choice("frozen", "model_mode", model_mode, ("eval", "keep"))
+    _check.choice("frozen", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("frozen", model, model_mode, lane)
     if isinstance(model, FastModel) or not isinstance(model, nn.Module):
         yield model
@@ -74,15 +74,15 @@ def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) ->
     if isinstance(model, FastModel):
         if lane is not None:
             raise ValueError(f"{function}: `model` runs in {model.lane} already, so it cannot take `lane`={lane}.")
-        if model_mode == "keep":
+        if model_mode == "as_is":
             raise ValueError(
-                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='keep'."
+                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='as_is'."
             )
     if lane is None:
         return
     if not isinstance(lane, Lane):
         raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
-    if model_mode == "keep":
-        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='keep'.")
+    if model_mode == "as_is":
+        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='as_is'.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")

@@ -8,8 +8,9 @@ from perceptual_at._random import Generator
 from perceptual_at.attacks.freeze import Model, ModelMode
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.projected import ascend
-from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
+from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat
 
 
@@ -29,7 +30,7 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     *,
     steps: int = 10,
     step_size: float | Tensor | None = None,
-    loss: AttackLoss = cross_entropy,
+    loss: PerSampleLoss = cross_entropy,
     targets: Tensor | None = None,
     start: Literal["random", "clean"] | Tensor = "random",
     restarts: int = 1,
@@ -78,7 +79,7 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
             forward pass per restart.
         early_stop: with `keep="best"`, let a sample go at its first misclassified iterate, which is returned for it;
             decided samples then cost nothing. Waits for the device in every step.
-        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
         lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
             `Lane`. Whether a `verdict` is a success is asked of the model itself, at one more forward pass.
         validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the
@@ -132,7 +133,7 @@ def fgsm(  # type: ignore[misc]
     labels: Tensor,
     threat: Threat,
     *,
-    loss: AttackLoss = cross_entropy,
+    loss: PerSampleLoss = cross_entropy,
     targets: Tensor | None = None,
     start: Literal["random", "clean"] | Tensor = "clean",
     model_mode: ModelMode = "eval",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceptual_at._shapes import rows
 from perceptual_at.attacks.queries import Queries
-from perceptual_at.attacks.targets import AttackLoss
+from perceptual_at.divergences import PerSampleLoss
 
 
 def gives_probabilities(logits: Tensor) -> bool:
@@ -46,6 +46,6 @@ def takes_gradients(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     return bool(seen)
 
 
-def zero_gradients(queries: Queries, x: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
+def zero_gradients(queries: Queries, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
     """Samples whose gradient is zero in every entry, boolean `(B,)`."""
     return (rows(queries.gradient(x, labels, loss).grad) == 0).all(dim=1)

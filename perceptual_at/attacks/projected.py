@@ -14,8 +14,8 @@ from perceptual_at.attacks.queries import Queries, classified, misclassified, vi
 from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.starts import random_start
 from perceptual_at.attacks.steps import ascended
-from perceptual_at.attacks.targets import AttackLoss
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Threat, select
 
 
@@ -29,7 +29,7 @@ def ascend(
     steps: int,
     step_size: float | Tensor | None,
     reach: float,
-    loss: AttackLoss,
+    loss: PerSampleLoss,
     targets: Tensor | None,
     start: str | Tensor,
     restarts: int,
@@ -50,7 +50,7 @@ def ascend(
     _check.count(function, "eot", eot)
     _check.number(function, "momentum", momentum, at_least=0.0)
     _check.choice(function, "keep", keep, ("last", "best"))
-    _check.choice(function, "model_mode", model_mode, ("eval", "keep"))
+    _check.choice(function, "model_mode", model_mode, ("eval", "as_is"))
     check_lane(function, model, model_mode, lane)
     if step_size is None:
         step_size = reach * budget(function, threat) / steps
@@ -71,7 +71,7 @@ def ascend(
             return search.result(verdict)
         label_range = check_values(function, x, aims, threat, start) if validate else None
         queries = Queries(function, f, label_range, eot=eot, labels_are="labels" if targets is None else "targets")
-        objective: AttackLoss = loss if targets is None else (lambda logits, aims: -loss(logits, aims))
+        objective: PerSampleLoss = loss if targets is None else (lambda logits, aims: -loss(logits, aims))
         for restart in range(restarts):
             run = _Run(x, aims, threat, step_size, momentum)
             run.point = _start(function, start, run.center, threat, generator, restart)

@@ -9,7 +9,7 @@ from perceptual_at.attacks.arguments import budget, check_arguments
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.queries import check_logits, check_values, leveled, visible
 from perceptual_at.attacks.steps import ascended
-from perceptual_at.attacks.targets import AttackLoss, cross_entropy
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat
 
 
@@ -22,7 +22,7 @@ def pure_pgd(
     *,
     steps: int = 10,
     step_size: float | Tensor | None = None,
-    loss: AttackLoss = cross_entropy,
+    loss: PerSampleLoss = cross_entropy,
 ) -> Tensor:
     r"""`pgd` from a given start, written with `torch.func`: the same numbers, for graphs and for `torch.vmap`.
 
@@ -84,7 +84,7 @@ def pure_pgd(
         return visible(point, x, threat)
 
 
-def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
+def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
     """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
 
     def logits_at(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._rounding import cast_toward, wide
 from perceptual_at.attacks.freeze import Model
-from perceptual_at.attacks.targets import AttackLoss
 from perceptual_at.attacks.twins import FastModel
+from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Threat
 
 
@@ -49,11 +49,11 @@ class Queries:
         self.labels_are = labels_are
         self.logits_checked = self.values_checked = False
 
-    def gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> Answer:
+    def gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Answer:
         """One forward and one input-gradient pass."""
         return Answer(*_mean([self._gradient(x, labels, loss) for _ in range(self.eot)]))
 
-    def value(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor]:
+    def value(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor]:
         """Loss of each sample and the logits: one forward pass."""
         with torch.no_grad():
             passes = [self._logits(self.model, x, labels) for _ in range(self.eot)]
@@ -95,7 +95,7 @@ class Queries:
         # A sample whose gradient is undefined stays where it is instead of becoming NaN.
         return grad.nan_to_num(nan=0.0)
 
-    def _gradient(self, x: Tensor, labels: Tensor, loss: AttackLoss) -> tuple[Tensor, ...]:
+    def _gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()
         raw = self._checked(self.model, x, labels)
         logits = raw.to(wide(raw))
@@ -121,7 +121,7 @@ class Queries:
             self.logits_checked = True
         return logits
 
-    def _values(self, logits: Tensor, labels: Tensor, loss: AttackLoss) -> Tensor:
+    def _values(self, logits: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
         values = loss(logits, labels)
         if not self.values_checked:
             check_values(self.function, values, logits.shape[0])

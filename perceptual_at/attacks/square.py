@@ -14,8 +14,9 @@ from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search, places
-from perceptual_at.attacks.targets import AttackLoss, margin
+from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import L1, L2, Linf, projection, select
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -41,7 +42,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
     queries: int = 5000,
     p_init: float = 0.8,
     restarts: int = 1,
-    loss: AttackLoss = margin,
+    loss: PerSampleLoss = margin,
     reach_edge: bool = True,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
@@ -74,7 +75,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
             row and column, which matters for small images.
         early_stop: let a sample go at its first success. Without, all queries are used, and among misclassified
             points the one of largest loss is returned.
-        model_mode: `"eval"`, or `"keep"` to attack the model as it stands.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
         lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`; its steps count forward passes after the clean one.
@@ -111,7 +112,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         )
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
-    _check.choice("square", "model_mode", model_mode, ("eval", "keep"))
+    _check.choice("square", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("square", model, model_mode, lane)
     eps = budgets("square", threat, x)
     with torch.inference_mode(False), torch.no_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
@@ -148,7 +149,7 @@ class _Climb:
     def __init__(
         self,
         asked: Queries,
-        loss: AttackLoss,
+        loss: PerSampleLoss,
         search: Search,
         held: Tensor,
         x: Tensor,

@@ -5,42 +5,12 @@ attack sums them, so that a sample's perturbation does not depend on who shares 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from perceptual_at import _check
-from perceptual_at.divergences import kl_divergence
-
-AttackLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Cross entropy of each sample, $-\log p_y$.
-
-    Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`, or class probabilities `(B, K)` (mixed images).
-
-    Returns:
-        Shape `(B,)`, in nats.
-
-    Raises:
-        IndexError: if a label is out of range (by torch, on the CPU).
-
-    Source:
-        Madry et al. 2018, Eq. 2.1.
-
-    Examples:
-        >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))  # log 2
-        tensor([0.6931])
-        >>> cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: the logits' difference
-        tensor([100.])
-    """
-    target = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
-    return functional.cross_entropy(logits, target, reduction="none")
+from perceptual_at.divergences import PerSampleLoss, kl_divergence
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -150,7 +120,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return ahead.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def kl_to(reference_logits: Tensor) -> AttackLoss:
+def kl_to(reference_logits: Tensor) -> PerSampleLoss:
     r"""Distance of the prediction from a fixed one: the function TRADES attacks with.
 
     $$ z \mapsto \mathrm{KL}\big( \mathrm{softmax}(z_{\mathrm{ref}}) \,\|\, \mathrm{softmax}(z) \big) $$

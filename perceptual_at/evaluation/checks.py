@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from perceptual_at._wrappers import bare
 from perceptual_at.attacks.freeze import Model
-from perceptual_at.attacks.targets import cross_entropy
+from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import Threat
 
 MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"

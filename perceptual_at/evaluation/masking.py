@@ -21,8 +21,9 @@ from perceptual_at.attacks.freeze import Model, frozen
 from perceptual_at.attacks.gradient import pgd
 from perceptual_at.attacks.queries import misclassified
 from perceptual_at.attacks.square import square
-from perceptual_at.attacks.targets import AttackLoss, cross_entropy, margin
+from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.evaluation.checks import (
     MASKING,
     Check,
@@ -247,14 +248,14 @@ class _Attacks:
         self.model, self.x, self.labels, self.threat = model, x, labels, threat
         self.noise = SampleGenerator(seed, torch.arange(len(x)))
 
-    def points(self, steps: int, *, restart: int = 0, loss: AttackLoss = cross_entropy) -> Tensor:
+    def points(self, steps: int, *, restart: int = 0, loss: PerSampleLoss = cross_entropy) -> Tensor:
         """Adversarial inputs."""
         noise = self.noise.fork(restart)
         return _points(
             pgd(self.model, self.x, self.labels, self.threat, steps=steps, loss=loss, keep="best", generator=noise)
         )
 
-    def broken(self, steps: int, *, restarts: int = 1, loss: AttackLoss = cross_entropy) -> Tensor:
+    def broken(self, steps: int, *, restarts: int = 1, loss: PerSampleLoss = cross_entropy) -> Tensor:
         """Which samples break."""
         points = (self.points(steps, restart=restart, loss=loss) for restart in range(restarts))
         return torch.stack([_broken(self.model, one, self.labels) for one in points]).any(dim=0)

@@ -21,8 +21,8 @@ def dicar_loss(
     mix: float | Tensor,
     space: Literal["probabilities", "logits"] = "probabilities",
     temperature: float = 1.0,
-    keep: Tensor | None = None,
-    average: Literal["selected", "all"] = "selected",
+    mask: Tensor | None = None,
+    average_over: Literal["selected", "all"] = "selected",
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""How far the prediction of mixed adversarial views is from the mixture of the clean predictions.
@@ -43,8 +43,8 @@ def dicar_loss(
         mix: weight of view 1 in [0, 1], the one used for the inputs; a tensor `(B,)` is taken as it is.
         space: where the clean predictions are mixed.
         temperature: divides all logits.
-        keep: boolean mask `(B,)` of the pairs that count; the others give exactly 0.
-        average: with `reduction="mean"`, divide by the number of `"selected"` pairs (the released code) or
+        mask: boolean mask `(B,)` of the pairs that count; the others give exactly 0.
+        average_over: with `reduction="mean"`, divide by the number of `"selected"` pairs (the released code) or
             of `"all"` pairs (the paper's average over n samples).
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -53,11 +53,11 @@ def dicar_loss(
 
     Raises:
         TypeError: if an argument is no floating-point tensor.
-        ValueError: if shapes or devices differ, `mix` is outside [0, 1], `temperature` is not positive, `keep`
-            is no boolean mask, a word is unknown, or `average="all"` comes with another reduction.
+        ValueError: if shapes or devices differ, `mix` is outside [0, 1], `temperature` is not positive, `mask`
+            is no boolean mask, a word is unknown, or `average_over="all"` comes with another reduction.
 
     Source:
-        RAAT, Eq. 15 and 16; `space="logits"`, `temperature=0.5`, `average="selected"`: its released code.
+        RAAT, Eq. 15 and 16; `space="logits"`, `temperature=0.5`, `average_over="selected"`: its released code.
 
     Examples:
         >>> right, left = torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]])
@@ -69,12 +69,12 @@ def dicar_loss(
     name = "dicar_loss"
     _check.logits(name, mixed_logits=mixed_logits, clean_logits_1=clean_logits_1, clean_logits_2=clean_logits_2)
     _check.choice(name, "space", space, ("probabilities", "logits"))
-    _check.choice(name, "average", average, ("selected", "all"))
+    _check.choice(name, "average_over", average_over, ("selected", "all"))
     _check.number(name, "temperature", temperature, above=0.0)
-    if average == "all" and reduction != "mean":
-        raise ValueError(f"{name}: `average`='all' has no effect with `reduction`={reduction!r}.")
-    if keep is not None:
-        _check.mask(name, "keep", keep, mixed_logits=mixed_logits)
+    if average_over == "all" and reduction != "mean":
+        raise ValueError(f"{name}: `average_over`='all' has no effect with `reduction`={reduction!r}.")
+    if mask is not None:
+        _check.mask(name, "mask", mask, mixed_logits=mixed_logits)
     given = mixed_logits, clean_logits_1, clean_logits_2
     dtype = common(*given)
     mixed, clean_1, clean_2 = (logits.to(wide(*given)) for logits in given)
@@ -86,10 +86,10 @@ def dicar_loss(
             _log(weight) + log_distribution(clean_1, temperature),
             _log(1 - weight) + log_distribution(clean_2, temperature),
         )
-    per_sample = masked(js_of_logs(log_distribution(mixed, temperature), target), keep)
-    if keep is None or average == "all" or reduction != "mean":
+    per_sample = masked(js_of_logs(log_distribution(mixed, temperature), target), mask)
+    if mask is None or average_over == "all" or reduction != "mean":
         return reduce(name, per_sample.to(dtype), reduction)
-    return (per_sample.sum() / keep.sum().clamp_min(1)).to(dtype)
+    return (per_sample.sum() / mask.sum().clamp_min(1)).to(dtype)
 
 
 def _log(weight: float | Tensor) -> float | Tensor:

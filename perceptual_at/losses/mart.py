@@ -7,8 +7,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.attacks.targets import cross_entropy
-from perceptual_at.divergences import kl_divergence
+from perceptual_at.divergences import cross_entropy, kl_divergence
 
 
 def mart_loss(

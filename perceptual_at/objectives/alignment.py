@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks import Lane
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
 from perceptual_at.objectives.passes import Attack, attacked, predictions
@@ -16,17 +15,17 @@ from perceptual_at.paths import interpolate
 
 Boundary = Literal["release", "definition", "objective"]
 Space = Literal["probabilities", "logits"]
-Average = Literal["selected", "all"]
+AverageOver = Literal["selected", "all"]
 
 
 class Dicar(NamedTuple):
     """The settings of the alignment term."""
 
     mix: float | None
-    keep: Tensor | None
+    mask: Tensor | None
     space: Space
     temperature: float
-    average: Average
+    average_over: AverageOver
 
 
 class Choice(NamedTuple):
@@ -48,9 +47,8 @@ def choose(
     eta: float | None,
     reduced_attack: Attack | None,
     boundary: Boundary,
-    lane: Lane | None,
     weights: Weights | None = None,
-    keep_mode: bool = False,
+    as_is: bool = False,
     *,
     ask_wrong: bool = True,
 ) -> Choice:
@@ -58,17 +56,17 @@ def choose(
     if not bound and not ask_wrong:
         return Choice(x_adv, None)
     if not bound:
-        (clean,) = predictions(model, x, weights=weights, keep_mode=keep_mode)
+        (clean,) = predictions(model, x, weights=weights, as_is=as_is)
         return Choice(x_adv, clean.argmax(dim=1) != labels)
     if reduced_attack is None:
         reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
     else:
-        reduced = attacked(function, reduced_attack, model, x, labels, lane)
+        reduced = attacked(function, reduced_attack, model, x, labels)
     if boundary == "objective" and not ask_wrong:
-        (near,) = predictions(model, reduced, weights=weights, keep_mode=keep_mode)
+        (near,) = predictions(model, reduced, weights=weights, as_is=as_is)
         return Choice(torch.where(per_sample(near.argmax(dim=1) != labels, x), reduced, x_adv), None)
     inputs = (x, reduced, x_adv) if boundary == "release" else (x, reduced)
-    clean, near, *far = predictions(model, *inputs, weights=weights, keep_mode=keep_mode)
+    clean, near, *far = predictions(model, *inputs, weights=weights, as_is=as_is)
     parts = boundary_partition(clean, near, labels, adv_logits=far[0] if far else None)
     smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
     supervised = torch.where(per_sample(smaller, x), reduced, x_adv)
@@ -84,22 +82,22 @@ def dicar_term(
     clean: Tensor | None,
     settings: Dicar,
 ) -> tuple[Tensor, Tensor | None]:
-    """DICAR over the pairs to keep, or else those with no view wrong, and the clean logits it used."""
-    mix, keep = settings.mix, settings.keep
+    """DICAR over the pairs of the mask, or else those with no view wrong, and the clean logits it used."""
+    mix, mask = settings.mix, settings.mask
     assert mix is not None
     adv_1, adv_2 = x_adv.chunk(2)
-    if keep is None:
+    if mask is None:
         assert wrong is not None
-        keep = ~torch.stack(wrong.chunk(2)).any(dim=0)
-    _check.mask(function, "keep", keep, **{"views[0]": adv_1})
-    pairs = keep.nonzero().squeeze(1)
+        mask = ~torch.stack(wrong.chunk(2)).any(dim=0)
+    _check.mask(function, "mask", mask, **{"views[0]": adv_1})
+    pairs = mask.nonzero().squeeze(1)
     if not pairs.shape[0]:
         return x.new_zeros(()), clean
     # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
     mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
     clean = model(x) if clean is None else clean
     clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
-    share = pairs.shape[0] / adv_1.shape[0] if settings.average == "all" else 1.0
+    share = pairs.shape[0] / adv_1.shape[0] if settings.average_over == "all" else 1.0
     term = dicar_loss(mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature)
     return share * term, clean
 
@@ -112,11 +110,9 @@ def check_options(
     eta: float | None,
     reduced_attack: Attack | None,
     boundary: str,
-    *,
-    weight_name: str = "weight",
 ) -> None:
     """Refuse options that are out of range or would have no effect."""
-    _check.number(function, weight_name, weight, at_least=0.0)
+    _check.number(function, "weight", weight, at_least=0.0)
     if weight > 0 and mix is None:
         raise TypeError(
             f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks import Lane, cross_entropy, kl_to
-from perceptual_at.divergences import kl_divergence
+from perceptual_at.attacks import kl_to
+from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, consistency_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
     Attack,
@@ -27,9 +27,7 @@ from perceptual_at.objectives.passes import (
 )
 
 
-def pgd_at(
-    model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Attack, *, lane: Lane | None = None
-) -> Result:
+def pgd_at(model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Attack) -> Result:
     r"""PGD-AT: cross entropy on adversarial inputs.
 
     $$ \mathrm{CE}(f(x_{\mathrm{adv}}), y) $$
@@ -41,7 +39,6 @@ def pgd_at(
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`, or class probabilities `(B, K)` if the attack takes them.
         attack: `(model, x, labels) -> x_adv`.
-        lane: run the attack on a copy of the model that costs less; see `Lane`.
 
     Returns:
         `(loss, terms)` with the term `cross_entropy`.
@@ -59,7 +56,7 @@ def pgd_at(
         >>> list(terms), loss.requires_grad
         (['cross_entropy'], True)
     """
-    passes = pgd_at_passes(model, views, labels, attack, logits_as_perception(model), lane)
+    passes = pgd_at_passes(model, views, labels, attack, logits_as_perception(model))
     return finish(passes.loss, **passes.terms)
 
 
@@ -72,7 +69,6 @@ def trades(
     beta: float = 6.0,
     noise: float = 0.001,
     repeat_clean_forward: bool = False,
-    lane: Lane | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
     r"""TRADES: clean cross entropy plus how much the attack on that very term moves the prediction.
@@ -91,7 +87,6 @@ def trades(
         noise: standard deviation of the Gaussian start around `x`.
         repeat_clean_forward: run `x` a second time after `x_adv` and use those logits in the KL, as the released
             code does. Without dropout the loss is the same; batch norm counts the clean batch twice.
-        lane: see `pgd_at`.
         generator: source of the start noise.
 
     Returns:
@@ -111,7 +106,7 @@ def trades(
         True
     """
     passes = trades_passes(
-        model, views, labels, attack, logits_as_perception(model), lane,
+        model, views, labels, attack, logits_as_perception(model),
         beta=beta, noise=noise, repeat_clean_forward=repeat_clean_forward, generator=generator,
     )  # fmt: skip
     return finish(passes.loss, **passes.terms)
@@ -125,7 +120,6 @@ def mart(
     *,
     beta: float = 6.0,
     noise: float = 0.001,
-    lane: Lane | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
     r"""MART: boosted cross entropy plus a KL that counts more where the clean prediction is unsure.
@@ -142,7 +136,6 @@ def mart(
         attack: `(model, x, labels, start=...) -> x_adv`.
         beta: weight of the KL term.
         noise: standard deviation of the Gaussian start around `x`.
-        lane: see `pgd_at`.
         generator: source of the start noise.
 
     Returns:
@@ -162,7 +155,7 @@ def mart(
         True
     """
     passes = mart_passes(
-        model, views, labels, attack, logits_as_perception(model), lane,
+        model, views, labels, attack, logits_as_perception(model),
         beta=beta, noise=noise, generator=generator,
     )  # fmt: skip
     return finish(passes.loss, **passes.terms)
@@ -176,7 +169,6 @@ def consistency_at(
     *,
     consistency_weight: float = 1.0,
     consistency_temperature: float = 0.5,
-    lane: Lane | None = None,
 ) -> Result:
     r"""Consistency-AT: cross entropy on two attacked augmentations, which should be predicted alike.
 
@@ -192,7 +184,6 @@ def consistency_at(
         attack: `(model, x, labels) -> x_adv`.
         consistency_weight: $\lambda$.
         consistency_temperature: $T$.
-        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and `consistency`.
@@ -211,18 +202,18 @@ def consistency_at(
         True
     """
     passes = consistency_at_passes(
-        model, views, labels, attack, logits_as_perception(model), lane,
+        model, views, labels, attack, logits_as_perception(model),
         consistency_weight=consistency_weight, consistency_temperature=consistency_temperature,
     )  # fmt: skip
     return finish(passes.loss, **passes.terms)
 
 
 def pgd_at_passes(
-    model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Attack, perceive: Perceive, lane: Lane | None
+    model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Attack, perceive: Perceive
 ) -> Passes:
     """PGD-AT with its forward passes laid open."""
     x, labels = joined("pgd_at", views, labels)
-    x_adv = attacked("pgd_at", attack, model, x, labels, lane)
+    x_adv = attacked("pgd_at", attack, model, x, labels)
     adv = perceive(x_adv)
     ce = cross_entropy(adv[0], labels).mean()
     return Passes(x, x_adv, labels, None, adv, ce, {"cross_entropy": ce})
@@ -234,7 +225,6 @@ def trades_passes(
     labels: Tensor,
     attack: Attack,
     perceive: Perceive,
-    lane: Lane | None,
     *,
     beta: float = 6.0,
     noise: float = 0.001,
@@ -245,9 +235,9 @@ def trades_passes(
     _check.number("trades", "beta", beta, at_least=0.0)
     x, labels = joined("trades", views, labels)
     check_indices("trades", labels)
-    (reference,) = predictions(model, x, lane=lane)  # what the attack's own logits start from
+    (reference,) = predictions(model, x)  # what the attack's own logits start from
     start = gaussian_start("trades", x, noise, generator)
-    x_adv = attacked("trades", attack, model, x, labels, lane, loss=kl_to(reference), start=start)
+    x_adv = attacked("trades", attack, model, x, labels, loss=kl_to(reference), start=start)
     clean, adv = perceive(x), perceive(x_adv)
     again = perceive(x) if repeat_clean_forward else clean
     ce, kl = cross_entropy(clean[0], labels).mean(), kl_divergence(again[0], adv[0]).mean()
@@ -260,7 +250,6 @@ def mart_passes(
     labels: Tensor,
     attack: Attack,
     perceive: Perceive,
-    lane: Lane | None,
     *,
     beta: float = 6.0,
     noise: float = 0.001,
@@ -270,7 +259,7 @@ def mart_passes(
     _check.number("mart", "beta", beta, at_least=0.0)
     x, labels = joined("mart", views, labels)
     check_indices("mart", labels)
-    x_adv = attacked("mart", attack, model, x, labels, lane, start=gaussian_start("mart", x, noise, generator))
+    x_adv = attacked("mart", attack, model, x, labels, start=gaussian_start("mart", x, noise, generator))
     clean, adv = perceive(x), perceive(x_adv)
     bce, kl = boosted_cross_entropy(adv[0], labels), weighted_kl_loss(clean[0], adv[0], labels)
     terms = {"boosted_cross_entropy": bce, "weighted_kl": kl}
@@ -283,7 +272,6 @@ def consistency_at_passes(
     labels: Tensor,
     attack: Attack,
     perceive: Perceive,
-    lane: Lane | None,
     *,
     consistency_weight: float = 1.0,
     consistency_temperature: float = 0.5,
@@ -291,7 +279,7 @@ def consistency_at_passes(
     """Consistency-AT with its forward passes laid open."""
     _check.number("consistency_at", "consistency_weight", consistency_weight, at_least=0.0)
     x, labels = joined("consistency_at", views, labels, expected=(2,))
-    x_adv = attacked("consistency_at", attack, model, x, labels, lane)
+    x_adv = attacked("consistency_at", attack, model, x, labels)
     adv = perceive(x_adv)
     ce = cross_entropy(adv[0], labels).mean()
     js = consistency_loss(*adv[0].chunk(2), temperature=consistency_temperature)

@@ -8,8 +8,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceptual_at import _check, _random
-from perceptual_at.attacks import Lane, frozen
-from perceptual_at.attacks.freeze import check_lane
+from perceptual_at.attacks import frozen
 from perceptual_at.averaging import Weights, call_with
 
 Attack = Callable[..., Tensor]
@@ -66,20 +65,13 @@ def check_indices(function: str, labels: Tensor) -> None:
         )
 
 
-def attacked(
-    function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, lane: Lane | None, **options: Any
-) -> Tensor:
+def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """Adversarial inputs from the caller's attack, checked and without history."""
     if not callable(attack):
         raise TypeError(
             f"{function}: `attack` must be a function (model, x, labels) -> x_adv, got {type(attack).__name__}."
         )
-    if lane is None:
-        x_adv = attack(model, x, labels, **options)
-    else:
-        check_lane(function, model, "eval", lane)
-        with frozen(model, lane=lane) as f:
-            x_adv = attack(f, x, labels, **options)
+    x_adv = attack(model, x, labels, **options)
     _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
     return x_adv.detach()
 
@@ -105,11 +97,10 @@ def predictions(
     model: nn.Module,
     *inputs: Tensor,
     weights: Weights | None = None,
-    keep_mode: bool = False,
-    lane: Lane | None = None,
+    as_is: bool = False,
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
-    with torch.no_grad(), frozen(model, model_mode="keep" if keep_mode else "eval", lane=lane) as f:
+    with torch.no_grad(), frozen(model, model_mode="as_is" if as_is else "eval") as f:
         return [f(x) if weights is None else call_with(model, weights, x) for x in inputs]
 
 

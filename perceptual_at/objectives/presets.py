@@ -5,8 +5,8 @@ from typing import Any, Literal
 from perceptual_at import _check
 from perceptual_at.objectives.bases import BASES
 
-_PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "dicar_average": "all"}
-_RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "dicar_average": "selected"}
+_PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "average_over": "all"}
+_RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "average_over": "selected"}
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "pgd_at": {"paper": {}, "release": {}},

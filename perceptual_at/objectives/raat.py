@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._reduce import masked
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks import Lane, cross_entropy
 from perceptual_at.averaging import Weights
+from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
-from perceptual_at.objectives.alignment import Average, Boundary, Dicar, Space, check_options, choose, dicar_term
+from perceptual_at.objectives.alignment import AverageOver, Boundary, Dicar, Space, check_options, choose, dicar_term
 from perceptual_at.objectives.bases import base_passes
 from perceptual_at.objectives.passes import (
     Attack,
@@ -46,11 +46,10 @@ def raat(
     misclassified: Misclassified = "standard",
     beta: float | None = None,
     supervise: Supervise = "both",
-    keep: Tensor | None = None,
+    mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
-    dicar_average: Average = "selected",
-    lane: Lane | None = None,
+    average_over: AverageOver = "selected",
 ) -> Result:
     r"""RAAT: cross entropy with smaller perturbations at the boundary, plus DICAR.
 
@@ -83,12 +82,11 @@ def raat(
             weighted KL.
         beta: weight of that KL, 6 by default; refused otherwise.
         supervise: the supervised terms run over `"both"` views (released) or the `"first"`.
-        keep: boolean mask `(B,)` of the pairs DICAR uses. None, as released, means the pairs whose two views are
+        mask: boolean mask `(B,)` of the pairs DICAR uses. None, as released, means the pairs whose two views are
             both right; the paper's indicator, whether the image without augmentation is right, is a mask to pass.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        dicar_average: `average` of `dicar_loss`.
-        lane: see `pgd_at`.
+        average_over: see `dicar_loss`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy`, `dicar` and `weighted_kl` as far as they are in use.
@@ -117,9 +115,9 @@ def raat(
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
-    x_adv = attacked(function, attack, model, x, labels, lane)
-    ask_wrong = misclassified != "standard" or (weight > 0 and keep is None)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
+    x_adv = attacked(function, attack, model, x, labels)
+    ask_wrong = misclassified != "standard" or (weight > 0 and mask is None)
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
     supervised = choice.supervised
     if misclassified != "standard":
         assert choice.wrong is not None
@@ -130,7 +128,7 @@ def raat(
     terms = {"cross_entropy": cross_entropy(logits, labels[rows]).mean()}
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
-        settings = Dicar(mix, keep, space, temperature, dicar_average)
+        settings = Dicar(mix, mask, space, temperature, average_over)
         terms["dicar"], clean = dicar_term(function, model, x, x_adv, choice.wrong, None, settings)
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
@@ -155,11 +153,10 @@ def raat_plus_plus(
     eta: float | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
-    keep: Tensor | None = None,
+    mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
-    dicar_average: Average = "selected",
-    lane: Lane | None = None,
+    average_over: AverageOver = "selected",
     noise: float = 0.001,
     repeat_clean_forward: bool = False,
     generator: torch.Generator | None = None,
@@ -185,11 +182,10 @@ def raat_plus_plus(
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
-        keep: see `raat`.
+        mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        dicar_average: `average` of `dicar_loss`.
-        lane: see `pgd_at`.
+        average_over: see `dicar_loss`.
         noise: standard deviation of the Gaussian start around `x`.
         repeat_clean_forward: run the clean views a second time for DICAR, as the released code does; without
             dropout only batch norm's running statistics notice.
@@ -218,9 +214,9 @@ def raat_plus_plus(
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
-    x_adv = attacked(function, attack, model, x, labels, lane, start=start)
-    ask_wrong = weight > 0 and keep is None
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, ask_wrong=ask_wrong)
+    x_adv = attacked(function, attack, model, x, labels, start=start)
+    ask_wrong = weight > 0 and mask is None
+    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
 
     adv, clean = model(x_adv), model(x)
     terms = {
@@ -229,7 +225,7 @@ def raat_plus_plus(
     }
     loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
     if weight > 0:
-        settings = Dicar(mix, keep, space, temperature, dicar_average)
+        settings = Dicar(mix, mask, space, temperature, average_over)
         again = None if repeat_clean_forward else clean
         terms["dicar"], _ = dicar_term(function, model, x, x_adv, choice.wrong, again, settings)
         loss = loss + weight * terms["dicar"]
@@ -244,46 +240,44 @@ def raat_sharp(
     *,
     average: Weights | None,
     mix: float | None = None,
-    beta: float = 1.0,
+    weight: float = 1.0,
     bound: bool = True,
     eta: float | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
-    keep: Tensor | None = None,
+    mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
-    dicar_average: Average = "selected",
-    lane: Lane | None = None,
-    teacher_mode: Literal["eval", "keep"] = "eval",
+    average_over: AverageOver = "selected",
+    teacher_mode: Literal["eval", "as_is"] = "eval",
 ) -> Result:
     r"""RAAT#: RAAT on ReBAT's recipe, with the averaged model deciding the partition.
 
-    $$ \mathrm{CE}(f(x_{1,\mathrm{sup}}), y) + \beta\,\mathrm{DICAR} $$
+    $$ \mathrm{CE}(f(x_{1,\mathrm{sup}}), y) + \lambda\,\mathrm{DICAR} $$
 
     Only view 1 enters the cross entropy; DICAR pairs it with view 2. Each view is attacked on its own.
 
     Args:
         model: maps inputs to logits; its present mode counts.
-        views: two augmentations `(x1, x2)` of the same images; one is enough when `beta` is 0.
+        views: two augmentations `(x1, x2)` of the same images; one is enough when `weight` is 0.
         labels: class indices `(B,)`. Mixed images (CutMix) are refused: they have no single right class.
-        attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="keep"`.
+        attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="as_is"`.
         average: averaged weights that decide the partition; None lets the model itself decide.
         mix: see `raat`.
-        beta: weight of DICAR; 0 leaves it out, as before the first learning-rate decay.
+        weight: $\lambda$ of DICAR; 0 leaves it out, as before the first learning-rate decay.
         bound: see `raat`.
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
-        keep: see `raat`.
+        mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        dicar_average: `average` of `dicar_loss`.
-        lane: see `pgd_at`.
+        average_over: see `dicar_loss`.
         teacher_mode: mode of the averaged model, see `rebat`; until the end of its epoch 105 the released code's
-            partition comes from batch statistics (`"keep"`).
+            partition comes from batch statistics (`"as_is"`).
 
     Returns:
-        `(loss, terms)` with the terms `cross_entropy` and, unless `beta` is 0, `dicar`.
+        `(loss, terms)` with the terms `cross_entropy` and, unless `weight` is 0, `dicar`.
 
     Raises:
         TypeError: if `mix` is missing, `views` no tuple, an attack not callable, or `labels` no class indices.
@@ -300,29 +294,29 @@ def raat_sharp(
         ['cross_entropy', 'dicar']
     """
     function = "raat_sharp"
-    check_options(function, mix, beta, bound, eta, reduced_attack, boundary, weight_name="beta")
-    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "keep"))
-    check_views(function, views, labels, expected=(2,) if beta > 0 else (1, 2))
+    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
+    check_views(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
-    x, keep_mode = views[0], teacher_mode == "keep"
-    x_adv = attacked(function, attack, model, x, labels, lane)
-    ask_wrong = beta > 0 and keep is None
+    x, as_is = views[0], teacher_mode == "as_is"
+    x_adv = attacked(function, attack, model, x, labels)
+    ask_wrong = weight > 0 and mask is None
     choice = choose(
-        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, lane, average, keep_mode,
+        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, as_is,
         ask_wrong=ask_wrong,
     )  # fmt: skip
     ce = cross_entropy(model(choice.supervised), labels).mean()
-    if beta == 0:
+    if weight == 0:
         return finish(ce, cross_entropy=ce)
-    x2_adv = attacked(function, attack, model, views[1], labels, lane)
+    x2_adv = attacked(function, attack, model, views[1], labels)
     wrong = None
-    if keep is None:
+    if mask is None:
         assert choice.wrong is not None
-        (clean_2,) = predictions(model, views[1], weights=average, keep_mode=keep_mode)
+        (clean_2,) = predictions(model, views[1], weights=average, as_is=as_is)
         wrong = torch.cat([choice.wrong, clean_2.argmax(dim=1) != labels])
-    settings = Dicar(mix, keep, space, temperature, dicar_average)
+    settings = Dicar(mix, mask, space, temperature, average_over)
     term, _ = dicar_term(function, model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), wrong, None, settings)
-    return finish(ce + beta * term, cross_entropy=ce, dicar=term)
+    return finish(ce + weight * term, cross_entropy=ce, dicar=term)
 
 
 def dicar(
@@ -334,11 +328,10 @@ def dicar(
     mix: float,
     base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
     weight: float = 1.0,
-    keep: Tensor | None = None,
+    mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
-    dicar_average: Average = "selected",
-    lane: Lane | None = None,
+    average_over: AverageOver = "selected",
     **base_options: Any,
 ) -> Result:
     r"""DICAR on top of any base objective, with full perturbations everywhere.
@@ -346,7 +339,7 @@ def dicar(
     $$ \ell_{\mathrm{base}} + \lambda\,\mathrm{DICAR} $$
 
     On PGD-AT it is RAAT without the boundary rule; on the other bases it is our own combination. Passes on
-    top of the base's: one forward without gradients to see which samples are right (unless `keep` says which
+    top of the base's: one forward without gradients to see which samples are right (unless `mask` says which
     pairs to use), one of the mixed views of those pairs, and one of the clean views where the base had none.
 
     Args:
@@ -357,11 +350,10 @@ def dicar(
         mix: see `raat`.
         base: what to add the term to, by name or as the function of this module.
         weight: $\lambda$.
-        keep: see `raat`.
+        mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        dicar_average: `average` of `dicar_loss`.
-        lane: see `pgd_at`.
+        average_over: see `dicar_loss`.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:
@@ -383,12 +375,12 @@ def dicar(
     _check.number("dicar", "weight", weight, at_least=0.0)
     check_views("dicar", views, labels, expected=(2,))
     check_indices("dicar", labels)
-    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model), lane)
+    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model))
     wrong = None
-    if keep is None:
+    if mask is None:
         (clean,) = predictions(model, passes.x)
         wrong = clean.argmax(dim=1) != passes.labels
-    settings = Dicar(mix, keep, space, temperature, dicar_average)
+    settings = Dicar(mix, mask, space, temperature, average_over)
     own = None if passes.clean is None else passes.clean[0]
     term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, wrong, own, settings)
     return finish(passes.loss + weight * term, **passes.terms, dicar=term)

@@ -6,9 +6,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks import Lane, cross_entropy
 from perceptual_at.averaging import Weights
-from perceptual_at.divergences import kl_divergence
+from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, finish, joined, predictions
 from perceptual_at.paths import interpolate
@@ -22,8 +21,7 @@ def rebat(
     *,
     average: Weights | None,
     beta: float = 1.0,
-    teacher_mode: Literal["eval", "keep"] = "eval",
-    lane: Lane | None = None,
+    teacher_mode: Literal["eval", "as_is"] = "eval",
 ) -> Result:
     r"""ReBAT: cross entropy on adversarial inputs, whose prediction should stay with the averaged model's.
 
@@ -36,13 +34,12 @@ def rebat(
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`, or class probabilities `(B, K)` (CutMix) if the attack takes them.
-        attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="keep"`.
+        attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="as_is"`.
         average: averaged weights; None leaves the term out, as before the first learning-rate decay.
         beta: weight of the KL term; 1, or 2 with CutMix.
-        teacher_mode: mode of the averaged model: `"eval"`, or `"keep"` to run it in the model's own mode. In train
+        teacher_mode: mode of the averaged model: `"eval"`, or `"as_is"` to run it in the model's own mode. In train
             mode that takes batch statistics and moves the running statistics in `average`, which is what the
             released code does during the first epoch with the term.
-        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, with an average, `averaged_kl`.
@@ -62,12 +59,12 @@ def rebat(
         tensor(0.)
     """
     x, labels = joined("rebat", views, labels)
-    x_adv = attacked("rebat", attack, model, x, labels, lane)
+    x_adv = attacked("rebat", attack, model, x, labels)
     adv = model(x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rebat", average, beta, teacher_mode):
         return finish(ce, cross_entropy=ce)
-    (teacher,) = predictions(model, x_adv, weights=average, keep_mode=teacher_mode == "keep")
+    (teacher,) = predictions(model, x_adv, weights=average, as_is=teacher_mode == "as_is")
     kl = kl_divergence(teacher, adv).mean()
     return finish(ce + beta * kl, cross_entropy=ce, averaged_kl=kl)
 
@@ -81,8 +78,7 @@ def rpat_plus_plus(
     average: Weights | None,
     beta: float = 1.0,
     alpha: float = 0.5,
-    teacher_mode: Literal["eval", "keep"] = "eval",
-    lane: Lane | None = None,
+    teacher_mode: Literal["eval", "as_is"] = "eval",
 ) -> Result:
     r"""RPAT++: cross entropy plus robust perception announced by the averaged model.
 
@@ -102,7 +98,6 @@ def rpat_plus_plus(
         beta: weight of the term.
         alpha: place of the middle on the path; it multiplies the perturbation.
         teacher_mode: see `rebat`.
-        lane: see `pgd_at`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, with an average, `robust_perception_kl`.
@@ -124,18 +119,18 @@ def rpat_plus_plus(
         ['cross_entropy']
     """
     x, labels = joined("rpat_plus_plus", views, labels)
-    x_adv = attacked("rpat_plus_plus", attack, model, x, labels, lane)
+    x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
     adv = model(x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rpat_plus_plus", average, beta, teacher_mode):
         return finish(ce, cross_entropy=ce)
     mid_x = interpolate(x, x_adv, alpha)
-    clean, mid = predictions(model, x, mid_x, weights=average, keep_mode=teacher_mode == "keep")
+    clean, mid = predictions(model, x, mid_x, weights=average, as_is=teacher_mode == "as_is")
     kl = robust_perception_kl_loss(clean, mid, adv, alpha=alpha)
     return finish(ce + beta * kl, cross_entropy=ce, robust_perception_kl=kl)
 
 
 def _uses_average(function: str, average: Weights | None, beta: float, teacher_mode: str) -> bool:
     _check.number(function, "beta", beta, at_least=0.0)
-    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "keep"))
+    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
     return average is not None and beta > 0

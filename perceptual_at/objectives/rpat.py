@@ -6,7 +6,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks import Lane
 from perceptual_at.divergences import Divergence
 from perceptual_at.losses import robust_perception_loss
 from perceptual_at.objectives.bases import base_passes
@@ -27,7 +26,6 @@ def rpat(
     criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
     temperature: float = 1.0,
     perceive: Perceive | None = None,
-    lane: Lane | None = None,
     **base_options: Any,
 ) -> Result:
     r"""RPAT: a base objective plus how unevenly perception moves from clean to adversarial.
@@ -54,7 +52,6 @@ def rpat(
         temperature: see `robust_perception_loss`.
         perceive: `x -> (logits, perception)`, to regularise an inner layer's output instead of the logits (Table
             5); `perceptual_at.models.perceive_at(model, "second_to_last")` makes one.
-        lane: see `pgd_at`.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:
@@ -78,7 +75,7 @@ def rpat(
     """
     _check.number("rpat", "weight", weight, at_least=0.0)
     perceive = perceive or logits_as_perception(model)
-    passes = base_passes("rpat", base, base_options)(model, views, labels, attack, perceive, lane)
+    passes = base_passes("rpat", base, base_options)(model, views, labels, attack, perceive)
     mid = perceive(interpolate(passes.x, passes.x_adv, alpha))
     clean = passes.clean or perceive(passes.x)
     evenness = robust_perception_loss(
