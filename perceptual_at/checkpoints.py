@@ -15,6 +15,8 @@ from perceptual_at._files import written_whole
 from perceptual_at._wrappers import bare
 from perceptual_at.averaging import Weights
 
+__all__ = ["Loaded", "load_weights", "read_weights", "save_weights", "weights_checksum", "written_whole"]
+
 PREFIXES = ("module.", "_orig_mod.")
 """What distributed wrappers and `torch.compile` put before a name."""
 

@@ -1,4 +1,4 @@
-"""examples/train.py: killed for real, run in two processes, refused what is wrong, and every recipe tried."""
+"""`perceptual-at train`: killed for real, run in two processes, refused what is wrong, and every recipe tried."""
 
 import contextlib
 import dataclasses
@@ -22,6 +22,9 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
 from perceptual_at.checkpoints import load_weights, read_weights, weights_checksum  # noqa: E402
+from perceptual_at.commands import images, networks, report, steps, train  # noqa: E402
+from perceptual_at.commands.recipes import FAMILIES, RECIPES  # noqa: E402
+from perceptual_at.commands.settings import keywords  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -177,7 +180,7 @@ def dying(*args, **options):
     return whole(*args, **options)
 
 setattr(home, last, dying)
-train.main()
+command()
 """
 
 
@@ -271,14 +274,9 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings_or_images(ru
     printed = runner.refused([*SHARP, "--out", whole, "--resume", "--lr", "0.5", "--seed", "1"])
     assert "lr 0.1 -> 0.5" in printed
     assert "seed 0 -> 1" in printed
-    other = (
-        "train.parts.images_of.__globals__['TensorImages'].__init__.__kwdefaults__['classes'] = list('abcdefghij')\n"
-    )
-    other += "old = train.parts.images_of\n"
-    other += (
-        "def images_of(settings, split):\n    held = old(settings, split)\n    held.images[0] += 1\n    return held\n"
-    )
-    other += "train.parts.images_of = images_of\ntrain.main()"
+    other = "from perceptual_at.commands import images\nold = images.images_of\n"
+    other += "def images_of(chosen, split):\n    held = old(chosen, split)\n    held.images[0] += 1\n    return held\n"
+    other += "images.images_of = images_of\ncommand()"
     assert "was trained on other images" in runner.refused([*SHARP, "--out", whole, "--resume"], code=other)
     assert remains(whole) == before
 
@@ -294,7 +292,7 @@ def save(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     whole(run)
 train.save = save
-train.main()
+command()
 """
     runner.start([*SHARP, "--out", out], code=full)
     (status,) = runner.statuses()
@@ -337,28 +335,28 @@ def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, me
 # Two processes --------------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import dataclasses, sys, torch, tyro
-from train import parts, report, prepare, RECIPES
-settings = tyro.extras.overridable_config_cli(RECIPES)
-run = prepare(settings)
+import sys, torch
+from perceptual_at.commands import report, steps
+settings = train.settings_of(sys.argv[2:])
+run = train.prepare(settings)
 rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
 test = run.images["test"]
-with torch.no_grad(), train.report.pat.frozen(run.model) as f:  # all right, but barely: verdicts hang on the noise
+with torch.no_grad(), report.pat.frozen(run.model) as f:  # all right, but barely: verdicts hang on the noise
     f.linear.bias -= f(test[:][0]).mean(dim=0)
     test.labels = f(test[:][0]).argmax(dim=1)
 weights = train.snapshot(run.model)
-loud = dataclasses.replace(settings, eps=0.5)
+loud = settings.changed(eps=0.5)
 tested = report.measure(run.accelerator, loud, run.model, weights, test, 3)
 seen = {"correct": tested.correct, "robust": tested.robust["pgd3"]}
 
 run.model.eval()
-rows = parts.rows_of_epoch(settings, len(run.images["train"]), 0)[0]
+rows = steps.rows_of_epoch(0, len(run.images["train"]), 8, 0)[0]
 x, labels = run.images["train"][rows.chunk(ranks)[rank]]
-loss_of_step = parts.objective_of(settings, run.noise, run.mixes)
+loss_of_step = steps.objective_of(settings, run.noise, run.mixes)
 loss, _ = loss_of_step(run.model, x, labels, epoch=0, average=None)
 run.accelerator.backward(loss)
-seen["gradients"] = {name: p.grad.clone() for name, p in train.bare(run.model).named_parameters()}
-torch.save(seen, f"{settings.out}-{ranks}-{rank}.pt")
+seen["gradients"] = {name: p.grad.clone() for name, p in run.bare.named_parameters()}
+torch.save(seen, f"{settings.running.out}-{ranks}-{rank}.pt")
 """
 
 
@@ -380,16 +378,16 @@ def test_two_processes_have_the_gradients_and_counts_of_one(runner, tmp_path, re
 
 
 LONELY = """
-import torch, tyro
-from train import parts, prepare, RECIPES
-settings = tyro.extras.overridable_config_cli(RECIPES)
-run = prepare(settings)
+import sys, torch
+from perceptual_at.commands import steps
+settings = train.settings_of(sys.argv[2:])
+run = train.prepare(settings)
 rank = run.accelerator.process_index
-loss_of_step = parts.objective_of(settings, run.noise, run.mixes)
+loss_of_step = steps.objective_of(settings, run.noise, run.mixes)
 run.model.train()
 for step in range(3):
     x = torch.rand(4, 3, 16, 16)
-    with torch.no_grad(), train.report.pat.frozen(run.model) as f:
+    with torch.no_grad(), report.pat.frozen(run.model) as f:
         labels = f(x).argmax(dim=1)
     if rank == 1:
         labels = (labels + 1) % 10  # here nothing is right, so DICAR has no pair and leaves two passes out
@@ -398,7 +396,7 @@ for step in range(3):
     run.optimizer.zero_grad()
     run.accelerator.backward(loss)
     run.optimizer.step()
-torch.save({name: p.detach() for name, p in train.bare(run.model).named_parameters()}, f"{settings.out}-{rank}.pt")
+torch.save({name: p.detach() for name, p in run.bare.named_parameters()}, f"{settings.running.out}-{rank}.pt")
 """
 
 
@@ -415,17 +413,6 @@ def test_a_process_without_pairs_does_not_stop_the_other(runner, tmp_path):
 # Recipes, selection, precision ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def train():
-    """The script as a module, in this process."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-    return train
-
-
 @pytest.fixture(autouse=True)
 def _one_accelerator_at_a_time():
     from accelerate.state import AcceleratorState
@@ -435,30 +422,23 @@ def _one_accelerator_at_a_time():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def parsed(train, *words):
-    import tyro
-
-    return tyro.extras.overridable_config_cli(train.RECIPES, args=[str(word) for word in words])
+def parsed(*words):
+    return train.settings_of([str(word) for word in words])
 
 
-def recipe_names():
-    text = (ROOT / "examples/training/recipes.py").read_text()
-    methods = [word.split('"')[1] for word in text.splitlines() if word.startswith('    "') and ": (" in word]
-    plain, rest = methods[:10], methods[10:]
-    return [name + ending for ending in ("", "_200", "_l2") for name in plain] + rest
+def test_every_recipe_is_in_one_family_and_has_a_name_of_its_own():
+    named = [name for family in FAMILIES.values() for name in family.RECIPES]
+    assert sorted(named) == sorted(RECIPES)
 
 
-def test_the_recipes_are_those_that_are_tried(train):
-    assert sorted(recipe_names()) == sorted(train.RECIPES)
-
-
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_every_recipe_parses_and_runs_two_steps(train, recipe, tmp_path):
-    plain = parsed(train, recipe)
-    assert plain == train.RECIPES[recipe][1]
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses_and_runs_two_steps(recipe, tmp_path):
+    plain = parsed(recipe)
+    assert plain == RECIPES[recipe].settings
     small = ["--width", "4", "--batch", "8", "--held-out", "48", "--steps", "1", "--epochs", "1", "--cpu"]
-    early = ["--average-start", "0"] if plain.average_decay is not None else []  # so that every term is in use
-    settings = parsed(train, recipe, *small, "--data", "random", *early, "--out", tmp_path)
+    averaged = plain.optimisation.average_decay is not None
+    early = ["--average-start", "0"] if averaged else []  # so that every term is in use
+    settings = parsed(recipe, *small, "--data", "random", *early, "--out", tmp_path)
     run = train.prepare(settings)
     before = train.snapshot(run.model)
     train.train_epoch(run, None)
@@ -471,58 +451,61 @@ def test_every_recipe_parses_and_runs_two_steps(train, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["pgd_at", "trades", "mart", "consistency_at"])
-def test_dicar_runs_on_every_base(train, base, tmp_path):
-    run = train.prepare(parsed(train, "pgd_at", *TINY, "--objective", "dicar", "--base", base, "--out", tmp_path))
+def test_dicar_runs_on_every_base(base, tmp_path):
+    run = train.prepare(parsed("pgd_at", *TINY, "--objective", "dicar", "--base", base, "--out", tmp_path))
     train.train_epoch(run, None)
     assert "dicar" in run.sums
     assert len(run.sums) == (3 if base == "pgd_at" else 4)
 
 
-def test_recipes_hold_the_papers_settings(train):
-    recipes = {name: settings for name, (_, settings) in train.RECIPES.items()}
-    for settings in recipes.values():
-        assert (settings.lr, settings.momentum, settings.weight_decay) == (0.1, 0.9, 5e-4)
-        assert (settings.batch, settings.steps, settings.select_on) == (128, 10, "validation")
-    assert (recipes["rpat"].epochs, recipes["rpat"].milestones) == (110, (100, 105))
-    assert (recipes["trades_200"].epochs, recipes["trades_200"].milestones) == (200, (100, 150))
-    assert (recipes["raat"].norm, recipes["raat"].eps, recipes["raat"].step_size) == ("linf", 8 / 255, 2 / 255)
-    l2 = recipes["raat_l2"]
-    assert (l2.norm, l2.eps, l2.step_size, l2.epochs) == ("l2", 128 / 255, 32 / 255, 110)
-    assert recipes["rpat"].options() == {"form": "interpolation"}
-    assert recipes["rpat_paper"].options() == {"form": "quotient"}
-    assert recipes["rpat_mart"].options() == {"form": "interpolation", "base": "mart"}
-    sharp = recipes["raat_sharp"]
-    assert (sharp.model, sharp.average_start, sharp.factor, sharp.model_mode) == ("preact_resnet18", 105, 1.5, "as_is")
+def test_recipes_hold_the_papers_settings():
+    flat = {name: made.settings.flat() for name, made in RECIPES.items()}
+    for values in flat.values():
+        assert (values["lr"], values["momentum"], values["weight_decay"]) == (0.1, 0.9, 5e-4)
+        assert (values["batch"], values["steps"], values["select_on"]) == (128, 10, "validation")
+    assert (flat["rpat"]["epochs"], flat["rpat"]["milestones"]) == (110, [100, 105])
+    assert (flat["trades_200"]["epochs"], flat["trades_200"]["milestones"]) == (200, [100, 150])
+    assert [flat["raat"][name] for name in ("norm", "eps", "step_size")] == ["linf", 8 / 255, 2 / 255]
+    l2 = [flat["raat_l2"][name] for name in ("norm", "eps", "step_size", "epochs")]
+    assert l2 == ["l2", 128 / 255, 32 / 255, 110]
+    assert keywords(RECIPES["rpat"].settings.method) == {"form": "interpolation"}
+    assert keywords(RECIPES["rpat_paper"].settings.method) == {"form": "quotient"}
+    assert keywords(RECIPES["rpat_mart"].settings.method) == {"form": "interpolation", "base": "mart"}
+    sharp = [flat["raat_sharp"][name] for name in ("model", "average_start", "factor", "model_mode")]
+    assert sharp == ["preact_resnet18", 105, 1.5, "as_is"]
 
 
-def test_learning_rates(train):
-    rate = train.parts.learning_rate
-    steps = dataclasses.replace(parsed(train, "pgd_at"), milestones=(2, 3))
-    assert [round(rate(steps, step, 2), 6) for step in range(8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
-    rebat = dataclasses.replace(parsed(train, "rebat"), milestones=(1, 2))
-    assert [round(rate(rebat, step, 2), 4) for step in range(5)] == [0.1, 0.0667, 0.0667, 0.0444, 0.0444]
-    cycle = dataclasses.replace(steps, schedule="one_cycle", epochs=10)
-    rates = [rate(cycle, step, 100) for step in range(1000)]
-    assert 0 < rates[0] < 0.001
-    assert 0 < rates[-1] < 0.001
-    assert max(rates) == pytest.approx(0.1, rel=0.01)
-    assert 0.29 < rates.index(max(rates)) / 1000 < 0.31
+def test_learning_rates():
+    plain = parsed("pgd_at").optimisation
+
+    def rates(steps_per_epoch, count, **changes):
+        chosen = dataclasses.replace(plain, **changes)
+        return [steps.learning_rate(chosen, step, steps_per_epoch) for step in range(count)]
+
+    assert rates(2, 8, milestones=(2, 3)) == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    rebat = rates(2, 5, schedule="rebat", factor=1.5, milestones=(1, 2))
+    assert rebat == pytest.approx([0.1, 0.1 / 1.5, 0.1 / 1.5, 0.1 / 2.25, 0.1 / 2.25])
+    cycle = rates(100, 1000, schedule="one_cycle", epochs=10)
+    assert 0 < cycle[0] < 0.001
+    assert 0 < cycle[-1] < 0.001
+    assert max(cycle) == pytest.approx(0.1, rel=0.01)
+    assert 0.29 < cycle.index(max(cycle)) / 1000 < 0.31
 
 
-def test_fractions_are_understood_and_options_of_other_objectives_refused(train):
-    assert parsed(train, "pgd_at", "--eps", "16/255").eps == 16 / 255
-    assert parsed(train, "rpat_trades", "--beta", "4").options()["beta"] == 4
+def test_fractions_are_understood_and_options_of_other_objectives_refused():
+    assert parsed("pgd_at", "--eps", "16/255").threat.eps == 16 / 255
+    assert keywords(parsed("rpat_trades", "--beta", "4").method)["beta"] == 4
     with pytest.raises(ValueError, match="--eta has no effect with --objective trades"):
-        dataclasses.replace(parsed(train, "trades"), eta=0.2)
+        RECIPES["trades"].settings.changed(eta=0.2)
 
 
-def test_every_image_of_an_epoch_comes_once(train):
-    settings = parsed(train, "pgd_at", "--batch", "8")
-    rows = train.parts.rows_of_epoch(settings, 45, 3)
+def test_every_image_of_an_epoch_comes_once():
+    rows = steps.rows_of_epoch(0, 45, 8, 3)
     assert [len(batch) for batch in rows] == [8] * 5
     assert len(set(torch.cat(rows).tolist())) == 40
-    assert torch.equal(torch.cat(rows), torch.cat(train.parts.rows_of_epoch(settings, 45, 3)))
-    assert not torch.equal(torch.cat(rows), torch.cat(train.parts.rows_of_epoch(settings, 45, 4)))
+    assert torch.equal(torch.cat(rows), torch.cat(steps.rows_of_epoch(0, 45, 8, 3)))
+    assert not torch.equal(torch.cat(rows), torch.cat(steps.rows_of_epoch(0, 45, 8, 4)))
+    assert not torch.equal(torch.cat(rows), torch.cat(steps.rows_of_epoch(1, 45, 8, 3)))
 
 
 @pytest.mark.parametrize("select_on", ["validation", "test"])
@@ -547,25 +530,25 @@ def test_what_chose_the_best_weights_is_recorded(runner, tmp_path, select_on):
     assert any((out / "tensorboard").iterdir())
 
 
-def test_validation_images_are_not_trained_on(train):
-    settings = parsed(train, "pgd_at", *TINY)
-    parts = train.parts.splits(settings)
-    everything = {image.numpy().tobytes() for image in train.parts.images_of(settings, "train").images}
+def test_validation_images_are_not_trained_on():
+    settings = parsed("pgd_at", *TINY)
+    parts = images.splits(settings)
+    everything = {image.numpy().tobytes() for image in images.images_of(settings.data, "train").images}
     train_images, held_out = ({image.numpy().tobytes() for image in parts[name].images} for name in ("train", "select"))
     assert (len(train_images), len(held_out)) == (40, 24)
     assert train_images | held_out == everything
 
 
-def test_the_weights_of_a_run_are_those_that_were_measured(train, whole):
+def test_the_weights_of_a_run_are_those_that_were_measured(whole):
     result = json.loads((whole / "result.json").read_text())
-    settings = parsed(train, *SHARP)
-    model = train.parts.network(settings, train.parts.images_of(settings, "train"))
+    settings = parsed(*SHARP)
+    model = networks.network(settings, images.images_of(settings.data, "train"))
     assert load_weights(model, whole / "best.safetensors") == ([], [])
     assert weights_checksum(model) == result["best"]["weights"]
     accelerator = train.Accelerator(cpu=True)
-    images = train.parts.images_of(settings, "test")
-    measured = train.report.measure(accelerator, settings, model, train.snapshot(model), images, settings.test_steps)
-    assert train.report.percent(measured) == result["best"]["test"]
+    test = images.images_of(settings.data, "test")
+    measured = report.measure(accelerator, settings, model, train.snapshot(model), test, 2)
+    assert report.percent(measured) == result["best"]["test"]
 
 
 class Confident(nn.Module):
@@ -582,10 +565,10 @@ class Confident(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def test_float16_leaves_an_attack_its_gradients(train):
+def test_float16_leaves_an_attack_its_gradients():
     torch.manual_seed(0)
     model, x, labels = Confident(), torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
-    attack = train.parts.attack_of(parsed(train, "pgd_at", "--start", "clean"), torch.Generator())
+    attack = steps.attack_of(parsed("pgd_at", "--start", "clean").threat, torch.Generator())
     exact = attack(model, x, labels)
     with torch.autocast("cpu", dtype=torch.float16):
         assert model(x).dtype == torch.float16
@@ -594,10 +577,10 @@ def test_float16_leaves_an_attack_its_gradients(train):
     assert torch.equal(kept, exact)
 
 
-def test_bfloat16_reaches_training_and_attack(train, tmp_path):
-    run = train.prepare(parsed(train, "rpat", *TINY, "--precision", "bf16", "--channels-last", "--out", tmp_path))
+def test_bfloat16_reaches_training_and_attack(tmp_path):
+    run = train.prepare(parsed("rpat", *TINY, "--precision", "bf16", "--channels-last", "--out", tmp_path))
     seen = []
-    linear = train.bare(run.model).linear
+    linear = run.bare.linear
     linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     before = linear.weight.detach().clone()
     train.train_epoch(run, None)
@@ -607,36 +590,34 @@ def test_bfloat16_reaches_training_and_attack(train, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_lane_takes_the_attack_and_nothing_else(train, tmp_path, precision):
+def test_a_lane_takes_the_attack_and_nothing_else(tmp_path, precision):
     words = ("--lane", "bf16", "--precision", precision, "--out", tmp_path)
-    run = train.prepare(parsed(train, "rpat", *TINY, *words))
+    run = train.prepare(parsed("rpat", *TINY, *words))
     seen = []
-    train.bare(run.model).register_forward_hook(lambda module, inputs, output: seen.append(module.training))
-    run.settings = dataclasses.replace(run.settings, lane="none")
-    plain = train.parts.objective_of(run.settings, torch.Generator(), torch.Generator())
+    run.bare.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    run.settings = run.settings.changed(lane="none")
+    plain = steps.objective_of(run.settings, torch.Generator(), torch.Generator())
     x, labels = run.images["train"][:8]
     plain(run.model, x, labels, epoch=0, average=None)
     assert seen == [False] + [True] * 3  # the attack's step, and RPAT's passes
     seen.clear()
-    lane = dataclasses.replace(run.settings, lane="bf16")
+    lane = run.settings.changed(lane="bf16")
     with pytest.warns(UserWarning, match="has forward hooks"):  # those of this test
-        train.parts.objective_of(lane, torch.Generator(), torch.Generator())(
-            run.model, x, labels, epoch=0, average=None
-        )
+        steps.objective_of(lane, torch.Generator(), torch.Generator())(run.model, x, labels, epoch=0, average=None)
     assert seen.count(True) == 3
 
 
-def test_a_step_in_float16_with_scaled_gradients_moves_every_weight(train):
-    settings = parsed(train, "rpat", "--padding", "0")
-    settings = dataclasses.replace(settings, precision="fp16", model="resnet18", width=4, steps=2)
-    images = train.parts.images_of(dataclasses.replace(settings, data="random"), "train")
-    model = train.parts.network(settings, images).train()
+def test_a_step_in_float16_with_scaled_gradients_moves_every_weight():
+    settings = parsed("rpat", "--padding", "0")
+    settings = settings.changed(precision="fp16", model="resnet18", width=4, steps=2, data="random")
+    held = images.images_of(settings.data, "train")
+    model = networks.network(settings, held).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    loss_of_step = train.parts.objective_of(settings, torch.Generator(), torch.Generator())
+    loss_of_step = steps.objective_of(settings, torch.Generator(), torch.Generator())
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.autocast("cpu", dtype=torch.float16):
-        loss, _ = loss_of_step(model, *images[:8], epoch=0, average=None)
+        loss, _ = loss_of_step(model, *held[:8], epoch=0, average=None)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -647,8 +628,8 @@ def test_float16_is_refused_on_a_cpu_where_it_would_be_float32(runner, tmp_path)
     assert "--precision fp16 needs an accelerator" in printed
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
-    run = train.prepare(parsed(train, "pgd_at", *TINY, "--lr", "1e30", "--out", tmp_path))
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = train.prepare(parsed("pgd_at", *TINY, "--lr", "1e30", "--out", tmp_path))
     with pytest.raises(train.Stopped, match="not finite"):
         train.train_epoch(run, None)
 

@@ -1,7 +1,7 @@
-"""Runs of examples/train.py as real processes: imported once, then forked, so that each starts in no time.
+"""Runs of `perceptual-at train` as real processes: imported once, then forked, so that each starts in no time.
 
 Started by `Runner` of test_train.py. Reads one order per line of standard input, as JSON: `argv`, `processes`,
-`log` (a file), `code` (what to run; the script itself if left out). Answers with one line of process numbers,
+`log` (a file), `code` (what to run; the command itself if left out). Answers with one line of process numbers,
 and, when all have ended, one line of exit statuses.
 """
 
@@ -13,14 +13,15 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports much, once instead of in every child
 
-import train  # noqa: E402
+from perceptual_at.commands import train  # noqa: E402
+from perceptual_at.commands.main import main as command  # noqa: E402
 
 
 def say(what):
@@ -41,11 +42,11 @@ def child(order, rank, port):
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-        sys.argv = ["train.py", *order["argv"]]
+        sys.argv = ["perceptual-at", "train", *order["argv"]]
         if order.get("code"):
-            exec(order["code"], {"__name__": "worker", "train": train})
+            exec(order["code"], {"__name__": "worker", "train": train, "command": command})
         else:
-            train.main()
+            command()
         status = 0
     except SystemExit as end:
         say(end.code)

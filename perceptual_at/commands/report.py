@@ -16,9 +16,9 @@ from torch import nn
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
+from perceptual_at.commands.settings import Settings
+from perceptual_at.commands.steps import threat_of
 from perceptual_at.data import TensorImages
-from training.parts import threat_of
-from training.settings import Settings
 
 
 def measure(
@@ -28,14 +28,16 @@ def measure(
 
     Every process takes a share of the batches; the noise of a sample's attack follows from its index alone.
     """
-    attack = functools.partial(pat.pgd, threat=threat_of(settings), steps=steps, step_size=settings.step_size)
-    batches = torch.arange(len(images)).split(settings.eval_batch)
+    attack = functools.partial(
+        pat.pgd, threat=threat_of(settings.threat), steps=steps, step_size=settings.threat.step_size
+    )
+    batches = torch.split(torch.arange(len(images)), settings.evaluation.eval_batch)
     mine, verdicts = batches[accelerator.process_index :: accelerator.num_processes], []
     if mine:
-        with pat.frozen(model) as f:
+        with pat.frozen(model):
             part = pat.evaluate(
-                functools.partial(pat.call_with, f, weights), ((*images[rows], rows) for rows in mine), {"pgd": attack},
-                device=accelerator.device, progress=False, seed=settings.seed,
+                functools.partial(pat.call_with, model, weights), ((*images[rows], rows) for rows in mine),
+                {"pgd": attack}, device=accelerator.device, progress=False, seed=settings.running.seed,
             )  # fmt: skip
         verdicts = [(torch.cat(mine), part.correct, part.robust["pgd"])]
     index, correct, robust = (torch.cat(parts) for parts in zip(*gather_object(verdicts), strict=True))
@@ -63,7 +65,7 @@ def made_by(accelerator: Accelerator, settings: Settings) -> dict[str, Any]:
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
-            "processes": accelerator.num_processes, "precision": settings.precision,
+            "processes": accelerator.num_processes, "precision": settings.running.precision,
         },
     }  # fmt: skip
 

@@ -1,0 +1,29 @@
+"""The entry point: which command was meant, and what its ending says."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {"train": "train a network adversarially, or go on with a run"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command of the command line.
+
+    Args:
+        arguments: the words behind `perceptual-at`; those of the process if left out.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    shown = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    usage = f"usage: perceptual-at COMMAND ...\n\n{shown}\n\n`perceptual-at COMMAND --help` says more of each."
+    if words and words[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if not words or words[0] not in COMMANDS:
+        got = f"there is no command {words[0]!r}. " if words else ""
+        sys.exit(f"perceptual-at: {got}{usage}")
+    try:
+        command = importlib.import_module(f"perceptual_at.commands.{words[0]}").command
+    except ModuleNotFoundError as error:
+        sys.exit(f"perceptual-at: {error.name} is needed; run `pip install 'perceptual-at[train]'`.")
+    command(words[1:])

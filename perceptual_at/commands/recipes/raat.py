@@ -1,0 +1,16 @@
+"""RAAT, RAAT++, RAAT by the paper's formulas, and RAAT#."""
+
+from perceptual_at.commands.recipes.recipe import L2, LONG, REBAT, Recipe, recipe, variants
+
+_RAAT = {
+    "raat": recipe("RAAT", objective="raat", printed=("RAAT",)),
+    "raat_plus_plus": recipe("RAAT++", objective="raat_plus_plus", printed=("RAAT++",)),
+}
+
+RECIPES: dict[str, Recipe] = {
+    **_RAAT,
+    **variants(_RAAT, "_200", **LONG),
+    **variants(_RAAT, "_l2", **L2),
+    "raat_paper": recipe("RAAT by the paper's formulas", objective="raat", source="paper"),
+    "raat_sharp": recipe("RAAT# (on ReBAT)", REBAT, objective="raat_sharp", printed=("RAAT#",)),
+}
