@@ -1,0 +1,109 @@
+"""What is compared with what: the settings that all runs share, the arms, and the order of the runs."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from perceptual_at.objectives import preset
+
+SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """Settings that all arms share."""
+
+    width: int = 16
+    stem_stride: int = 2
+    batch: int = 128
+    rate: float = 0.1
+    """Peak of the one-cycle schedule: a rise over three tenths of the run, a fall to zero; momentum stays."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    eps: float = 8 / 255
+    steps: int = 10
+    step_size: float = 2 / 255
+    lane: str = "bfloat16"
+    """Of the attacks; verdicts and training passes are float32."""
+    epochs_all: int = 12
+    epochs_small: int = 75
+    small: int = 8000
+    """Images of the regime "small", the same for every seed."""
+    held_out: int = 1000
+    probed: int = 1000
+    """Images for perception gap, groups and training accuracy; twice as many for batch norm's statistics."""
+    strong: int = 1000
+    """Test images for AutoAttack."""
+    autoattack: str = "standard"
+
+    def epochs(self, regime: str) -> int:
+        """Length of a run."""
+        return self.epochs_all if regime == "all" else self.epochs_small
+
+
+QUICK = Design(
+    width=2, stem_stride=1, batch=8, steps=2, lane="float32", epochs_all=2, epochs_small=2, small=16, held_out=8,
+    probed=4, strong=4, autoattack="quick",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A way of training. Objectives are those of `perceptual_at.objectives`, with the released code's choices."""
+
+    title: str
+    objective: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    views: int = 1
+    silenced: dict[str, Any] | None = None
+    """The keywords that leave the regulariser out and nothing else, to weigh its gradient; None if it has none."""
+    regulariser: str | None = None
+    """Name of its term, and the keyword that is its weight in the loss."""
+    weight: float = 1.0
+
+
+_RELEASE = preset("rpat", "release")
+_RPAT = {"silenced": {"weight": 0.0}, "regulariser": "robust_perception"}
+_RAAT = preset("raat", "release")
+_DICAR = {"silenced": {"weight": 0.0}, "regulariser": "dicar", "views": 2}
+
+ARMS: dict[str, Arm] = {
+    "pgd_at": Arm("PGD-AT", "pgd_at"),
+    "rpat_release": Arm("RPAT, release", "rpat", _RELEASE, **_RPAT),
+    "rpat_weight_0": Arm("RPAT's passes, weight 0", "rpat", {**_RELEASE, "weight": 0.0}),
+    "rpat_eq3": Arm("RPAT, Eq. 3", "rpat", preset("rpat", "paper"), **_RPAT),
+    "pgd_at_two_views": Arm("PGD-AT, two views", "pgd_at", views=2),
+    "raat": Arm("RAAT", "raat", _RAAT, **_DICAR),
+    "consistency_at": Arm(
+        "Consistency-AT", "consistency_at", views=2, silenced={"consistency_weight": 0.0}, regulariser="consistency"
+    ),
+    "consistency_at_rpat": Arm(
+        "Consistency-AT + RPAT", "rpat", preset("rpat", "release", base="consistency_at"), views=2, **_RPAT
+    ),
+    "raat_without_bound": Arm("RAAT without BOUND", "raat", {**_RAAT, "bound": False}, **_DICAR),
+    "raat_without_dicar": Arm("RAAT without DICAR", "raat", {**_RAAT, "weight": 0.0}, views=2),
+    "trades": Arm("TRADES", "trades", preset("trades", "release"), silenced={"beta": 0.0}, regulariser="kl", weight=6),
+    "mart": Arm("MART", "mart", silenced={"beta": 0.0}, regulariser="weighted_kl", weight=6),
+}
+CORE = tuple(ARMS)[:8]
+MORE = tuple(ARMS)[8:]
+REGIMES = ("all", "small")
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    regime: str
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.regime}/{self.arm}/{self.seed}"
+
+
+def order(seeds: int = SEEDS) -> Iterator[list[Job]]:
+    """All runs in blocks, in the order in which they are made: the core arms seed by seed, then the others."""
+    for arms in (CORE, MORE):
+        for regime in REGIMES:
+            for seed in range(seeds):
+                yield [Job(regime, arm, seed) for arm in arms]
