@@ -17,7 +17,9 @@ class Design:
     stem_stride: int = 2
     batch: int = 128
     rate: float = 0.1
-    """Peak of the one-cycle schedule: a rise over three tenths of the run, a fall to zero; momentum stays."""
+    """Peak of the one-cycle schedule: a rise over three tenths of the run, a fall to zero; momentum stays. The released
+    codes' rate: a pilot on PGD-AT alone (seed 100, a cycle of four epochs, stopped after two) had 38.1 / 25.4 % clean
+    and PGD-10 on the held-out images with it, and 37.7 / 25.2 % with 0.2."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eps: float = 8 / 255
