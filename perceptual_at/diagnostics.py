@@ -15,7 +15,7 @@ from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.freeze import Model, frozen
 from perceptual_at.divergences import squared_error
 from perceptual_at.objectives.passes import Attack, Perceive
-from perceptual_at.partitions import Partition
+from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat
 
@@ -236,6 +236,59 @@ def perturbed_by_group(
         _check.mask(name, f"partition.{group}", mask, x=x)
         chosen = torch.where(per_sample(mask, x), inputs[strength], chosen)
     return chosen
+
+
+def attacked_by_group(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    *,
+    eta: float = 0.1,
+    reduced_attack: Attack | None = None,
+    boundary: Strength = "full",
+    interior: Strength = "full",
+    misclassified: Strength = "clean",
+) -> Tensor:
+    """An attack whose strength depends on where the sample stands: at the boundary, inside, or wrong already.
+
+    With its options bound it stands where an attack does: PGD-AT with it is the paper's motivating experiment. Passes:
+    the attack, `reduced_attack` if given, and two forwards without gradients.
+
+    Args:
+        model: maps inputs to logits; a module is asked in eval mode.
+        x: clean inputs, shape `(B, ...)`.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels) -> x_adv`, the full perturbation.
+        eta: the threshold, as a share of the perturbation.
+        reduced_attack: makes the reduced perturbation by an attack of its own, `eta` then has no effect.
+        boundary: perturbation of boundary samples: `"full"`, `"reduced"` or `"clean"`.
+        interior: perturbation of the samples inside.
+        misclassified: perturbation of misclassified samples; `"clean"` as in the paper's experiment.
+
+    Returns:
+        Inputs of the shape of `x`.
+
+    Raises:
+        ValueError: if a word is unknown or a number is out of range.
+
+    Source:
+        RAAT, Sec. 2.1 and Fig. 2.
+
+    Examples:
+        >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> attack = functools.partial(pgd, threat=Linf(0.1))
+        >>> x_adv = attacked_by_group(model, x, labels, attack, boundary="clean", interior="clean")
+        >>> torch.equal(x_adv, x)  # nobody is perturbed
+        True
+    """
+    x_adv = attack(model, x, labels)
+    reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
+    with torch.no_grad(), frozen(model) as f:
+        parts = boundary_partition(f(x), f(reduced), labels)
+    return perturbed_by_group(
+        x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified
+    )
 
 
 def _mean(values: Tensor) -> float | None:

@@ -34,7 +34,8 @@ NAMES = {
         trades_loss weighted_kl_loss
     """,
     "perceptual_at.objectives": """
-        consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp rebat rpat rpat_plus_plus trades
+        consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp random_noise rebat rpat
+        rpat_plus_plus standard trades
     """,
 }
 PAIRS = [(module, name) for module, names in NAMES.items() for name in names.split()]

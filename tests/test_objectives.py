@@ -87,13 +87,18 @@ def call(name, model, views, labels, attack, **options):
         views = views[:1]
     if name in ("rebat", "rpat_plus_plus", "raat_sharp"):
         options = {"average": averaged(model), **options}
+    if name == "random_noise":
+        options = {"threat": THREAT, "generator": torch.Generator().manual_seed(0), **options}
     return getattr(objectives, name)(model, views, labels, attack, **options)
 
 
+UNATTACKED = ("standard", "random_noise")
 OBJECTIVES = [name for name in objectives.__all__ if name != "preset"]
 
 # objective, options, training forwards (with their rows in batches of 12), forwards without gradient
 PASSES = [
+    ("standard", {}, [12], 0),
+    ("random_noise", {}, [12], 0),
     ("pgd_at", {}, [12], 0),
     ("trades", {}, [12, 12], 1),
     ("trades", {"repeat_clean_forward": True}, [12, 12, 12], 1),
@@ -132,7 +137,7 @@ def test_a_step_takes_exactly_the_documented_passes(name, options, rows, no_grad
         assert 0 < model.rows[1] <= 12  # the averaged model chooses the pairs
         rows = [model.rows[1] if row == "pairs" else row for row in rows]
     assert model.rows == [pairs if row == "pairs" else row for row in rows]
-    attacks = 2 if name == "raat_sharp" and rows != [12] else 1
+    attacks = 0 if name in UNATTACKED else 2 if name == "raat_sharp" and rows != [12] else 1
     assert model.passes["attack"] == attacks * STEPS
     assert model.passes["no_grad"] == no_grad + 2  # two of them are this test's own
 

@@ -213,6 +213,8 @@ def test_a_verdict_says_what_was_spent(options, lane):
 # Objective and options; then forwards and parameter gradients apart from the attack's, and reads on the host. (5, 1) is
 # 5 and one for the pairs in use, which are a share of the batch.
 STEPS_OF_TRAINING = [
+    ("standard", {}, 1, 1, 0),
+    ("random_noise", {}, 1, 1, 0),
     ("pgd_at", {}, 1, 1, 0),
     ("trades", {}, 3, 2, 0),
     ("trades", {"repeat_clean_forward": True}, 4, 3, 0),
@@ -262,6 +264,8 @@ def step_of(name, options, *, validate=False, lane=None, **more):
         views = views[:1]
     if name in ("rebat", "rpat_plus_plus", "raat_sharp"):
         options = {"average": snapshot(model), **options}
+    if name == "random_noise":
+        options = {"threat": LINF, **options}
     attack = functools.partial(pgd, threat=LINF, steps=STEPS, generator=generator(0), validate=validate, lane=lane)
 
     def step():
@@ -285,7 +289,8 @@ def expected(extra, share):
 )
 def test_a_training_step_needs_the_passes_of_its_formula(name, options, forwards, gradients, reads):
     step, batch, share = step_of(name, options)
-    needed = Cost(STEPS + expected(forwards, share), STEPS, expected(gradients, share), reads)
+    attacking = 0 if name in ("standard", "random_noise") else STEPS
+    needed = Cost(attacking + expected(forwards, share), attacking, expected(gradients, share), reads)
     assert cost(step, batch=batch) == pytest.approx(needed)
 
 

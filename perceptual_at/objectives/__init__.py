@@ -20,6 +20,7 @@ from perceptual_at.objectives.presets import preset
 from perceptual_at.objectives.raat import dicar, raat, raat_plus_plus, raat_sharp
 from perceptual_at.objectives.rebat import rebat, rpat_plus_plus
 from perceptual_at.objectives.rpat import rpat
+from perceptual_at.objectives.unattacked import random_noise, standard
 
 __all__ = [
     "consistency_at",
@@ -30,8 +31,10 @@ __all__ = [
     "raat",
     "raat_plus_plus",
     "raat_sharp",
+    "random_noise",
     "rebat",
     "rpat",
     "rpat_plus_plus",
+    "standard",
     "trades",
 ]

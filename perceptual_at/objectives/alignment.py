@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from perceptual_at import _check
@@ -15,7 +16,7 @@ from perceptual_at.paths import interpolate
 
 Boundary = Literal["release", "definition", "objective"]
 Space = Literal["probabilities", "logits"]
-AverageOver = Literal["selected", "all"]
+AverageOver = Literal["selected", "selected_everywhere", "all"]
 
 
 class Dicar(NamedTuple):
@@ -85,21 +86,38 @@ def dicar_term(
     """DICAR over the pairs of the mask, or else those with no view wrong, and the clean logits it used."""
     mix, mask = settings.mix, settings.mask
     assert mix is not None
+    _check.choice(function, "average_over", settings.average_over, ("selected", "selected_everywhere", "all"))
     adv_1, adv_2 = x_adv.chunk(2)
     if mask is None:
         assert wrong is not None
         mask = ~torch.stack(wrong.chunk(2)).any(dim=0)
     _check.mask(function, "mask", mask, **{"views[0]": adv_1})
     pairs = mask.nonzero().squeeze(1)
+    share = _share(settings.average_over, mask)
     if not pairs.shape[0]:
         return x.new_zeros(()), clean
     # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
     mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
     clean = model(x) if clean is None else clean
     clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
-    share = pairs.shape[0] / adv_1.shape[0] if settings.average_over == "all" else 1.0
     term = dicar_loss(mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature)
     return share * term, clean
+
+
+def _share(average_over: AverageOver, mask: Tensor) -> Tensor | float:
+    """What the mean over this process's selected pairs counts for, where the mean runs over more than those.
+
+    Every process of a distributed run takes part in the count, also one without a pair. Their gradients are averaged
+    afterwards, so the mean over all pairs of W processes weighs a process by W times its part of the pairs.
+    """
+    if average_over == "all":
+        return mask.float().mean()
+    if average_over == "selected" or not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    counted = mask.sum()
+    everywhere = counted.clone()
+    dist.all_reduce(everywhere)
+    return dist.get_world_size() * counted / everywhere.clamp(min=1)
 
 
 def check_options(

@@ -9,6 +9,8 @@ _PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature"
 _RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "average_over": "selected"}
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "standard": {"paper": {}, "release": {}},
+    "random_noise": {"paper": {}, "release": {}},
     "pgd_at": {"paper": {}, "release": {}},
     "trades": {"paper": {}, "release": {"repeat_clean_forward": True}},
     "mart": {"paper": {}, "release": {}},

@@ -86,7 +86,8 @@ def raat(
             both right; the paper's indicator, whether the image without augmentation is right, is a mask to pass.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        average_over: see `dicar_loss`.
+        average_over: see `dicar_loss`; `"selected_everywhere"` is the mean over the selected pairs of all processes
+            of a distributed run, instead of the mean of each process's own mean.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy`, `dicar` and `weighted_kl` as far as they are in use.
@@ -185,7 +186,7 @@ def raat_plus_plus(
         mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        average_over: see `dicar_loss`.
+        average_over: see `raat`.
         noise: standard deviation of the Gaussian start around `x`.
         repeat_clean_forward: run the clean views a second time for DICAR, as the released code does; without
             dropout only batch norm's running statistics notice.
@@ -272,7 +273,7 @@ def raat_sharp(
         mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        average_over: see `dicar_loss`.
+        average_over: see `raat`.
         teacher_mode: mode of the averaged model, see `rebat`; until the end of its epoch 105 the released code's
             partition comes from batch statistics (`"as_is"`).
 
@@ -353,7 +354,7 @@ def dicar(
         mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
-        average_over: see `dicar_loss`.
+        average_over: see `raat`.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:
