@@ -25,8 +25,14 @@ from perceptual_at.attacks import (
     square,
     targeted_dlr,
 )
-from perceptual_at.averaging import call_with, ema_update, snapshot
-from perceptual_at.divergences import cosine_distance, js_divergence, kl_divergence, squared_error
+from perceptual_at.averaging import call_with, ema_update, refresh_batch_norm, snapshot, swa_update
+from perceptual_at.divergences import (
+    cosine_distance,
+    js_divergence,
+    kl_divergence,
+    soft_logit_margin,
+    squared_error,
+)
 from perceptual_at.evaluation import (
     Check,
     Evaluation,
@@ -43,9 +49,15 @@ from perceptual_at.losses import (
     boosted_cross_entropy,
     consistency_loss,
     dicar_loss,
+    distillation_loss,
+    interpolation_consistency_loss,
     mart_loss,
+    max_margin_loss,
+    normalized_error_loss,
+    one_vs_rest_loss,
     robust_perception_kl_loss,
     robust_perception_loss,
+    temporal_ensembling_loss,
     trades_loss,
     weighted_kl_loss,
 )
@@ -82,6 +94,7 @@ __all__ = [  # noqa: RUF022
     "dlr",
     "targeted_dlr",
     "kl_to",
+    "soft_logit_margin",
     "robust_perception_loss",
     "robust_perception_kl_loss",
     "dicar_loss",
@@ -90,6 +103,12 @@ __all__ = [  # noqa: RUF022
     "boosted_cross_entropy",
     "weighted_kl_loss",
     "consistency_loss",
+    "temporal_ensembling_loss",
+    "distillation_loss",
+    "max_margin_loss",
+    "interpolation_consistency_loss",
+    "one_vs_rest_loss",
+    "normalized_error_loss",
     "boundary_partition",
     "Partition",
     "squared_error",
@@ -98,6 +117,8 @@ __all__ = [  # noqa: RUF022
     "cosine_distance",
     "snapshot",
     "ema_update",
+    "swa_update",
+    "refresh_batch_norm",
     "call_with",
     "accuracy",
     "mean_score",

@@ -1,9 +1,11 @@
 """Averaged weights as plain dicts: state in, state out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at import _check
 from perceptual_at._wrappers import bare
@@ -33,25 +35,29 @@ def snapshot(model: nn.Module) -> Weights:
     return {name: value.detach().clone() for name, value in bare(model).state_dict().items()}
 
 
-def ema_update(average: Weights, model: nn.Module, *, decay: float) -> Weights:
+def ema_update(
+    average: Weights, model: nn.Module, *, decay: float, buffers: Literal["average", "copy", "keep"] = "average"
+) -> Weights:
     r"""Move averaged weights a little towards a model's: an exponential moving average.
 
     $$ \bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta $$
 
     for parameters and for batch norm's running mean and variance; integer buffers are copied. Call it after
-    the optimiser's step.
+    the optimiser's step. Called at the end of an epoch with the weights from its start it is PIAT's interpolation.
 
     Args:
         average: weights from `snapshot` or the last update; left untouched.
         model: the model in training.
         decay: $d$ in [0, 1]; 0 copies the model, 0.999 is usual.
+        buffers: `"average"` running statistics like parameters (ReBAT, WA, ADR, PIAT), `"copy"` the model's (training
+            with generated images), or `"keep"` the average's own (CURE, whose average runs in train mode).
 
     Returns:
         New averaged weights.
 
     Raises:
         TypeError: if `model` is no module.
-        ValueError: if names or shapes differ, or `decay` is outside [0, 1].
+        ValueError: if names or shapes differ, `decay` is outside [0, 1], or `buffers` is unknown.
 
     Source:
         ReBAT (Wang et al. 2023), released code: running statistics are averaged like parameters.
@@ -67,21 +73,109 @@ def ema_update(average: Weights, model: nn.Module, *, decay: float) -> Weights:
     """
     _check.module("ema_update", model)
     _check.number("ema_update", "decay", decay, at_least=0.0, at_most=1.0)
-    current = bare(model).state_dict()
-    _check_names("ema_update", average, current)
-    updated = {}
-    with torch.no_grad():
-        for name, value in current.items():
-            if average[name].shape != value.shape:
-                raise ValueError(
-                    f"ema_update: `average` has {name!r} of shape {tuple(average[name].shape)} but the model's is of "
-                    f"shape {tuple(value.shape)}; they must come from the same model."
-                )
-            if value.is_floating_point():
-                updated[name] = torch.lerp(average[name], value, 1.0 - decay)
-            else:
-                updated[name] = value.clone()
-    return updated
+    _check.choice("ema_update", "buffers", buffers, ("average", "copy", "keep"))
+    return _moved("ema_update", average, model, 1.0 - decay, buffers)
+
+
+def swa_update(average: Weights, model: nn.Module, *, count: int) -> Weights:
+    r"""Take one more model into an average in which all count alike: stochastic weight averaging.
+
+    $$ \bar\theta \leftarrow \bar\theta + \frac{\theta - \bar\theta}{n + 1} $$
+
+    for parameters; buffers stay as they are in the average. Batch norm's statistics do not belong to the averaged
+    weights then: `refresh_batch_norm` before they are used.
+
+    Args:
+        average: weights from `snapshot` or the last update; left untouched.
+        model: the model in training, usually at the end of an epoch.
+        count: $n$, how many models are in the average already; 0 takes the model's parameters.
+
+    Returns:
+        New averaged weights.
+
+    Raises:
+        TypeError: if `model` is no module or `count` no integer.
+        ValueError: if names or shapes differ, or `count` is negative.
+
+    Source:
+        Izmailov et al. 2018 (SWA); KD+SWA (Chen et al. 2021), released code.
+
+    Examples:
+        >>> model = nn.Linear(1, 1)
+        >>> average = {name: torch.zeros_like(value) for name, value in snapshot(model).items()}
+        >>> _ = nn.init.ones_(model.weight)
+        >>> swa_update(average, model, count=3)["weight"]
+        tensor([[0.2500]])
+        >>> torch.equal(swa_update(average, model, count=0)["weight"], model.weight)
+        True
+    """
+    _check.module("swa_update", model)
+    if count != 0:
+        _check.count("swa_update", "count", count)
+    return _moved("swa_update", average, model, 1.0 / (count + 1), "keep")
+
+
+def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Tensor | Sequence[Any]]) -> Weights:
+    """Batch norm's running statistics estimated again for other weights, over one pass of clean images.
+
+    Each batch counts by its size, `momentum = b / (n + b)` after n images, so that the result is the mean over all of
+    them, and not over the last few as in training. The model itself is not touched: its modes, momenta and buffers are
+    as before. Like training, the pass runs in train mode without gradients; dropout draws.
+
+    Args:
+        model: the module the weights are of.
+        weights: averaged weights, as from `swa_update`; left untouched.
+        batches: images, or tuples and lists whose first entry is the images, on the device of the weights.
+
+    Returns:
+        New weights, with new running means and variances.
+
+    Raises:
+        TypeError: if `model` is no module.
+        ValueError: if names are missing or unknown, or there is no batch.
+
+    Source:
+        Izmailov et al. 2018 (SWA), Sec. 3.2; KD+SWA (Chen et al. 2021), released code.
+
+    Examples:
+        >>> model = nn.BatchNorm1d(1)
+        >>> refreshed = refresh_batch_norm(model, snapshot(model), [torch.tensor([[0.0], [2.0]]), torch.ones(2, 1)])
+        >>> refreshed["running_mean"], model.running_mean
+        (tensor([1.]), tensor([0.]))
+    """
+    name = "refresh_batch_norm"
+    _check.module(name, model)
+    own = bare(model)
+    _check_names(name, weights, own.state_dict())
+    refreshed = {key: value.clone() for key, value in weights.items()}
+    norms = [(key, m) for key, m in own.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
+    norms = [(key, m) for key, m in norms if m.running_mean is not None]
+    if not norms:
+        return refreshed
+    for key, _ in norms:
+        prefix = f"{key}." if key else ""
+        refreshed[f"{prefix}running_mean"].zero_()
+        refreshed[f"{prefix}running_var"].fill_(1.0)
+    modes = [(module, module.training) for module in own.modules()]
+    momenta = [(module, module.momentum) for _, module in norms]
+    seen = 0
+    try:
+        own.train()
+        for batch in batches:
+            x: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+            for module, _ in momenta:
+                module.momentum = x.shape[0] / (seen + x.shape[0])
+            with torch.no_grad():
+                call_with(own, refreshed, x)
+            seen += x.shape[0]
+    finally:
+        for module, momentum in momenta:
+            module.momentum = momentum
+        for each, mode in modes:
+            each.training = mode
+    if not seen:
+        raise ValueError(f"{name}: `batches` is empty; give the training images once, for example a loader.")
+    return refreshed
 
 
 def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
@@ -125,3 +219,27 @@ def _check_names(function: str, weights: Weights, own: dict[str, Tensor]) -> Non
             f"{function}: the weights do not belong to this model: missing {sorted(missing)[:5]}, unknown "
             f"{sorted(unknown)[:5]}."
         )
+
+
+def _moved(function: str, average: Weights, model: nn.Module, share: float, buffers: str) -> Weights:
+    """The average, with parameters a share of the way towards the model's."""
+    own = bare(model)
+    current = own.state_dict()
+    parameters = {name for name, _ in own.named_parameters(remove_duplicate=False)}
+    _check_names(function, average, current)
+    updated = {}
+    with torch.no_grad():
+        for name, value in current.items():
+            if average[name].shape != value.shape:
+                raise ValueError(
+                    f"{function}: `average` has {name!r} of shape {tuple(average[name].shape)} but the model's is of "
+                    f"shape {tuple(value.shape)}; they must come from the same model."
+                )
+            how = "average" if name in parameters else buffers
+            if how == "keep":
+                updated[name] = average[name].clone()
+            elif how == "average" and value.is_floating_point():
+                updated[name] = torch.lerp(average[name], value, share)
+            else:
+                updated[name] = value.clone()
+    return updated

@@ -51,6 +51,40 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, target, reduction="none")
 
 
+def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Log-sum-exp of the wrong logits minus the right one: a smooth margin, never below the hard one.
+
+    $$ \log \sum_{k \ne y} e^{z_k} - z_y $$
+
+    Negative exactly where the right class has more than half of the probability, which is stricter than being the
+    prediction. MMA attacks with it and calls a sample right where it is negative.
+
+    Args:
+        logits: shape `(B, K)`.
+        labels: class indices `(B,)`.
+
+    Returns:
+        Shape `(B,)`.
+
+    Raises:
+        TypeError: if `labels` are no class indices.
+        ValueError: if shapes do not fit or devices differ.
+
+    Source:
+        Ding et al. 2020 (MMA), Eq. 10.
+
+    Examples:
+        >>> soft_logit_margin(torch.zeros(1, 3), torch.tensor([0]))  # log 2
+        tensor([0.6931])
+        >>> soft_logit_margin(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+        tensor([-2.])
+    """
+    _check.logits("soft_logit_margin", logits=logits)
+    _check.labels("soft_logit_margin", labels, logits=logits)
+    index = labels.long()[:, None]
+    return logits.scatter(1, index, -math.inf).logsumexp(dim=1) - logits.gather(1, index).squeeze(1)
+
+
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
     r"""Mean squared difference of the entries of a sample, as `torch.nn.MSELoss` counts it.
 

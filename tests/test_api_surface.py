@@ -15,23 +15,25 @@ NAMES = {
         interpolate draw_beta
         pgd fgsm cw pure_pgd apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
         Lane
-        margin dlr targeted_dlr kl_to
+        margin dlr targeted_dlr kl_to soft_logit_margin
         robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
-        weighted_kl_loss consistency_loss
+        weighted_kl_loss consistency_loss temporal_ensembling_loss distillation_loss max_margin_loss
+        interpolation_consistency_loss one_vs_rest_loss normalized_error_loss
         boundary_partition Partition
         squared_error kl_divergence js_divergence cosine_distance
-        snapshot ema_update call_with
+        snapshot ema_update swa_update refresh_batch_norm call_with
         accuracy mean_score nrr
         evaluate Evaluation compare aggregate wilson_interval mcnemar sanity_checks Check quantize still_adversarial
         objectives theory
     """,
     "perceptual_at.attacks": """
-        AutoAttackVerdict Lane Protocol Verdict apgd auto_attack cross_entropy cw dlr fab fgsm frozen kl_to margin pgd
-        pure_pgd square targeted_dlr
+        AutoAttackVerdict Lane Margins Protocol Verdict apgd auto_attack bisect_margins cross_entropy cw dlr fab fgsm
+        find_margins frozen kl_to margin pgd pure_pgd soft_logit_margin square targeted_dlr
     """,
     "perceptual_at.losses": """
-        boosted_cross_entropy consistency_loss dicar_loss mart_loss robust_perception_kl_loss robust_perception_loss
-        trades_loss weighted_kl_loss
+        boosted_cross_entropy consistency_loss dicar_loss distillation_loss dummy_class_loss
+        interpolation_consistency_loss mart_loss max_margin_loss normalized_error_loss one_vs_rest_loss
+        robust_perception_kl_loss robust_perception_loss temporal_ensembling_loss trades_loss weighted_kl_loss
     """,
     "perceptual_at.objectives": """
         consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp random_noise rebat rpat

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
-from perceptual_at import call_with, ema_update, frozen, snapshot
+from perceptual_at import call_with, ema_update, frozen, refresh_batch_norm, snapshot, swa_update
 from tests.strategies import generator, normal, seeds
 
 decays = st.one_of(st.just(0.0), st.just(1.0), st.floats(0.0, 1.0))
@@ -198,3 +198,63 @@ def test_averaging_draws_nothing():
     state = torch.get_rng_state()
     call_with(model, ema_update(snapshot(model), model, decay=0.5), torch.rand(2, 4, generator=generator(0)).double())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Other averages ---------------------------------------------------------------------------------------------------
+
+
+def test_swa_is_the_plain_mean_of_parameters_and_leaves_buffers():
+    models = [net(seed) for seed in (1, 5, 9)]
+    average = snapshot(net(30))
+    buffers = {name: value for name, value in average.items() if name.startswith("1.") and "running" in name}
+    for count, model in enumerate(models):
+        average = swa_update(average, model, count=count)
+    for name, value in models[0].named_parameters():
+        mean = torch.stack([model.get_parameter(name) for model in models]).mean(dim=0)
+        assert_close(average[name], mean.detach(), msg=str(value.shape))
+    for name, value in buffers.items():
+        assert torch.equal(average[name], value)
+
+
+@pytest.mark.parametrize(("buffers", "share"), [("average", 0.25), ("copy", 1.0), ("keep", 0.0)])
+def test_buffers_are_averaged_copied_or_kept(buffers, share):
+    average, model = snapshot(net(3)), net(8)
+    updated = ema_update(average, model, decay=0.75, buffers=buffers)
+    for name in ("1.running_mean", "1.running_var"):
+        assert_close(updated[name], torch.lerp(average[name], model.state_dict()[name], share))
+    assert_close(updated["0.weight"], torch.lerp(average["0.weight"], model[0].weight.detach(), 0.25))
+
+
+def test_refreshed_statistics_are_those_of_all_images_in_one_pass():
+    model = net().train()
+    model[1].momentum = 0.3
+    before, x = snapshot(model), normal(4, 30, 4)
+    weights = snapshot(net(11))
+    refreshed = refresh_batch_norm(model, weights, [(part, None) for part in x.split([12, 12, 6])])
+    hidden = torch.nn.functional.linear(x, weights["0.weight"], weights["0.bias"])
+    assert_close(refreshed["1.running_mean"], hidden.mean(dim=0))
+    parts = [part.var(dim=0) * len(part) / 30 for part in hidden.split([12, 12, 6])]
+    assert_close(refreshed["1.running_var"], torch.stack(parts).sum(dim=0))
+    assert same(snapshot(model), before)
+    assert model[1].momentum == 0.3
+    assert model.training
+    assert all(torch.equal(refreshed[name], weights[name]) for name in weights if not name.startswith("1."))
+
+
+def test_without_batch_norm_nothing_is_run():
+    model = nn.Linear(2, 2)
+    assert same(refresh_batch_norm(model, snapshot(model), iter(())), snapshot(model))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: refresh_batch_norm(m, snapshot(m), []), "refresh_batch_norm: `batches` is empty"),
+        (lambda m: refresh_batch_norm(m, {}, []), "weights do not belong"),
+        (lambda m: swa_update(snapshot(m), m, count=-1), "swa_update: `count`"),
+        (lambda m: ema_update(snapshot(m), m, decay=0.5, buffers="drop"), "ema_update: `buffers`"),
+    ],
+)
+def test_a_bad_call_of_another_average_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(net())

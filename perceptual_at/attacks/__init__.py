@@ -6,30 +6,35 @@ from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import frozen
 from perceptual_at.attacks.gradient import cw, fgsm, pgd
 from perceptual_at.attacks.lanes import Lane
+from perceptual_at.attacks.margins import Margins, bisect_margins, find_margins
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import dlr, kl_to, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.divergences import cross_entropy
+from perceptual_at.divergences import cross_entropy, soft_logit_margin
 
 __all__ = [
     "AutoAttackVerdict",
     "Lane",
+    "Margins",
     "Protocol",
     "Verdict",
     "apgd",
     "auto_attack",
+    "bisect_margins",
     "cross_entropy",
     "cw",
     "dlr",
     "fab",
     "fgsm",
+    "find_margins",
     "frozen",
     "kl_to",
     "margin",
     "pgd",
     "pure_pgd",
+    "soft_logit_margin",
     "square",
     "targeted_dlr",
 ]

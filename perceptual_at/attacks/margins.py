@@ -1,0 +1,208 @@
+"""How far each sample is from the decision boundary, along the direction an attack finds: MMA's search."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at._shapes import per_sample
+from perceptual_at.divergences import soft_logit_margin
+from perceptual_at.threats import Bounds, Threat
+
+
+class Margins(NamedTuple):
+    """Points at the decision boundary, and how far they are; by sample.
+
+    Examples:
+        >>> found = Margins(torch.zeros(2, 3), torch.tensor([0.1, 0.0]), torch.tensor([True, False]))
+        >>> found.margins[found.right]
+        tensor([0.1000])
+        >>> found.x_adv.shape
+        torch.Size([2, 3])
+    """
+
+    x_adv: Tensor
+    """The boundary points of samples that are right; the clean inputs of the others."""
+    margins: Tensor
+    """Distances `(B,)`, 0 for samples that are not right: what to write into the memory."""
+    right: Tensor
+    """Boolean `(B,)`: whose soft logit margin at the clean input is negative."""
+
+
+def find_margins(
+    model: nn.Module,
+    x: Tensor,
+    clean_logits: Tensor,
+    labels: Tensor,
+    attack: Callable[..., Tensor],
+    *,
+    ball: Callable[[Tensor], Threat],
+    before: Tensor,
+    largest: float,
+    smallest: float = 0.005,
+    search_steps: int = 10,
+    clip: bool = True,
+) -> Margins:
+    r"""Each sample's distance from the decision boundary: one attack gives a direction, bisection the length.
+
+    A sample that is right is attacked inside a ball of its previous margin $d$, which gives the direction
+    $(x' - x) / d$; along it, `bisect_margins` looks for the point between 0 and `largest` where the soft logit margin
+    changes its sign. Nothing has a gradient. Waits for the device once, to count who is right.
+
+    Passes, of the samples that are right: the attack, one forward and `search_steps` of the bisection, in the mode the
+    model is in: in train mode they move batch norm, as in the released code.
+
+    Args:
+        model: maps inputs to logits.
+        x: clean inputs, shape `(B, ...)`.
+        clean_logits: $f(x)$, shape `(B, K)`; the same pass serves the loss.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels, threat=..., loss=...) -> x_adv`, such as `functools.partial(pgd, steps=10)`; threat
+            and loss are given here, and its step size follows from the threat.
+        ball: makes a threat of one budget per sample: `Linf`, `L2`, or `functools.partial(Linf, bounds=...)`.
+        before: previous margins of these samples, shape `(B,)`: rows of a memory that starts at zero. Smaller ones
+            count as `smallest`.
+        largest: how far to look; 1.05 times the margin that is trained for in MMA's code.
+        smallest: smallest budget of the attack: 0.005 for Linf and 0.5 for L2 in MMA's code.
+        search_steps: steps of the bisection, each halves the interval.
+        clip: keep the points inside the bounds of the threat. The released code clips during the bisection only, so
+            that it may train on points outside the box: `clip=False`.
+
+    Returns:
+        `Margins(x_adv, margins, right)`.
+
+    Raises:
+        TypeError: if `attack` or `ball` is no function, `labels` are no integers, or `attack` has a threat or loss of
+            its own.
+        ValueError: if shapes do not fit or a number is out of range.
+
+    Source:
+        Ding et al. 2020 (MMA), Algorithm 1, and its released code.
+
+    Examples:
+        >>> model = nn.Linear(1, 2)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[1.0], [-1.0]])), model.bias.zero_()
+        >>> x, labels = torch.tensor([[0.25]]), torch.tensor([0])  # 0.25 from the boundary
+        >>> attack, ball = functools.partial(pgd, steps=5), functools.partial(Linf, bounds=(-1, 1))
+        >>> found = find_margins(model, x, model(x), labels, attack, ball=ball, before=torch.zeros(1), largest=0.5)
+        >>> round(found.margins.item(), 2), abs(found.x_adv.item()) < 0.001
+        (0.25, True)
+    """
+    name = "find_margins"
+    _check.floating(name, x=x)
+    _check.logits(name, clean_logits=clean_logits)
+    _check.labels(name, labels, classes=clean_logits.shape[1], x=x)
+    for what, value in (("attack", attack), ("ball", ball)):
+        if not callable(value):
+            raise TypeError(f"{name}: `{what}` must be a function, got {type(value).__name__}.")
+    _refuse_own(name, attack, "threat", "loss")
+    _check_margins(name, "before", before, x)
+    _check.number(name, "largest", largest, above=0.0)
+    _check.number(name, "smallest", smallest, above=0.0, at_most=largest)
+    right = soft_logit_margin(clean_logits.detach(), labels) < 0
+    rows = right.nonzero().squeeze(1)
+    margins = torch.zeros_like(before)
+    if not rows.shape[0]:
+        return Margins(x, margins, right)
+    some, their_labels, budget = x[rows], labels[rows], before[rows].clamp(smallest, largest)
+    threat = ball(budget)
+    found = attack(model, some, their_labels, threat=threat, loss=soft_logit_margin).detach()
+    directions = (found - some) / per_sample(budget.to(x.dtype), x)
+    bounds = getattr(threat, "bounds", (0.0, 1.0))
+    with torch.no_grad():
+        at_found = soft_logit_margin(model(found), their_labels)
+    reached = bisect_margins(
+        model, some, their_labels, directions=directions, before=budget, before_margin=at_found, largest=largest,
+        steps=search_steps, bounds=bounds,
+    )  # fmt: skip
+    points = some + per_sample(reached.to(x.dtype), x) * directions
+    x_adv = x.index_copy(0, rows, points.clamp(*bounds) if clip else points)
+    return Margins(x_adv, margins.index_copy(0, rows, reached), right)
+
+
+def bisect_margins(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    directions: Tensor,
+    before: Tensor,
+    before_margin: Tensor,
+    largest: float,
+    steps: int = 10,
+    bounds: Bounds = (0.0, 1.0),
+) -> Tensor:
+    """Where the soft logit margin changes its sign along a direction from each sample, by bisection from a guess.
+
+    Args:
+        model: maps inputs to logits; its present mode counts.
+        x: clean inputs that are right, shape `(B, ...)`.
+        labels: class indices `(B,)`.
+        directions: one per sample, the shape of `x`.
+        before: distances to start from, shape `(B,)`, at most `largest`.
+        before_margin: soft logit margins at those, shape `(B,)`.
+        largest: end of the interval, which begins at 0.
+        steps: number of forward passes; each halves the interval.
+        bounds: the points are clipped to them before the model sees them.
+
+    Returns:
+        Distances `(B,)` in [0, largest].
+
+    Raises:
+        TypeError: if an input is no floating-point tensor, or `labels` no integers.
+        ValueError: if shapes do not fit or a number is out of range.
+
+    Source:
+        Ding et al. 2020 (MMA), released code.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 0.25
+        >>> given = {"directions": -torch.ones(1, 1), "before": torch.tensor([0.5]), "largest": 1.0}
+        >>> x, labels = torch.tensor([[0.75]]), torch.tensor([0])
+        >>> bisect_margins(model, x, labels, before_margin=torch.tensor([0.0]), steps=20, **given)
+        tensor([0.5000])
+        >>> sure = lambda x: torch.cat([x + 9, x], dim=1)  # class 0 everywhere
+        >>> bisect_margins(sure, x, labels, before_margin=torch.tensor([-9.0]), **given)
+        tensor([0.9995])
+    """
+    name = "bisect_margins"
+    _check.same_shape(name, x=x, directions=directions)
+    _check.labels(name, labels, x=x)
+    for what, value in (("before", before), ("before_margin", before_margin)):
+        _check_margins(name, what, value, x)
+    _check.number(name, "largest", largest, above=0.0)
+    _check.count(name, "steps", steps)
+    distance, margin = before, before_margin
+    low, high = torch.zeros_like(distance), torch.full_like(distance, largest)
+    with torch.no_grad():
+        for _ in range(steps):
+            inside = margin < 0
+            low = torch.where(inside, distance, low).maximum(low)
+            high = torch.where(inside, high, distance).minimum(high)
+            distance = (low + high) / 2
+            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)
+            margin = soft_logit_margin(model(points), labels)
+    return distance
+
+
+def _check_margins(function: str, name: str, value: Tensor, x: Tensor) -> None:
+    _check.floating(function, **{name: value})
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{function}: `{name}` must be of shape ({x.shape[0]},), one per sample, got shape {tuple(value.shape)}; "
+            "from a memory take the batch's rows, margins[index]."
+        )
+    _check.same_device(function, name, value.device, "x", x.device)
+
+
+def _refuse_own(function: str, attack: Any, *options: str) -> None:
+    """Refuse an attack that was made with options that are given to it here."""
+    own = getattr(attack, "keywords", {})
+    for option in options:
+        if option in own:
+            raise TypeError(
+                f"{function}: `attack` has a `{option}` of its own, which would have no effect; leave it out."
+            )
