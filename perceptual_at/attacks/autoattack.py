@@ -338,4 +338,4 @@ def _notes(composition: Composition, classes: int, model: Model) -> tuple[str, .
 
 
 def _share(robust: Tensor) -> float:
-    return float(robust.double().mean()) if len(robust) else 0.0
+    return int(robust.sum()) / len(robust) if len(robust) else 0.0

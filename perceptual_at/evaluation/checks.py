@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from perceptual_at._rounding import accumulator
 from perceptual_at._wrappers import bare
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.divergences import cross_entropy
@@ -235,7 +236,8 @@ def rounding(values: Tensor) -> float:
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest difference of two results for the same inputs; 0 if it is within rounding, infinite with NaN."""
-    difference = float((a.double() - b.double()).abs().nan_to_num(nan=math.inf).max())
+    wider = accumulator(a)
+    difference = float((a.to(wider) - b.to(wider)).abs().nan_to_num(nan=math.inf).max())
     return difference if difference > rounding(a.nan_to_num()) else 0.0
 
 
