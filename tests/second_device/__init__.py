@@ -1,7 +1,7 @@
 """A device that is not the CPU, for machines without one: see `stand_in.cpp`.
 
 `load()` compiles it once per version of torch and makes `torch.device("stand_in")` usable in this process. It changes
-what torch takes for the accelerator, so tests that use it run in a process of their own (`tests/test_second_device.py`).
+what torch takes for the accelerator, so tests run with it in a process of their own: `tests/test_second_device.py`.
 """
 
 import contextlib

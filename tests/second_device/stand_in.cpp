@@ -12,6 +12,7 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_as_real_native.h>
@@ -240,6 +241,22 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {to_device(of_input), to_device(of_weight), to_device(of_bias)};
 }
 
+// Its schema does not say that it writes the running statistics, so the fallback would lose them.
+std::tuple<Tensor, Tensor, Tensor> batch_norm(const Tensor& input, const std::optional<Tensor>& weight,
+                                              const std::optional<Tensor>& bias, const std::optional<Tensor>& mean,
+                                              const std::optional<Tensor>& variance, bool training, double momentum,
+                                              double eps) {
+  check_tensor(input, "batch_norm");
+  const auto host = [](const std::optional<Tensor>& value) -> std::optional<Tensor> {
+    if (!value || !value->defined()) return std::nullopt;
+    check_tensor(*value, "batch_norm");
+    return on_host(*value);
+  };
+  auto [output, batch_mean, batch_scale] = at::native_batch_norm(
+      on_host(input), host(weight), host(bias), host(mean), host(variance), training, momentum, eps);
+  return {to_device(output), to_device(batch_mean), to_device(batch_scale)};
+}
+
 // ---- everything else: checked, then on the CPU ---------------------------------------------------------------------
 
 bool depends_on_values(const std::string& name) {
@@ -302,6 +319,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
+  m.impl("native_batch_norm", &batch_norm);
   m.impl("_local_scalar_dense", &local_scalar_dense);
 }
 
