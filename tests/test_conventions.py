@@ -203,6 +203,7 @@ ROOMS = (
 ALLOWED = {
     ("attacks/arguments.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
     ("attacks/arguments.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
+    ("attacks/margins.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
     ("attacks/protocol.py", "tolist"): "the stamp is written when everything has been computed",
     ("attacks/search.py", "nonzero"): "decided samples leave the batch, so it must count those that stay",
     ("attacks/starts.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
