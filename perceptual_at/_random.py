@@ -74,7 +74,7 @@ class SampleGenerator:
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform in [0, 1)."""
-        digits = 53 if dtype == torch.float64 else 24
+        digits = round(1 - math.log2(torch.finfo(dtype).eps))  # as many as the dtype holds: none rounds up to 1
         return _shifted(self.bits(shape), 64 - digits).to(dtype) * 2.0**-digits
 
     def integers(self, shape: tuple[int, ...], *, below: int) -> Tensor:

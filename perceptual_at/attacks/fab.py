@@ -189,7 +189,7 @@ class _Trip:
         else:
             direction = numbers.normal(shape, dtype=dtype)
         length = self.threat.norm(direction).clamp_min(torch.finfo(dtype).tiny)
-        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)
+        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def go(self, nearest: Tensor, settings: _Settings, *, steps_before: int) -> None:
         """Take the steps; `nearest` keeps the distances of the points found so far."""
@@ -249,7 +249,7 @@ class _Trip:
         share = (length / (length + clean_length)).clamp_max(settings.alpha_max)
         arrived, clean_arrived = both.add_(shift, alpha=settings.eta)
         mixed = torch.lerp(arrived, clean_arrived, share[:, None])
-        return mixed.clamp_(*self.bounds).reshape(self.point.shape)
+        return mixed.clamp_(*self.bounds).reshape(self.point.shape)  # type: ignore[arg-type]
 
     def _judge(self, nearest: Tensor, step: int) -> tuple[Tensor, bool]:
         """Keep misclassified points that are inside and nearer than those before.
