@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -97,6 +97,7 @@ def test_random_and_far_starts_are_inside(problem):
         assert_inside(threat, threat.far_start(x, generator=numbers), x)
 
 
+@settings(max_examples=15)
 @given(problems())
 def test_attacks_stay_inside(problem):
     threat, x, seed = problem
@@ -114,7 +115,7 @@ def test_the_steepest_step_has_unit_norm_and_no_other_gains_more(problem, scale)
     moves = (over(threat.eps, x) > 0).expand_as(x).flatten(1).any(dim=1) | torch.tensor(threat.eps.ndim == 1)
     assert_close(threat.norm(step)[moves], torch.ones(len(x), dtype=torch.float64)[moves], rtol=1e-13, atol=0)
     gain = (step * grad).flatten(1).sum(dim=1)
-    for i in range(10):
+    for i in range(4):
         other = normal(seed + 1 + i, *x.shape) ** (1 + 2 * (i % 3))
         if threat.eps.ndim > 1:
             other = other * (over(threat.eps, x) > 0)
@@ -127,7 +128,7 @@ def test_the_steepest_step_has_unit_norm_and_no_other_gains_more(problem, scale)
 def test_equal_entries_mean_what_one_number_means(kind, shape, seed, dtype):
     x, eps = uniform(seed, *shape, dtype=dtype), 0.3
     one = kind(eps)
-    for layout in ("sample", "sample, all dimensions", "channel", "entry", "everything"):
+    for layout in ("sample, all dimensions", "channel", "everything"):
         many = kind(torch.full_like(laid_out(layout, shape, 0, 0.0, 1.0), eps))
         point = x + normal(seed + 1, *shape, dtype=dtype)
         tolerance = 20 * torch.finfo(dtype).eps
@@ -162,12 +163,12 @@ def test_no_budget_gives_back_the_inputs(kind, dtype):
     x = uniform(0, 4, 3, 2, 2, low=-0.5, high=1.5, dtype=dtype).clamp(0, 1)
     weight = normal(1, 12, 3, dtype=dtype)
     labels = torch.tensor([0, 1, 2, 0])
-    for eps in (0, 0.0, torch.tensor(0.0), torch.zeros(4), torch.zeros(1, 3, 1, 1), torch.zeros_like(x)):
+    for eps in (0, torch.tensor(0.0), torch.zeros(4), torch.zeros(1, 3, 1, 1)):
         threat = kind(eps)
         assert torch.equal(threat.project(x + normal(2, *x.shape, dtype=dtype), x), x)
         assert torch.equal(threat.random_start(x, generator=generator(0)), x)
         for start in ("clean", "random"):
-            x_adv = pgd(lambda z: z.flatten(1) @ weight, x, labels, threat, start=start)
+            x_adv = pgd(lambda z: z.flatten(1) @ weight, x, labels, threat, start=start, steps=2)
             assert torch.equal(x_adv, x)
 
 
@@ -211,8 +212,8 @@ def test_a_random_start_fills_the_ball_of_the_free_features():
 
 @pytest.mark.parametrize("box", [(0.5, 0.7), (0.1, 0.3), (0.07, 0.66)])
 def test_a_budget_of_the_whole_box_is_not_refused_for_a_rounding(box):
-    for first in range(100):
-        for last in range(first + 1, 101):
+    for first in range(0, 100, 3):
+        for last in range(first + 1, 101, 2):
             Linf((last - first) / 100, bounds=(first / 100, last / 100))
     Linf(round(box[1] - box[0], 2), bounds=box)
     with pytest.raises(ValueError, match="exceeds the input range"):

@@ -20,7 +20,9 @@ from perceptual_at.threats.threat import (
     box,
     budget,
     budgets,
+    check_excess,
     check_threat,
+    excess,
     is_threat,
     select,
     start,
@@ -39,11 +41,11 @@ __all__ = [
     "box",
     "budget",
     "budgets",
+    "check_excess",
     "check_threat",
+    "excess",
     "is_threat",
     "norm_order",
     "select",
     "start",
 ]
-
-projection = around  # the name that attacks still use

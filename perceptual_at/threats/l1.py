@@ -188,7 +188,11 @@ class L1(Ball):
 def _finite(bound: float | Tensor, like: Tensor) -> float | Tensor:
     """A bound that zero can be multiplied with."""
     largest = torch.finfo(like.dtype).max / 4
-    return bound.to(like.dtype).clamp(-largest, largest) if isinstance(bound, Tensor) else min(max(bound, -largest), largest)
+    return (
+        bound.to(like.dtype).clamp(-largest, largest)
+        if isinstance(bound, Tensor)
+        else min(max(bound, -largest), largest)
+    )
 
 
 def _measured(size: Tensor, units: Units | None) -> Tensor:

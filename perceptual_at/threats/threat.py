@@ -11,7 +11,7 @@ from perceptual_at import _random
 from perceptual_at._random import Generator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.threats.entries import box_over, over
+from perceptual_at.threats.entries import box_over, entries_text, over
 
 
 @runtime_checkable
@@ -157,7 +157,13 @@ def budgets(function: str, threat: Any, x: Tensor) -> Tensor:
     eps = budget(function, threat)
     if not isinstance(eps, Tensor):
         return x.new_full((x.shape[0],), eps, dtype=wide(x))
-    largest = rows(over(function, "eps", getattr(threat, "eps"), x)).amax(dim=1)
+    own: Tensor = threat.eps
+    if own.ndim == 1 and len(own) != x.shape[0]:
+        raise ValueError(
+            f"{function}: `threat` has {len(own)} values of `eps` but `x` has {x.shape[0]} samples; there must "
+            "be one for each, or one number for all."
+        )
+    largest = rows(over(function, "eps", own, x)).amax(dim=1)
     return largest.to(wide(x)).expand(x.shape[0])
 
 
@@ -167,3 +173,28 @@ def box(threat: Any, x: Tensor) -> tuple[float, float] | tuple[Tensor, Tensor]:
     The box of a threat without bounds is infinite.
     """
     return box_over(type(threat).__name__, getattr(threat, "bounds", (-math.inf, math.inf)), x)
+
+
+def excess(threat: Any, x: Tensor) -> Tensor:
+    """How far the inputs lie outside the box at most, in the dtype to compute in and without dimensions."""
+    low, high = box(threat, x)
+    if isinstance(low, Tensor):
+        wider = x.to(wide(x))
+        return torch.maximum(low - wider, wider - high).amax()
+    smallest, largest = (one.to(wide(x)) for one in torch.aminmax(x))
+    return torch.maximum(low - smallest, largest - high)
+
+
+def check_excess(function: str, threat: Any, x: Tensor, beyond: float) -> None:
+    """Require inputs inside the box, give or take a few roundings, which a resize or a normalisation leaves."""
+    bounds = getattr(threat, "bounds", (-math.inf, math.inf))
+    sizes = [float(torch.as_tensor(one).abs().amax()) for one in bounds]
+    allowed = 8 * torch.finfo(x.dtype).eps * max([1.0, *filter(math.isfinite, sizes)])
+    if not beyond <= allowed:
+        shown = f"[{', '.join(map(entries_text, bounds))}]"
+        raise ValueError(
+            f"{function}: `x` must lie in the bounds {shown} of the threat model, got values from "
+            f"{float(x.amin()):.4g} to {float(x.amax()):.4g}, up to {beyond:.3g} beyond them. Inputs that were "
+            "normalised must not be: put the normalisation into the model (perceptual_at.models.Normalize), or give "
+            "the threat model other `bounds`."
+        )
