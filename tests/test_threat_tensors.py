@@ -293,7 +293,7 @@ def test_rows_are_selected_with_their_budgets_and_bounds(problem, kept):
 @pytest.mark.parametrize(
     ("eps", "message"),
     [
-        (torch.full((3,), 0.1), r"`eps` has 3 values but `x` has 4 samples"),
+        (torch.full((3,), 0.1), r".*3 values.* but `x` has 4 samples"),
         (torch.full((2, 1, 1), 0.1), r"`eps` of shape \(2, 1, 1\) .* Did you mean \(1, 2, 1, 1\)\?"),
         (torch.full((1, 3, 1, 1), 0.1), r"`eps` of shape \(1, 3, 1, 1\) must have as many dimensions as `x`"),
     ],

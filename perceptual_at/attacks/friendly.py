@@ -9,12 +9,11 @@ from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.arguments import budget
 from perceptual_at.attacks.freeze import Model, ModelMode, frozen
 from perceptual_at.attacks.gradient import pgd
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, budget, check_threat
 
 
 def friendly_pgd(
@@ -86,8 +85,7 @@ def friendly_pgd(
     _check.labels(name, labels, x=x)
     _check.count(name, "steps", steps)
     _check.number(name, "noise", noise, at_least=0.0)
-    if isinstance(threat, type) or not isinstance(threat, Threat):
-        raise TypeError(f"{name}: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
+    check_threat(name, threat)
     left = _patience(name, patience, x)
     center = x.detach()
     if isinstance(start, Tensor):

@@ -5,12 +5,11 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import Generator
-from perceptual_at.attacks.arguments import budget
 from perceptual_at.attacks.freeze import Model, ModelMode
 from perceptual_at.attacks.gradient import pgd
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, budget
 
 
 def n_fgsm(
