@@ -147,26 +147,73 @@ def number(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Require a finite Python number inside an interval (open ends: `above`, `below`)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{function}: `{name}` must be a number, got {type(value).__name__} {value!r}.")
+    """Require a finite number inside an interval (open ends: `above`, `below`).
+
+    Numbers of Python and NumPy and tensors without dimensions are numbers. What cannot be read without waiting, a
+    tensor on a device or one that is being traced, is taken as it is.
+    """
+    if not is_number(value):
+        raise TypeError(f"{function}: `{name}` must be a number, got {_shown(value)}.")
     left = f"({above}" if above is not None else f"[{at_least}" if at_least is not None else "(-inf"
     right = f"{below})" if below is not None else f"{at_most}]" if at_most is not None else "inf)"
-    value = float(value)
+    if (read := _read(value)) is None:
+        return
     inside = (
-        math.isfinite(value)
-        and (above is None or value > above)
-        and (at_least is None or value >= at_least)
-        and (below is None or value < below)
-        and (at_most is None or value <= at_most)
+        -math.inf < read < math.inf  # comparisons, which a traced number answers too
+        and (above is None or read > above)
+        and (at_least is None or read >= at_least)
+        and (below is None or read < below)
+        and (at_most is None or read <= at_most)
     )
     if not inside:
-        raise ValueError(f"{function}: `{name}` must lie in {left}, {right}, got {value!r}.")
+        raise ValueError(f"{function}: `{name}` must lie in {left}, {right}, got {read!r}.")
 
 
-def count(function: str, name: str, value: Any) -> None:
-    """Require a Python integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{function}: `{name}` must be an integer, got {type(value).__name__} {value!r}.")
-    if value < 1:
-        raise ValueError(f"{function}: `{name}` must be at least 1, got {value}.")
+def count(function: str, name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> None:
+    """Require a whole number, of Python, NumPy or a tensor without dimensions, in a range."""
+    integer(function, name, value)
+    read = _read(value)
+    if read is None:
+        return
+    if read < at_least or (at_most is not None and read > at_most):
+        wanted = f"at least {at_least}" if at_most is None else f"in [{at_least}, {at_most}]"
+        raise ValueError(f"{function}: `{name}` must be {wanted}, got {int(read)}.")
+
+
+def integer(function: str, name: str, value: Any) -> None:
+    """Require a whole number of any kind: of Python, NumPy, or a tensor of integers without dimensions."""
+    whole = isinstance(value, numbers.Integral | torch.SymInt) or (
+        isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    )
+    if not (whole and is_number(value)):
+        raise TypeError(f"{function}: `{name}` must be an integer, got {_shown(value)}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is one real number; truth values are none."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
+    return isinstance(value, numbers.Real | torch.SymFloat | torch.SymInt) and not isinstance(value, bool)
+
+
+def _read(value: Any) -> Any:
+    """The number, for comparing; None where reading it would wait or cannot be done."""
+    if isinstance(value, torch.SymFloat | torch.SymInt):
+        return value
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        try:
+            return value.item()
+        except RuntimeError:  # inside vmap, or traced
+            return None
+    try:
+        return float(value)
+    except OverflowError:  # beyond all floats
+        return math.inf if value > 0 else -math.inf
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r}"

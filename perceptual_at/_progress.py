@@ -29,6 +29,8 @@ class Bar:
         if self.bar is not None:
             self.bar.set_postfix(numbers, refresh=False)
             self.bar.update(count)
+            if not count:
+                self.bar.refresh()
 
     def __enter__(self) -> "Bar":
         return self

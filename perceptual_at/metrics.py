@@ -1,13 +1,20 @@
-"""Numbers to report: accuracy and the two summaries of the accuracy-robustness trade-off."""
+"""Numbers to report: what counts as right, accuracy, the two summaries of the accuracy-robustness trade-off."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from perceptual_at import _check
 
-Score = TypeVar("Score", float, Tensor)
+Share = TypeVar("Share", float, Tensor)
+
+Score = Callable[[Any, Tensor], Tensor]
+"""`(outputs, labels) -> (B,)`: boolean for right and wrong, else in [0, 1], 1 for as right as can be."""
+
+NO_LABEL = -100
+"""Dense labels of this value are no labels."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,7 +43,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return correct.sum() / max(1, correct.shape[0])
 
 
-def mean_score(clean: Score, robust: Score) -> Score:
+def mean_score(clean: Share, robust: Share) -> Share:
     r"""Arithmetic mean of clean and robust accuracy ("Mean" in the papers' tables).
 
     Args:
@@ -63,7 +70,7 @@ def mean_score(clean: Score, robust: Score) -> Score:
     return clean / 2 + robust / 2
 
 
-def nrr(clean: Score, robust: Score) -> Score:
+def nrr(clean: Share, robust: Share) -> Share:
     r"""Natural-robust ratio: harmonic mean of clean and robust accuracy.
 
     $$ \mathrm{NRR} = \frac{2\,c\,r}{c + r} $$
@@ -106,3 +113,121 @@ def _check_scores(function: str, clean: float | Tensor, robust: float | Tensor) 
     for name, value in (("clean", clean), ("robust", robust)):
         if not isinstance(value, Tensor):
             _check.number(function, name, value, at_least=0.0)
+
+
+class Judged(NamedTuple):
+    """What a score says of each sample of a batch, `(B,)` each."""
+
+    score: Tensor
+    """Boolean for classes, else in [0, 1]; 0 where the outputs are not defined."""
+    undefined: Tensor
+    """Outputs or score with NaN."""
+    tied: Tensor
+    """Classes whose two largest logits are equal: being right is a matter of their order."""
+
+
+def judge(function: str, outputs: Any, labels: Tensor, score: Score | None = None) -> Judged:
+    """Score of each sample: the caller's, else 0/1 for classes and the share of right places for dense outputs.
+
+    Outputs with NaN are never right.
+
+    Args:
+        function: the name that errors speak of.
+        outputs: what the model returned; logits `(B, K)` or `(B, K, *S)` without a `score`.
+        labels: class indices `(B,)` or `(B, *S)` without a `score`.
+        score: what counts as right.
+
+    Returns:
+        `Judged(score, undefined, tied)`.
+
+    Raises:
+        TypeError: if outputs or scores are no tensors.
+        ValueError: if shapes do not fit, labels are out of range, or a score is outside [0, 1].
+
+    Examples:
+        >>> judge("mine", torch.tensor([[2.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 1])).score
+        tensor([ True, False])
+        >>> dense = torch.tensor([[[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])  # one sample, two classes, three places
+        >>> judge("mine", dense, torch.tensor([[0, 0, -100]])).score
+        tensor([0.5000])
+    """
+    batch = len(labels)
+    undefined = _undefined(outputs, batch)
+    nobody = torch.zeros_like(undefined)
+    if score is not None:
+        found = _own(function, score(outputs, labels), batch)
+        undefined = undefined.to(found.device) | found.isnan()
+        return Judged(found.masked_fill(undefined, 0), undefined, nobody)
+    check_outputs(function, outputs, labels)
+    right = outputs.argmax(dim=1) == labels
+    if labels.ndim == 1:
+        top = outputs.topk(2, dim=1).values
+        return Judged(right & ~undefined, undefined, top[:, 0] == top[:, 1])
+    counted = (labels != NO_LABEL).flatten(1)
+    right = (right & ~outputs.isnan().any(dim=1)).flatten(1) & counted
+    return Judged(right.sum(dim=1) / counted.sum(dim=1).clamp_min(1), undefined, nobody)
+
+
+def check_outputs(function: str, outputs: Any, labels: Tensor) -> None:
+    """Require logits `(B, K)` or `(B, K, *S)`, K >= 2, and class indices for them that are in range; reads these."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"{function}: `model` must return a tensor of logits, got {type(outputs).__name__}; take the logits out of "
+            "it in front of the call (`models.logits_of`), or give a `score` of these outputs."
+        )
+    _check.tensor(function, "labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"{function}: `labels` must be integer class indices of shape ({len(outputs)},), got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}; for other tasks give a `score`."
+        )
+    if outputs.ndim < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
+        hint = " One logit z for two classes is the pair [0, z]." if outputs.shape[1:] == (1,) else ""
+        raise ValueError(
+            f"{function}: `model` must return logits of shape (B, K) with K >= 2 classes, got {outputs.dtype} of shape "
+            f"{tuple(outputs.shape)}.{hint} For other tasks give a `score`."
+        )
+    if labels.shape != (len(outputs), *outputs.shape[2:]):
+        raise ValueError(
+            f"{function}: `labels` must be of shape {(len(outputs), *outputs.shape[2:])} for logits of shape "
+            f"{tuple(outputs.shape)}, got shape {tuple(labels.shape)}."
+        )
+    _check.same_device(function, "labels", labels.device, "model(x)", outputs.device)
+    known = labels if labels.ndim == 1 else labels[labels != NO_LABEL]
+    if known.numel():
+        low, high = torch.stack(torch.aminmax(known.long())).tolist()
+        _check.label_range(function, low, high, outputs.shape[1])
+
+
+def _undefined(outputs: Any, batch: int) -> Tensor:
+    """Samples with NaN in their outputs, as far as these are tensors with one row per sample."""
+    parts = (
+        outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else [outputs]
+    )
+    found = [
+        one.reshape(batch, -1).isnan().any(dim=1)
+        for one in parts
+        if isinstance(one, Tensor) and one.is_floating_point() and one.ndim and len(one) == batch
+    ]
+    if not found:
+        return torch.zeros(batch, dtype=torch.bool)
+    return torch.stack(found).any(dim=0)
+
+
+def _own(function: str, found: Any, batch: int) -> Tensor:
+    """What the caller's score returned, checked."""
+    if not isinstance(found, Tensor) or found.shape != (batch,):
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise (ValueError if isinstance(found, Tensor) else TypeError)(
+            f"{function}: `score` must return one number per sample, a tensor of shape ({batch},), got {got}."
+        )
+    own: Tensor = found.detach()
+    if own.dtype == torch.bool:
+        return own
+    own = own.double() if own.dtype == torch.float64 else own.float()
+    if bool(((own < 0) | (own > 1)).any()):
+        raise ValueError(
+            f"{function}: `score` must lie in [0, 1], got values from {float(own.min()):.4g} to "
+            f"{float(own.max()):.4g}; divide it by the best there is."
+        )
+    return own

@@ -112,11 +112,11 @@ def published_trade_offs(
     return ax
 
 
-def accuracy_bars(results: Mapping[str, Evaluation], *, ax: Any = None) -> Any:
+def accuracy_bars(results: Evaluation | Mapping[str, Evaluation], *, ax: Any = None) -> Any:
     """Clean, robust and worst-case accuracies as bars, with their 95 % intervals.
 
     Args:
-        results: by the name of the model, what `evaluate` gave, with the same attacks.
+        results: what `evaluate` gave, or several by the name of the model, with the same attacks.
         ax: matplotlib axes to draw on; a new figure is made if absent.
 
     Returns:
@@ -128,10 +128,11 @@ def accuracy_bars(results: Mapping[str, Evaluation], *, ax: Any = None) -> Any:
 
     Examples:
         >>> result = Evaluation(torch.tensor([True, True]), {"pgd20": torch.tensor([True, False])})
-        >>> ax = accuracy_bars({"mine": result})
+        >>> ax = accuracy_bars(result)
         >>> [float(bar.get_height()) for bar in ax.patches]
         [100.0, 50.0, 50.0]
     """
+    results = {"": results} if isinstance(results, Evaluation) else results
     if not results:
         raise ValueError("accuracy_bars: `results` is empty.")
     first = next(iter(results.values())).columns

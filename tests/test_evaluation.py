@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from perceptual_at import L2, Evaluation, Linf, compare, evaluate, mean_score, nrr, pgd, wilson_interval
@@ -276,7 +278,7 @@ def test_a_generator_goes_only_to_attacks_that_want_one():
     attacks = {"bare": bare, "wants": wants, "has": partial(has, generator=own), "class": Verdictless()}
     quiet(threshold, LOADER, attacks, seed=5)
     assert given["has"] is own
-    assert (given["wants"].seed, given["wants"].index.tolist()) == (5, [4, 5])  # of the last batch
+    assert (given["wants"].seed, given["wants"].index.tolist()) == (5, [5])  # what did not fill a batch any more
     with pytest.raises(TypeError, match="generator"):
         quiet(threshold, LOADER, {"must": must})
 
@@ -341,6 +343,240 @@ def test_the_report_says_which_point_was_judged():
     }  # fmt: skip
     text = quiet(threshold, LOADER, attacks).to_markdown()
     assert "(last: final iterate, best: any iterate, push: returned point)" in text
+
+
+# Batches, scores, what belongs to samples -----------------------------------------------------------------------------
+
+
+def sizes_seen(seen):
+    def spy(model, x, labels):
+        seen.append(len(x))
+        return push(0.05)(model, x, labels)
+
+    return spy
+
+
+def test_those_left_are_packed_into_full_batches():
+    x = torch.tensor([[0.9], [0.1], [0.9], [0.1], [0.52], [0.1], [0.9], [0.9], [0.52], [0.9], [0.1], [0.9]])
+    labels, first, second = torch.zeros(12, dtype=torch.long), [], []
+    loader = list(zip(x.split(4), labels.split(4), strict=True))
+    result = quiet(threshold, loader, {"a": sizes_seen(first), "b": sizes_seen(second)}, cascade=True)
+    assert first == [4, 4]  # of 2 and 3 and 3 that are right
+    assert second == [4, 2]
+    assert result.robust["b"].tolist() == [True, False, True, False, False, False, True, True, False, True, False, True]
+
+
+def test_batches_of_other_shapes_are_not_packed_together():
+    sizes = []
+
+    def model(x):
+        return threshold(x.flatten(1).mean(dim=1, keepdim=True))
+
+    def spy(model, x, labels):
+        sizes.append(tuple(x.shape))
+        return x
+
+    loader = [(torch.full((3, 1, side, side), 0.9), torch.zeros(3, dtype=torch.long)) for side in (2, 2, 4)]
+    quiet(model, loader, {"spy": spy})
+    assert sizes == [(3, 1, 2, 2), (3, 1, 2, 2), (3, 1, 4, 4)]
+
+
+class Counted(TorchDispatchMode):
+    """How many numbers operations make; those that write into what is there return all of it, and are left out."""
+
+    written = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function._schema.is_mutable:
+            return out
+        self.written += sum(one.numel() for one in tree_leaves(out) if isinstance(one, torch.Tensor))
+        return out
+
+
+@pytest.mark.parametrize("size", [5, 50])
+@pytest.mark.parametrize("options", [{}, {"progress": True}, {"cascade": True}], ids=str)
+def test_cost_is_linear_in_the_samples_whatever_the_batch_size(size, options, capfd):
+    def cost(n):
+        calls = 0
+
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += event == "call"
+
+        x = torch.linspace(0, 1, n)[:, None]
+        loader = list(zip(x.split(size), torch.zeros(n, dtype=torch.long).split(size), strict=True))
+        with Counted() as counted:
+            sys.setprofile(count)
+            try:
+                evaluate(threshold, loader, {"near": push(0.05), "far": push(0.2)}, **{"progress": False, **options})
+            finally:
+                sys.setprofile(None)
+        return calls, counted.written
+
+    small, large = cost(200), cost(1600)
+    assert large[0] < 9 * small[0]
+    assert large[1] < 9 * small[1]
+
+
+def share_below(outputs, labels):
+    """A score of a regression: 1 at no error, 0 at an error of one half."""
+    return (1 - 2 * (outputs[:, 0] - labels).abs()).clamp_min(0)
+
+
+def test_a_score_of_ones_own_decides_and_is_averaged():
+    x, labels = torch.tensor([[0.25], [0.5], [0.75]]), torch.tensor([0.25, 0.25, 0.0])
+    seen = []
+
+    def away(model, x, labels):
+        seen.extend(x.flatten().tolist())
+        return x + 0.125
+
+    result = quiet(lambda x: x, [(x, labels)], {"away": away, "none": push(0.0)}, score=share_below)
+    assert seen == [0.25, 0.5]  # nothing can be taken from the third
+    assert result.correct.tolist() == [1.0, 0.5, 0.0]
+    assert result.robust["away"].tolist() == [0.75, 0.25, 0.0]
+    assert (result.clean_accuracy, result.robust_accuracy["none"]) == (0.5, 0.5)
+    assert result.worst_case == pytest.approx(1 / 3)
+    assert not result.counts
+    assert "mean score" in result.to_markdown()
+    assert "the smaller of the one without attack" in result.to_markdown()
+    low, high = result.interval("clean")
+    assert 0 <= low < 0.5 < high <= 1
+    assert compare(result, result)["away"].p == 1.0
+
+
+def test_an_attack_that_raises_a_score_does_not_count_for_it():
+    x, labels = torch.tensor([[0.5]]), torch.tensor([0.75])
+    result = quiet(lambda x: x, [(x, labels)], {"closer": lambda model, x, labels: x + 0.25}, score=share_below)
+    assert result.robust["closer"].tolist() == result.correct.tolist() == [0.5]
+
+
+def test_outputs_of_any_kind_have_a_score():
+    def model(x):
+        return {"value": x, "more": (x, None)}
+
+    def right(outputs, labels):
+        return (outputs["value"][:, 0] > 0.5) == (labels == 0)
+
+    result = quiet(model, LOADER, {"far": push(0.2)}, score=right)
+    assert result.correct.tolist() == [True, True, True, False, True, True]
+    assert result.correct.dtype == torch.bool
+    assert result.robust["far"].tolist() == [True, False, False, False, True, False]
+
+
+def test_dense_labels_are_scored_by_the_share_of_right_places():
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    labels = (x[:, 0] < 0.5).long()
+    labels[0, 0, :] = 1 - labels[0, 0, :]
+    labels[1, 0, :] = -100
+
+    def flipped(model, x, labels):
+        return torch.cat([x[:, :, :2], 1 - x[:, :, 2:]], dim=2)
+
+    result = quiet(lambda x: torch.cat([x, 1 - x], dim=1), [(x, labels)], {"flipped": flipped})
+    assert result.correct.tolist() == pytest.approx([6 / 9, 1.0, 1.0, 1.0])
+    assert result.robust["flipped"].tolist() == pytest.approx([3 / 9, 3 / 6, 6 / 9, 6 / 9])
+    assert result.labels is None
+
+
+def test_scores_that_are_none_are_refused():
+    x, labels = torch.tensor([[0.5]]), torch.tensor([0.75])
+    for score, words in (
+        (lambda outputs, labels: 2 * outputs[:, 0] + 1, r"must lie in \[0, 1\], got values from 2 to 2"),
+        (lambda outputs, labels: outputs, r"shape \(1,\), got shape \(1, 1\)"),
+        (lambda outputs, labels: 0.5, "got float"),
+        (3, "`score` must be a function"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            quiet(lambda x: x, [(x, labels)], {}, score=score)
+    with pytest.raises(ValueError, match="gives NaN for 1 of 1"):
+        quiet(lambda x: x, [(x, labels)], {}, score=lambda outputs, labels: outputs[:, 0] * torch.nan)
+
+
+def test_what_belongs_to_samples_goes_with_them():
+    index, seen = torch.tensor([5, 3, 1, 0, 2, 4]), []
+    eps = torch.tensor([0.0, 0.03, 0.3, 0.15, 0.02, 0.45]) + 1e-3  # of samples 0, 1, ...
+
+    def told(model, x, labels, *, index=None):
+        seen.extend(index.tolist())
+        return x
+
+    loader = [(X[:4], LABELS[:4], index[:4]), (X[4:], LABELS[4:], index[4:])]
+    attacks = {"pgd": partial(pgd, threat=Linf(eps), steps=3, start="clean"), "told": told}
+    result = quiet(threshold, loader, attacks)
+    # Distances to 1/2: 0.4 of sample 5, 0.1 of 3, 0.02 of 1; sample 0 is wrong; 0.4 of 2, 0.05 of 4.
+    assert result.robust["pgd"].tolist() == [False, False, False, False, True, True]
+    assert seen == [5, 3, 1, 2, 4]
+    with pytest.raises(ValueError, match="`threat` of attack 'pgd' has one entry per sample, and none for sample 5"):
+        quiet(threshold, loader, {"pgd": partial(pgd, threat=Linf(eps[:5]), steps=3)})
+
+
+def test_targets_of_samples_go_with_them():
+    def model(x):
+        return torch.cat([x, 1 - x, 0 * x - 9], dim=1)  # the third class is out of reach
+
+    x, labels, targets = torch.full((4, 1), 0.6), torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 2, 1])
+    attack = partial(pgd, threat=Linf(0.2), steps=5, step_size=0.03, targets=targets, start="clean")
+    result = quiet(model, list(zip(x.split(2), labels.split(2), strict=True)), {"pgd": attack})
+    assert result.correct.tolist() == [True, False, True, True]
+    assert result.robust["pgd"].tolist() == [False, False, True, False]
+
+
+# Samples that resist for the wrong reason -----------------------------------------------------------------------------
+
+
+def test_samples_that_come_back_as_they_were_are_said():
+    def lazy(model, x, labels):
+        return torch.where(x > 0.55, x, x - 0.2)
+
+    result = quiet(threshold, LOADER, {"lazy": lazy})
+    assert any(text == "lazy: 2 of 5 samples came back as they were; the attack found no direction for them"
+               for text in result.warnings)  # fmt: skip
+    assert result.suspicious["not moved"].tolist() == [True, True, False, False, False, False]
+    assert "not moved 2" in result.to_markdown()
+
+
+def test_what_an_attack_could_not_break_may_come_back_as_it_was_where_that_is_its_rule():
+    result = quiet(threshold, LOADER, {"aa": partial(auto_attack, threat=Linf(0.06), version=["apgd-ce"])})
+    assert result.worst_case == pytest.approx(3 / 6)
+    assert not any("came back" in text for text in result.warnings)
+    assert int(result.suspicious["not moved"].sum()) == 0
+
+
+def test_survivors_without_a_gradient_are_suspicious_unless_nothing_changes_in_the_ball():
+    def steps(x):
+        return threshold((4 * x).round() / 4)
+
+    x, labels = torch.tensor([[0.9], [0.62], [0.1]]), torch.tensor([0, 0, 1])
+    result = quiet(steps, [(x, labels)], {"pgd": partial(pgd, threat=Linf(0.05), steps=2)})
+    assert result.robust["pgd"].tolist() == [True, True, True]
+    assert result.suspicious["zero gradient"].tolist() == [True, True, True]  # 0.85, 0.65, 0.15 are other values
+    tight = quiet(steps, [(x, labels)], {"pgd": partial(pgd, threat=Linf(0.01), steps=2)})
+    assert tight.suspicious["zero gradient"].tolist() == [False, True, False]  # 0.9 and 0.1 stay 1 and 0
+    assert tight.suspicion_rate == pytest.approx(1 / 3)
+    honest = quiet(threshold, LOADER, {"pgd": partial(pgd, threat=Linf(0.06), steps=2)})
+    assert not any(bool(mask.any()) for mask in honest.suspicious.values())
+    assert honest.suspicion_rate == 0.0
+
+
+def test_ties_are_suspicious():
+    result = quiet(lambda x: threshold(x) + 1e9, LOADER, {"far": push(0.4)})
+    assert result.robust["far"].tolist() == [True, True, True, True, False, False]  # the first class wins every tie
+    assert result.suspicious["tie"].tolist() == [True, True, True, True, False, False]
+
+
+def test_looking_at_survivors_ends_and_changes_nothing():
+    class NoGradient(nn.Module):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                raise RuntimeError("only for inference")
+            return threshold(x)
+
+    result = quiet(NoGradient(), LOADER, {"near": push(0.05)})
+    assert result.robust["near"].tolist() == [True, True, False, False, True, False]
+    (warning,) = [text for text in result.warnings if "looked at" in text]
+    assert "RuntimeError: only for inference" in warning
 
 
 # Random models ------------------------------------------------------------------------------------------------------
@@ -553,7 +789,7 @@ def test_repeats_come_back_from_json_too(tmp_path):
 
 def test_the_report_as_a_plot():
     pytest.importorskip("matplotlib")
-    ax = named().plot()
+    ax = accuracy_bars(named())
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([100 * n / 6 for n in (5, 3, 2, 2)])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["clean", "near", "pgd", "worst case"]
 

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptual_at._shapes import rows
+from perceptual_at import _random
+from perceptual_at._rounding import wide
+from perceptual_at._shapes import per_sample, rows
 from perceptual_at.attacks.queries import Queries
-from perceptual_at.divergences import PerSampleLoss
+from perceptual_at.attacks.search import places
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
+from perceptual_at.threats import Threat, select
+
+TINY = 1e-12
+"""Gradients whose largest entry is below this have lost the digits that tell their direction."""
 
 
 def gives_probabilities(logits: Tensor) -> bool:
@@ -49,3 +56,67 @@ def takes_gradients(model: Callable[[Tensor], Any], x: Tensor) -> bool:
 def zero_gradients(queries: Queries, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
     """Samples whose gradient is zero in every entry, boolean `(B,)`."""
     return (rows(queries.gradient(x, labels, loss).grad) == 0).all(dim=1)
+
+
+def gradient_sizes(
+    model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, loss: PerSampleLoss = cross_entropy
+) -> Tensor:
+    """Largest entry of each sample's input gradient, `(B,)`: 0 where there is none, NaN where it is undefined.
+
+    Scaled from the logits on, so that half precision does not make it vanish on its way.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        own = x.detach().clone().requires_grad_()
+        raw = model(own.clone())
+        if not raw.requires_grad:
+            return raw.new_zeros(len(x), dtype=wide(raw))
+        logits = raw.detach().to(wide(raw)).requires_grad_()
+        (slope,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
+        steepest = rows(slope).abs().amax(dim=1)
+        unit = slope / per_sample(torch.where(steepest > 0, steepest, torch.ones_like(steepest)), slope)
+        gradient = torch.autograd.grad(raw, own, unit.to(raw.dtype), allow_unused=True, materialize_grads=True)[0]
+        return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
+
+
+def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, points: int = 4) -> Tensor:
+    """Samples whose outputs are the same everywhere in the ball as far as random points and corners show, `(B,)`.
+
+    Where outputs do not change there is nothing to follow, and nothing to find.
+    """
+    constant = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    if not len(x):
+        return constant
+    numbers = _random.SampleGenerator(0, torch.arange(len(x), device=x.device))
+    with torch.inference_mode(False), torch.no_grad():
+        x = x.detach().clone()
+        first = model(x.clone())
+        digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
+        for number in range(points):
+            drawn = numbers.fork(number)
+            far = x + 1e3 * drawn.signs(tuple(x.shape)).to(x)
+            for point in (threat.random_start(x, generator=drawn), threat.project(far, x)):
+                difference = rows(model(point.to(x.dtype).clone()) - first).abs().amax(dim=1)
+                constant = constant & (difference <= 4 * digits)
+    return constant
+
+
+def lost_gradients(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat | None = None,
+    loss: PerSampleLoss = cross_entropy,
+) -> tuple[Tensor, Tensor]:
+    """Samples whose gradient is zero or undefined, and samples where it is tiny, two masks `(B,)`.
+
+    Samples whose outputs are constant in the ball are in neither.
+    """
+    sizes = gradient_sizes(model, x, labels, loss)
+    zero, tiny = (sizes == 0) | sizes.isnan(), (sizes > 0) & (sizes < TINY)
+    suspects = zero | tiny
+    if threat is not None and bool(suspects.any()):
+        at = places(suspects)
+        varies = torch.zeros_like(suspects)
+        varies[at] = ~constant_outputs(model, x[at], select(threat, at))
+        zero, tiny = zero & varies, tiny & varies
+    return zero, tiny

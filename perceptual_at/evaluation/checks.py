@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,13 @@ from torch import Tensor, nn
 from perceptual_at._rounding import accumulator
 from perceptual_at._wrappers import bare
 from perceptual_at.attacks.freeze import Model
-from perceptual_at.divergences import cross_entropy
+from perceptual_at.attacks.inspection import lost_gradients
+from perceptual_at.evaluation.fingerprints import tensors_of
+from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.threats import Threat
 
 MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
+_BY_HAND = "call `sanity_checks` by itself with a threat and a black-box attack of your own to find out why"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +39,31 @@ class Check:
     """What a failure points to."""
     advice: str = ""
     """What to do about it."""
+    applies: bool = True
+    """Whether what the check takes for granted holds; where it does not, the check says so and decides nothing."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("name", str), ("passed", bool), ("found", str), ("suggests", str), ("advice", str)):
+            if not isinstance(getattr(self, name), kind):
+                got = type(getattr(self, name)).__name__
+                raise TypeError(f"Check: `{name}` must be a {kind.__name__}, got {got}.")
+        if not self.passed and not self.applies:
+            raise ValueError("Check: `passed` must be True for a check that does not apply, got False.")
+
+    @classmethod
+    def without_premise(cls, name: str, reason: str) -> "Check":
+        """A check that has nothing to say here."""
+        return cls(name, True, 0.0, reason, applies=False)
+
+    @classmethod
+    def stopped(cls, name: str, error: Exception) -> "Check":
+        """A check that an error ended: failed, because it could not show what it should."""
+        found = f"the check ended with {type(error).__name__}: {error}".rstrip(".")
+        return cls(name, False, math.nan, found, "a model, threat or attack that the check cannot work with", _BY_HAND)
 
     def __str__(self) -> str:
+        if not self.applies:
+            return f"{self.name} not run: {self.found}."
         if self.passed:
             return f"{self.name} passed: {self.found}."
         return (
@@ -83,14 +111,14 @@ def check_inputs(x: Tensor, threat: Threat) -> Check:
         >>> check_inputs(torch.tensor([[0.0, 255.0]]), Linf(0.25)).suggests
         'images in [0, 255]'
     """
-    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    low, high = (torch.as_tensor(bound).to(x) for bound in getattr(threat, "bounds", (-math.inf, math.inf)))
     smallest, largest = float(x.min()), float(x.max())
-    beyond = max(low - smallest, smallest - high, largest - high, low - largest, 0.0)
+    beyond = max(float((low - x).max()), float((x - high).max()), 0.0)
     passed = bool(x.isfinite().all()) and beyond <= rounding(x)
-    normalised = smallest < low
+    normalised = bool((x < low).any())
     return Check(
         "inputs", passed, beyond,
-        f"values from {smallest:.4g} to {largest:.4g}, bounds {low:g} to {high:g}",
+        f"values from {smallest:.4g} to {largest:.4g}, bounds {float(low.min()):g} to {float(high.max()):g}",
         "" if passed else "inputs that were normalised" if normalised else f"images in [0, {largest:g}]",
         "" if passed else
         "keep images inside the bounds and put the normalisation into the model (`models.Normalize`)"
@@ -146,7 +174,7 @@ def check_deterministic(model: Model, x: Tensor) -> Check:
         False
     """
     with torch.no_grad():
-        value = largest_difference(model(x), model(x))
+        value = outputs_differ(model(x), model(x))
     return Check(
         "deterministic", value == 0, value, f"two passes differ by {value:.3g}",
         "" if value == 0 else "a random layer: single verdicts are luck, and gradients of one pass mislead attacks",
@@ -185,13 +213,21 @@ def check_batches(model: Model, x: Tensor) -> Check:
     )  # fmt: skip
 
 
-def check_gradients(model: Model, x: Tensor, labels: Tensor) -> Check:
-    """Every sample has a gradient to follow: that of the cross entropy is neither zero nor NaN.
+def check_gradients(
+    model: Model, x: Tensor, labels: Tensor, *, threat: Threat | None = None, level: float = 0.01
+) -> Check:
+    """Samples have a gradient to follow: that of the cross entropy is neither zero nor NaN.
+
+    Where the logits are the same all over the ball there is nothing to follow and nothing to find: such samples do
+    not count, with a threat. One sample in a hundred may lack a gradient; the check fails when as many do as would
+    with a chance below `level` if each did with a probability of 1 %.
 
     Args:
         model: maps inputs to logits.
         x: inputs.
         labels: class indices.
+        threat: the ball to look for other logits in; None counts every sample without a gradient.
+        level: largest probability with which a model fails that lacks gradients for 1 % of the samples.
 
     Returns:
         A `Check`; its value is the share of samples whose gradient is zero or not finite.
@@ -205,20 +241,53 @@ def check_gradients(model: Model, x: Tensor, labels: Tensor) -> Check:
         1.0
         >>> check_gradients(lambda x: model(x.round()), x, labels).passed
         False
+        >>> check_gradients(lambda x: model(x.round()), x, labels, threat=Linf(0.2)).value  # 0 in all of 0.25's ball
+        0.5
     """
-    own = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        values = cross_entropy(with_gradient(model)(own), labels)
-        gradient = torch.autograd.grad(values.sum(), own)[0].reshape(len(x), -1)
-    lost = ~gradient.isfinite().all(dim=1) | (gradient == 0).all(dim=1)
-    count = int(lost.sum())
+    zero, _ = lost_gradients(model, x, labels, threat)
+    count = int(zero.sum())
+    passed = binomial_tail(count, len(x), Fraction(1, 100)) >= level
+    where = "" if threat is None else ", although its logits change in the ball"
     return Check(
-        "gradients", count == 0, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient",
-        "" if count == 0 else
+        "gradients", passed, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient{where}",
+        "" if passed else
         f"{MASKING}: a step without derivative (rounding, argmax, detach), or logits so large that softmax saturates",
-        "" if count == 0 else
+        "" if passed else
         "attack with `margin` or `dlr` as loss, replace the step by a differentiable one in the backward pass (BPDA), "
         "and add a black-box attack",
+    )  # fmt: skip
+
+
+def check_ties(model: Model, x: Tensor, *, level: float = 0.01) -> Check:
+    """The largest logit is larger than the others: a prediction is not a matter of which class comes first.
+
+    Logits that differ by no more than their rounding count as equal. The check fails when more samples tie than would
+    with a chance of `level` if each did with a probability of 1 %.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+        level: largest probability with which a model fails that ties on 1 % of the samples.
+
+    Returns:
+        A `Check`; its value is the share of samples that tie.
+
+    Examples:
+        >>> x = torch.tensor([[0.25, 0.5], [0.75, 0.5]])
+        >>> check_ties(lambda x: x, x).passed, check_ties(lambda x: x + 1e9, x).passed
+        (True, False)
+    """
+    with torch.no_grad():
+        logits = model(x)
+    top = logits.topk(2, dim=1).values
+    tied = (top[:, 0] - top[:, 1] <= torch.finfo(logits.dtype).eps * top[:, 0].abs()).reshape(len(x), -1)
+    share = tied.double().mean(dim=1)  # of the places of a sample, if it has several
+    count = int((share > 0.5).sum())
+    passed = binomial_tail(count, len(x), Fraction(1, 100)) >= level
+    return Check(
+        "ties", passed, count / len(x), f"the two largest logits of {count} of {len(x)} samples cannot be told apart",
+        "" if passed else "logits that are too coarse: half precision, or a large constant added to them",
+        "" if passed else "compute logits in float32 and subtract what they have in common",
     )  # fmt: skip
 
 
@@ -236,9 +305,18 @@ def rounding(values: Tensor) -> float:
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest difference of two results for the same inputs; 0 if it is within rounding, infinite with NaN."""
-    wider = accumulator(a)
-    difference = float((a.to(wider) - b.to(wider)).abs().nan_to_num(nan=math.inf).max())
-    return difference if difference > rounding(a.nan_to_num()) else 0.0
+    exact = accumulator(a)
+    away = (a.to(exact) - b.to(exact)).abs()
+    difference = float(
+        torch.where(a == b, torch.zeros_like(away), away).nan_to_num(nan=math.inf).max()
+    )  # also inf = inf
+    return difference if difference > rounding(a.nan_to_num(0.0, 0.0, 0.0)) else 0.0
+
+
+def outputs_differ(first: Any, second: Any) -> float:
+    """Largest difference of two outputs of a model, also of dictionaries and sequences; 0 within rounding."""
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    return max((largest_difference(a, b) for a, b in pairs if a.is_floating_point() and a.numel()), default=0.0)
 
 
 def _uses_batch(part: nn.Module) -> bool:

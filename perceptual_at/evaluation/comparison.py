@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from perceptual_at import _check
+from perceptual_at._tables import latex_table, markdown_table
 from perceptual_at.evaluation.report import Evaluation
 from perceptual_at.evaluation.statistics import Interval, mcnemar, paired_interval
-from perceptual_at.evaluation.tables import latex_table, markdown_table
 from perceptual_at.published import METRICS, PublishedRow
 
 
@@ -30,9 +31,18 @@ class Difference:
     a: float
     b: float
     only_a: int
-    """Samples that only the first gets right."""
+    """Samples that only the first gets right; for scores, those on which the first is better."""
     only_b: int
     n: int
+    spread: float | None = None
+    """Standard deviation of the difference of scores; None for right and wrong."""
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b"):
+            _check.number("Difference", name, getattr(self, name), at_least=0.0, at_most=1.0)
+        _check.count("Difference", "n", self.n)
+        _check.count("Difference", "only_a", self.only_a, at_least=0, at_most=self.n)
+        _check.count("Difference", "only_b", self.only_b, at_least=0, at_most=self.n - self.only_a)
 
     @property
     def difference(self) -> float:
@@ -41,13 +51,16 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """Exact p-value of McNemar's test."""
+        """Exact p-value of McNemar's test; for scores, of the sign test, which is the same."""
         return mcnemar(self.only_a, self.only_b)
 
     @property
     def interval(self) -> Interval:
         """95 % interval of the difference."""
-        return paired_interval(self.only_a, self.only_b, self.n)
+        if self.spread is None:
+            return paired_interval(self.only_a, self.only_b, self.n)
+        half = statistics.NormalDist().inv_cdf(0.975) * self.spread / math.sqrt(self.n)
+        return Interval(max(-1.0, self.difference - half), min(1.0, self.difference + half))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +79,10 @@ class Comparison:
 
     def __getitem__(self, name: str) -> Difference:
         """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"Comparison: `name` must be one of {', '.join(row.name for row in self.rows)}, got {name!r}.")
 
     def __str__(self) -> str:
         return "\n".join(
@@ -107,7 +123,7 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
     """Whether one model is better than another: paired tests on the samples both were evaluated on.
 
     For clean accuracy, every attack that both evaluations have, and the worst case if they have the same attacks.
-    Samples are matched by their index.
+    Samples are matched by their index. Of scores it is asked on how many samples each model is the better one.
 
     Args:
         a: evaluation of the first model.
@@ -129,6 +145,10 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
         >>> compare(a, b)["clean"].p  # six of six: 2 / 2^6
         0.03125
     """
+    for name, value in (("a", a), ("b", b)):
+        _check_evaluation("compare", name, value)
+    if not isinstance(names, tuple | list) or len(names) != 2:
+        raise TypeError(f"compare: `names` must be a pair, got {names!r}.")
     places_a, places_b = _matched(a, b)
     shared = [name for name in a.robust if name in b.robust]
     if shared and a.cascade != b.cascade:
@@ -136,11 +156,13 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
     same = list(a.robust) == shared and len(b.robust) == len(shared)
     rows = []
     for name in ("clean", *shared, *(("worst_case",) if same and shared else ())):
-        right_a, right_b = a.verdicts(name)[places_a], b.verdicts(name)[places_b]
-        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-        share_a, share_b = (right.double().mean().item() for right in (right_a, right_b))
-        rows.append(Difference(name, share_a, share_b, only_a, only_b, len(a)))
-    return Comparison(tuple(rows), names)
+        score_a, score_b = a.verdicts(name)[places_a].double(), b.verdicts(name)[places_b].double()
+        only_a, only_b = int((score_a > score_b).sum()), int((score_b > score_a).sum())
+        spread = None if a.counts and b.counts else float((score_a - score_b).std()) if len(a) > 1 else math.inf
+        rows.append(
+            Difference(name, score_a.mean().item(), score_b.mean().item(), only_a, only_b, len(a), spread=spread)
+        )
+    return Comparison(tuple(rows), (names[0], names[1]))
 
 
 class MeanStd(NamedTuple):
@@ -216,8 +238,12 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
         >>> aggregate(runs)["clean"].mean
         0.625
     """
+    if not isinstance(evaluations, Sequence):
+        raise TypeError(f"aggregate: `evaluations` must be a sequence, got {type(evaluations).__name__}.")
     if not evaluations:
         raise ValueError("aggregate: `evaluations` is empty.")
+    for place, evaluation in enumerate(evaluations):
+        _check_evaluation("aggregate", f"evaluations[{place}]", evaluation)
     tables = [evaluation.to_dict() for evaluation in evaluations]
     for table in tables:
         if table.keys() != tables[0].keys():
@@ -279,6 +305,7 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
         >>> clean.own, clean.printed, clean.agrees
         (80.0, 83.2, True)
     """
+    _check_evaluation("against_published", "evaluation", evaluation)
     if not rows:
         raise ValueError("against_published: `rows` is empty; no table has that combination.")
     found = []
@@ -290,6 +317,11 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
                 interval = Interval(100 * low, 100 * high)
                 found.append(PublishedDifference(row.method, metric, own, row[metric], interval))
     return tuple(found)
+
+
+def _check_evaluation(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Evaluation):
+        raise TypeError(f"{function}: `{name}` must be an Evaluation, got {type(value).__name__}.")
 
 
 def _matched(a: Evaluation, b: Evaluation) -> tuple[Tensor, Tensor]:

@@ -1,29 +1,29 @@
 """Clean and robust accuracy of a model over a loader, kept per sample."""
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._progress import Bar
-from perceptual_at._random import SampleGenerator
+from perceptual_at._random import undisturbed
 from perceptual_at.attacks.freeze import Model, check_lane, frozen
-from perceptual_at.attacks.inspection import gives_probabilities
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import versions
-from perceptual_at.attacks.queries import classified
-from perceptual_at.evaluation.checks import Check, largest_difference
-from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.checks import Check
+from perceptual_at.evaluation.fingerprints import Opaque, data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column
 from perceptual_at.evaluation.masking import sanity_checks
-from perceptual_at.evaluation.plans import Plan, threat_of
-from perceptual_at.evaluation.records import CLEAN, Record
+from perceptual_at.evaluation.plans import Plan, first_threat
+from perceptual_at.evaluation.records import Record
 from perceptual_at.evaluation.report import RESERVED, Cost, Evaluation
+from perceptual_at.evaluation.run import PROBE, Batch, Run, Settings
 from perceptual_at.evaluation.statistics import binomial_tail
+from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
 
 CHECKED_SAMPLES = 256
@@ -42,26 +42,30 @@ def evaluate(
     repeats: int = 1,
     checks: bool = False,
     classes: Sequence[str] | None = None,
+    score: Score | None = None,
     lane: Lane | None = None,
     record: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Clean accuracy and robust accuracy against each attack.
 
     The model runs in eval mode and is left as found. Attacks get only samples that are right without attack, so
-    nothing is spent on decided ones. What an attack returns is judged anew, whatever the attack says of it: a
-    sample is robust if the model is right on exactly that input; logits with NaN are not right.
+    nothing is spent on decided ones, in batches that are filled up again to the size of the loader's. What an attack
+    returns is judged anew, whatever the attack says of it: a sample is robust if the model is right on exactly that
+    input; outputs with NaN are not right.
 
     Attacks that take a `generator` and were given none get one per sample, made of the seed, the sample's index and
     the attack's number. Their verdicts then do not depend on batch size, order or the number of processes, up to
-    the rounding of the model's own kernels.
+    the rounding of the model's own kernels. What belongs to samples goes with them: a threat's `eps` of shape `(n,)`,
+    and tensors `targets`, `start` and `step_size` of an attack made by `functools.partial`, hold one entry per sample
+    of the data, in the order of their indices; an attack of your own that takes `index=None` is told which it has.
 
     Args:
-        model: maps inputs to logits.
+        model: maps inputs to logits `(B, K)`, or dense ones `(B, K, *S)`; with `score`, to anything.
         loader: batches `(x, labels)` or `(x, labels, index)`, inputs inside the bounds of the threat model. The index
             identifies each sample; without one, samples are numbered as they come.
         attacks: by name, functions `(model, x, labels)` that give `x_adv` or a `Verdict`, for example
             `{"pgd20": functools.partial(pgd, threat=Linf(8 / 255), steps=20)}`. Empty gives clean accuracy.
-        device: where to run; None means where the model's parameters are (the CPU for other callables).
+        device: where to run; None means where the model's parameters are (for other callables, where the batch is).
         progress: show a progress bar with the accuracies so far, when tqdm is installed.
         seed: of the noise of the attacks.
         cascade: leave out samples that an earlier attack has broken. Cheaper, and the worst case is the same, but
@@ -70,6 +74,8 @@ def evaluate(
             A deterministic model is judged once.
         checks: run `sanity_checks` on the first 256 samples, with the threat of the first attack that has one.
         classes: names of the classes for the report; None numbers them.
+        score: what counts as right, `(outputs, labels) -> (B,)`: boolean, or in [0, 1]. None is 0/1 correctness for
+            classes, and the share of right places for dense labels. Samples of score 0 are not attacked.
         lane: run the attacks on a copy of the model that costs less; see `Lane`. All verdicts are of the model itself.
         record: file that takes the verdicts of every finished batch. A later call with the same model, data and
             settings continues where it stopped, also after a kill; others are refused.
@@ -79,9 +85,9 @@ def evaluate(
 
     Raises:
         TypeError: if an attack is not callable or a batch no pair or triple of tensors.
-        ValueError: if an attack changes the shape of its inputs or returns NaN, inputs or clean logits have NaN, an
+        ValueError: if an attack changes the shape of its inputs or returns NaN, inputs or clean outputs have NaN, an
             index comes twice, the loader is empty, a name is one of the report's own, or `record` belongs to another
-            evaluation.
+            evaluation or cannot tell an attack from another.
         OSError: if `record` cannot be written; before any work.
 
     Examples:
@@ -92,239 +98,230 @@ def evaluate(
         (1.0, 0.5)
         >>> print(result)
         clean 100.00, fgsm 50.00, worst_case 50.00, mean 75.00, nrr 66.67 (%, n=2)
+        >>> near = lambda outputs, labels: 1 - (outputs[:, 0] - labels).abs()  # a regression, scored by its error
+        >>> evaluate(model, [(batch[0], torch.tensor([1.0, 0.375]))], {}, score=near, progress=False).clean_accuracy
+        0.9375
     """
-    _check_call(model, attacks, seed, repeats)
+    _check_call(model, attacks, seed, repeats, score)
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
-    threat = threat_of(attacks) if checks else None
-    if device is None:
-        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        device = parameter.device if parameter is not None else torch.device("cpu")
-    settings = {f"attack {plan.name!r}": plan.call for plan in plans}
-    settings |= {"attacks": ", ".join(attacks), "seed": str(seed), "cascade": str(cascade), "repeats": str(repeats)}
+    if checks and first_threat(plans) is None:
+        raise ValueError(
+            "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
+            "sanity_checks."
+        )
+    settings = Settings(int(seed), cascade, int(repeats), score)
     if lane is not None:
         check_lane("evaluate", model, "eval", lane)
-        settings["lane"] = str(lane)
-    fingerprint, software = model_fingerprint(model), versions()
-    with frozen(model) as f, frozen(f, lane=lane) as fast, Record(record, fingerprint, settings, software) as known:
-        run = _Run(f, fast, plans, known, classes, seed=seed, cascade=cascade, repeats=repeats)
-        first: list[tuple[Tensor, Tensor]] = []
-        batches = len(loader) if isinstance(loader, Sized) else None
-        with Bar("evaluate", total=batches, shown=progress, unit="batch") as bar:
-            for batch in loader:
-                x, labels, index = _batch(batch, len(run.order))
+    if device is None:
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        device = None if parameter is None else parameter.device
+    texts, fingerprint = _identity(model, plans, settings, lane, strict=record is not None)
+    software = versions()
+    with frozen(model) as f, frozen(f, lane=lane) as fast, Record(record, fingerprint, texts, software) as known:
+        run = Run(f, fast, plans, known, settings)
+        first: list[Batch] = []
+        with Bar(
+            "evaluate", total=len(loader) if isinstance(loader, Sized) else None, shown=progress, unit="batch"
+        ) as bar:
+            for given in loader:
+                x, labels, index = _batch(given, len(run.order))
                 if not index:
                     continue
-                run.number(index)
                 fingerprints = sample_fingerprints(x, labels)
-                known.check_data(index, fingerprints)
-                x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                run.judge(x, labels, index, fingerprints)
-                if checks and sum(len(rest) for _, rest in first) < CHECKED_SAMPLES:
-                    first.append((x, labels))
+                places = run.number(index, fingerprints)
+                if device is not None:
+                    x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                batch = Batch(x, labels, torch.tensor(index), places)
+                run.judge(batch, fingerprints)
+                _check_classes(classes, run)
+                if checks and sum(len(part.index) for part in first) < CHECKED_SAMPLES:
+                    first.append(batch)
                 clean, robust = run.so_far()
                 bar.advance(clean=clean, robust=robust)
+            run.finish()
+            if run.order:
+                bar.advance(0, **dict(zip(("clean", "robust"), run.so_far(), strict=True)))
         if not run.order:
             raise ValueError("evaluate: `loader` gave no sample.")
-        found: tuple[Check, ...] = ()
-        if threat is not None:
-            x, labels = (torch.cat(parts)[:CHECKED_SAMPLES] for parts in zip(*first, strict=True))
-            found = sanity_checks(f, x, labels, threat, seed=seed)
-    provenance = {"model": fingerprint, "data": run.data(), **settings, "versions": software, "device": str(device)}
-    return run.result(found, provenance)
+        found = _checks(f, plans, first, run) if checks else ()
+    data = data_fingerprint([known.ledger.samples[sample] for sample in sorted(run.order)])
+    place = str(device) if device is not None else str(x.device)
+    provenance = {"model": fingerprint, "data": data, **texts, "versions": software, "device": place}
+    return _report(run, found, provenance, classes)
 
 
-class _Run:
-    """The verdicts of the batches so far; those already on record are not asked for again."""
-
-    def __init__(
-        self,
-        model: Model,
-        fast: Model,
-        plans: Sequence[Plan],
-        known: Record,
-        classes: Sequence[str] | None,
-        *,
-        seed: int,
-        cascade: bool,
-        repeats: int,
-    ) -> None:
-        self.model, self.fast, self.plans, self.known, self.classes = model, fast, plans, known, classes
-        self.seed, self.cascade, self.repeats = seed, cascade, repeats
-        self.traits: _Traits | None = None
-        self.order: list[int] = []
-        self.standing: dict[int, str] = {}  # right in all points judged so far, one digit per repeat
-
-    def number(self, index: Sequence[int]) -> None:
-        """Note the samples of a batch, each of which may come once."""
-        twice = next((sample for sample in index if sample in self.standing), None)
-        if twice is not None or len(set(index)) < len(index):
-            raise ValueError(f"evaluate: `loader` gave {'an index' if twice is None else f'the index {twice}'} twice.")
-        self.order.extend(index)
-
-    def judge(self, x: Tensor, labels: Tensor, index: Sequence[int], fingerprints: Sequence[str]) -> None:
-        """All verdicts of one batch."""
-        self._judge_clean(x, labels, index, fingerprints)
-        clean = self.known.column(CLEAN).right
-        self.standing |= {sample: clean[sample] for sample in index}
-        for plan in self.plans:
-            open_verdicts = self.standing if self.cascade else clean
-            active = [place for place, sample in enumerate(index) if "1" in open_verdicts[sample]]
-            self._judge_attack(plan, x, labels, index, active)
-            right = self.known.column(plan.name).right
-            self.standing |= {index[place]: _both(self.standing[index[place]], right[index[place]]) for place in active}
-
-    def so_far(self) -> tuple[str, str]:
-        """Running accuracies for the progress bar."""
-        clean = self.known.column(CLEAN).right
-        counts = (sum("0" not in verdicts[sample] for sample in self.order) for verdicts in (clean, self.standing))
-        clean_share, robust_share = (f"{count / len(self.order):.2%}" for count in counts)
-        return clean_share, robust_share
-
-    def data(self) -> str:
-        """Fingerprint of the data, the same for every order that kept the indices."""
-        return data_fingerprint([self.known.data[sample] for sample in sorted(self.order)])
-
-    def result(self, checks: tuple[Check, ...], provenance: Mapping[str, Any]) -> Evaluation:
-        """The report."""
-        assert self.traits is not None
-        clean = self._passes(CLEAN)
-        passes, before = {CLEAN: clean}, clean
-        for plan in self.plans:
-            passes[plan.name] = self._passes(plan.name) & (before if self.cascade else clean)
-            before = passes[plan.name]
-        masks = {name: verdicts.all(dim=0) for name, verdicts in passes.items()}
-        attacks = {
-            plan.name: {
-                "call": plan.call,
-                "judged": plan.point,
-                "protocol": self.known.column(plan.name).protocol,
-                "broken_by": dict(self.known.column(plan.name).parts),
-            }
-            for plan in self.plans
-        }
-        return Evaluation(
-            masks.pop(CLEAN),
-            masks,
-            labels=torch.tensor([self.known.labels[sample] for sample in self.order]),
-            index=torch.tensor(self.order),
-            classes=tuple(self.classes or (str(number) for number in range(self.traits.classes))),
-            costs={plan.name: self._cost(plan.name) for plan in self.plans},
-            repeated=passes if len(clean) > 1 else {},
-            cascade=self.cascade,
-            warnings=tuple(self._warnings(passes[CLEAN][0])),
-            checks=checks,
-            attacks=attacks,
-            provenance=provenance,
+def _identity(
+    model: Model, plans: Sequence[Plan], settings: Settings, lane: Lane | None, *, strict: bool
+) -> tuple[dict[str, str], str]:
+    """Texts of the settings and the model's fingerprint; with `strict`, refuses what these cannot tell from another."""
+    texts = {f"attack {plan.name!r}": plan.call for plan in plans} | {"attacks": ", ".join(plan.name for plan in plans)}
+    texts |= settings.texts() | ({} if lane is None else {"lane": str(lane)})
+    unknown = {f"attack {plan.name!r}": plan.opaque for plan in plans if plan.opaque}
+    try:
+        fingerprint = model_fingerprint(model)
+    except Opaque as error:
+        fingerprint, unknown["model"] = f"a {type(model).__qualname__} of unknown state", str(error)
+    if strict and unknown:
+        found = "; ".join(f"{name}: {reason}" for name, reason in unknown.items())
+        raise ValueError(
+            f"evaluate: `record` cannot tell this evaluation from another ({found}). Give these objects plain "
+            "attributes or `__reduce__`, or go without `record`."
         )
-
-    def _judge_clean(self, x: Tensor, labels: Tensor, index: Sequence[int], fingerprints: Sequence[str]) -> None:
-        lacking = self.known.lacking(CLEAN, index)
-        if not lacking and self.traits is not None:
-            return
-        logits = [_logits(self.model, x, labels) for _ in range(self.repeats if self.traits else 2)]
-        if self.traits is None:
-            self.traits = _Traits.seen(*logits)
-            if self.classes is not None and len(self.classes) != self.traits.classes:
-                raise ValueError(f"evaluate: `classes` must hold {self.traits.classes} names, got {len(self.classes)}.")
-            self.repeats = self.repeats if self.traits.difference else 1
-            logits += [_logits(self.model, x, labels) for _ in range(self.repeats - 2)]
-        undefined = int(torch.stack(logits).isnan().any(dim=2).any(dim=0).sum())
-        if undefined:
-            raise ValueError(f"evaluate: the model gives NaN for {undefined} of {len(x)} clean inputs of a batch.")
-        if not lacking:
-            return
-        right = _digits([classified(z, labels) for z in logits[: self.repeats]])
-        of_label = labels.tolist()
-        self.known.add(
-            CLEAN, [index[place] for place in lacking], [right[place] for place in lacking],
-            data=[fingerprints[place] for place in lacking], labels=[of_label[place] for place in lacking],
-        )  # fmt: skip
-
-    def _judge_attack(self, plan: Plan, x: Tensor, labels: Tensor, index: Sequence[int], active: Sequence[int]) -> None:
-        todo = [place for place in active if index[place] not in self.known.column(plan.name).right]
-        if not todo:
-            return
-        began = time.perf_counter()
-        samples, rows = [index[place] for place in todo], torch.tensor(todo, device=x.device)
-        x_adv, verdict = plan.run(self.fast, x[rows], labels[rows], SampleGenerator(self.seed, samples))
-        logits = [_logits(self.model, x_adv, labels[rows]) for _ in range(self.repeats)]
-        right = [classified(z, labels[rows]) for z in logits]
-        protocol = getattr(verdict, "protocol", None)
-        self.known.add(
-            plan.name, samples, _digits(right),
-            gradients=None if verdict is None else verdict.gradients.tolist(),
-            forwards=None if verdict is None else verdict.forwards.tolist(),
-            seconds=time.perf_counter() - began,
-            undefined=int(torch.stack(logits).isnan().any(dim=2).any(dim=0).sum()),
-            unconfirmed=0 if verdict is None or len(right) > 1 else int((verdict.success & right[0]).sum()),
-            warnings=list(getattr(verdict, "warnings", ())),
-            protocol=None if protocol is None else protocol.to_dict(),
-            parts={} if protocol is None else _parts(verdict, protocol),
-        )  # fmt: skip
-
-    def _passes(self, name: str) -> Tensor:
-        """Verdicts of every repeat, boolean `(repeats, n)`; wrong where the attack was not needed."""
-        right = self.known.column(name).right
-        digits = [right.get(sample, "0" * self.repeats) for sample in self.order]
-        return torch.tensor([[digit == "1" for digit in one] for one in digits]).T
-
-    def _cost(self, name: str) -> Cost:
-        column = self.known.column(name)
-        spent = [sum(of.get(sample, 0) for sample in self.order) for of in (column.gradients, column.forwards)]
-        gradients, forwards = spent if column.gradients else (None, None)
-        return Cost(column.seconds, gradients, forwards)
-
-    def _warnings(self, correct: Tensor) -> Iterator[str]:
-        assert self.traits is not None
-        yield from self.traits.warnings(int(correct.sum()), len(correct), self.repeats)
-        for plan in self.plans:
-            column = self.known.column(plan.name)
-            if column.undefined:
-                yield f"{plan.name}: logits with NaN at {column.undefined} adversarial inputs; counted as wrong"
-            if column.unconfirmed:
-                yield (
-                    f"{plan.name}: {column.unconfirmed} successes it reported are none for the model; counted as robust"
-                )
-            yield from (f"{plan.name}: {text}" for text in column.warnings)
-        if self.known.begun_with != versions():
-            yield f"begun with other versions: {dict(self.known.begun_with)}"
+    return texts, fingerprint
 
 
-class _Traits(NamedTuple):
-    """What two passes over the first batch say about the model."""
+def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Run) -> tuple[Check, ...]:
+    """The sanity checks on the first samples; what goes wrong in them is a failed check."""
+    try:
+        if run.settings.score is not None:
+            raise ValueError("they are about logits, and a `score` may be about anything")
+        parts = zip(*((batch.x, batch.labels, batch.index) for batch in first), strict=True)
+        x, labels, index = (torch.cat(part)[:CHECKED_SAMPLES] for part in parts)
+        plan = first_threat(plans)
+        threat = None if plan is None else plan.threat_of(index)
+        assert threat is not None
+        with undisturbed(x.device):
+            return sanity_checks(model, x, labels, threat, seed=run.settings.seed)
+    except Exception as error:
+        return (Check.stopped("sanity_checks", error),)
 
-    classes: int
-    probabilities: bool
-    difference: float
-    """Largest difference of the two, 0 within rounding."""
 
-    @classmethod
-    def seen(cls, first: Tensor, second: Tensor) -> "_Traits":
-        """Of the logits of both passes."""
-        return cls(first.shape[1], gives_probabilities(first), largest_difference(first, second))
+def _report(
+    run: Run, checks: tuple[Check, ...], provenance: Mapping[str, Any], classes: Sequence[str] | None
+) -> Evaluation:
+    """The report."""
+    assert run.traits is not None
+    ledger, places = run.known.ledger, run.known.ledger.places(run.order)
+    clean = _repeats(run, CLEAN, places)
+    passes, before = {CLEAN: clean}, clean
+    for plan in run.plans:
+        passes[plan.name] = _lower(_repeats(run, plan.name, places), before if run.settings.cascade else clean)
+        before = passes[plan.name]
+    masks = {name: one.all(dim=0) if one.dtype == torch.bool else one.amin(dim=0) for name, one in passes.items()}
+    correct = masks.pop(CLEAN)
+    attacks = {
+        plan.name: {
+            "call": plan.call,
+            "judged": plan.point,
+            "protocol": ledger.column(plan.name).protocol,
+            "broken_by": _parts(ledger.column(plan.name), places),
+            "unmoved": int(ledger.column(plan.name).flag("unmoved", places).sum()),
+        }
+        for plan in run.plans
+    }
+    suspicious = _suspicious(run, places, masks)
+    return Evaluation(
+        correct,
+        masks,
+        labels=ledger.column(CLEAN).get("labels", places),
+        index=torch.tensor(run.order),
+        classes=tuple(classes or (str(number) for number in range(run.traits.classes))),
+        costs={plan.name: _cost(ledger.column(plan.name), places) for plan in run.plans},
+        repeated=passes if len(clean) > 1 else {},
+        cascade=run.settings.cascade,
+        suspicious=suspicious,
+        warnings=tuple(_warnings(run, places, passes[CLEAN][0])),
+        checks=checks,
+        attacks=attacks,
+        provenance=provenance,
+    )
 
-    def warnings(self, right: int, n: int, repeats: int) -> Iterator[str]:
-        """What the report should say."""
-        if binomial_tail(right, n, Fraction(1, self.classes)) > 0.05:
+
+def _repeats(run: Run, name: str, places: Tensor) -> Tensor:
+    """Scores of every repeat, `(repeats, n)`; 0 where the attack was not needed."""
+    found = run.known.ledger.column(name).get("scores", places)
+    return torch.zeros(run.repeats, len(places), dtype=torch.bool) if found is None else found.T
+
+
+def _lower(a: Tensor, b: Tensor) -> Tensor:
+    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())
+
+
+def _parts(column: Column, places: Tensor) -> dict[str, int]:
+    """How many samples each attack of an ensemble broke."""
+    part = column.get("part", places)
+    if part is None or column.protocol is None:
+        return {}
+    known = column.flag("known", places)
+    return {entry[0]: int(((part == number) & known).sum()) for number, entry in enumerate(column.protocol["attacks"])}
+
+
+def _cost(column: Column, places: Tensor) -> Cost:
+    spent = [column.get(name, places) for name in ("gradients", "forwards")]
+    gradients, forwards = (None if one is None else int(one.sum()) for one in spent)
+    return Cost(column.seconds, gradients, forwards)
+
+
+def _suspicious(run: Run, places: Tensor, robust: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Robust samples that may be so for want of a good attack, and those that only Square breaks, by reason."""
+    ledger, plans = run.known.ledger, run.plans
+    if not plans or run.settings.score is not None:
+        return {}
+    left = torch.stack([robust[plan.name] > 0 for plan in plans]).all(dim=0)
+    inspected = ledger.column(INSPECTED)
+    tied = torch.stack([ledger.column(name).flag("tied", places) for name in (CLEAN, *(plan.name for plan in plans))])
+    still = [ledger.column(plan.name).flag("unmoved", places) for plan in plans if plan.moves]
+    found = {
+        "zero gradient": left & inspected.flag("zero gradient", places),
+        "tiny gradient": left & inspected.flag("tiny gradient", places),
+        "tie": left & tied.any(dim=0),
+        "not moved": left & torch.stack(still).any(dim=0) if still else torch.zeros_like(left),
+    }
+    by_square = torch.zeros_like(left)
+    for plan in plans:
+        column = ledger.column(plan.name)
+        others = [robust[other.name] > 0 for other in plans if other is not plan and other.kind != "square"]
+        alone = torch.stack(others).all(dim=0) if others else torch.ones_like(left)
+        broken = column.flag("known", places) & ~(robust[plan.name] > 0)
+        names = [entry[0] for entry in (column.protocol or {}).get("attacks", ())]
+        part = column.get("part", places)
+        if plan.kind == "square" and others:
+            by_square |= broken & alone
+        elif part is not None and "square" in names and len(names) > 1:
+            by_square |= broken & alone & (part == names.index("square"))
+    return {**found, "only by Square": by_square}
+
+
+def _warnings(run: Run, places: Tensor, correct: Tensor) -> Iterator[str]:
+    assert run.traits is not None
+    ledger, traits = run.known.ledger, run.traits
+    n, repeats = len(places), run.repeats
+    if traits.classes:
+        right = int(correct.sum())
+        if binomial_tail(right, n, Fraction(1, traits.classes)) > 0.05:
             yield (
                 f"clean accuracy {100 * right / n:.2f} % on {n} samples cannot be told from chance "
-                f"({100 / self.classes:.2f} %): labels or preprocessing look wrong"
+                f"({100 / traits.classes:.2f} %): labels or preprocessing look wrong"
             )
-        if self.probabilities:
-            yield "the model returns probabilities, not logits: attacks on them are weak; drop its softmax"
-        if self.difference and repeats == 1:
+    if traits.probabilities:
+        yield "the model returns probabilities, not logits: attacks on them are weak; drop its softmax"
+    if traits.difference:
+        yield f"the model is random (two passes differ by {traits.difference:.2g}): " + (
+            "verdicts are of one pass each; use `repeats`, and attacks that average over passes"
+            if repeats == 1
+            else f"a sample counts as right if it is in all of {repeats} passes"
+        )
+    for plan in run.plans:
+        column = ledger.column(plan.name)
+        undefined, unconfirmed, unmoved = (
+            int(column.flag(name, places).sum()) for name in ("undefined", "unconfirmed", "unmoved")
+        )
+        if undefined:
+            yield f"{plan.name}: logits with NaN at {undefined} adversarial inputs; counted as wrong"
+        if unconfirmed:
+            yield f"{plan.name}: {unconfirmed} successes it reported are none for the model; counted as robust"
+        if unmoved and plan.moves:
             yield (
-                f"the model is random (two passes differ by {self.difference:.2g}): verdicts are of one pass each; "
-                "use `repeats`, and attacks that average over passes"
+                f"{plan.name}: {unmoved} of {int(column.flag('known', places).sum())} samples came back as they were; "
+                "the attack found no direction for them"
             )
-        if self.difference and repeats > 1:
-            yield (
-                f"the model is random (two passes differ by {self.difference:.2g}): a sample counts as right if it is "
-                f"in all of {repeats} passes"
-            )
+        yield from (f"{plan.name}: {text}" for text in column.warnings)
+    yield from ledger.column(INSPECTED).warnings
+    if run.known.begun_with != versions():
+        yield f"begun with other versions: {dict(run.known.begun_with)}"
 
 
-def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any) -> None:
+def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
     if not callable(model):
         raise TypeError(f"evaluate: `model` must be callable, got {type(model).__name__}.")
     if not isinstance(attacks, Mapping):
@@ -335,14 +332,22 @@ def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any) -> None:
                 f"evaluate: attack {name!r} must be a function (model, x, labels) -> x_adv, got "
                 f"{type(attack).__name__}."
             )
-        if not isinstance(name, str) or name in RESERVED:
+        if not isinstance(name, str) or name in (*RESERVED, PROBE):
             raise ValueError(f"evaluate: an attack cannot be called {name!r}: that is a name of the report's own.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"evaluate: `seed` must be an integer, got {type(seed).__name__} {seed!r}.")
+    _check.integer("evaluate", "seed", seed)
     _check.count("evaluate", "repeats", repeats)
+    if score is not None and not callable(score):
+        raise TypeError(f"evaluate: `score` must be a function (outputs, labels) -> (B,), got {type(score).__name__}.")
+
+
+def _check_classes(classes: Sequence[str] | None, run: Run) -> None:
+    assert run.traits is not None
+    if classes is not None and len(classes) != run.traits.classes:
+        raise ValueError(f"evaluate: `classes` must hold {run.traits.classes} names, got {len(classes)}.")
 
 
 def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Inputs, labels and index of a batch of the loader, checked."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not _is_index(batch[2:]):
         raise TypeError(
             "evaluate: `loader` must give pairs (x, labels) or triples (x, labels, index) of tensors, got "
@@ -350,38 +355,16 @@ def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
         )
     x, labels = batch[:2]
     _check.floating("evaluate", x=x)
-    _check.labels("evaluate", labels, x=x)
+    _check.tensor("evaluate", "labels", labels)
+    for name, value in (("labels", labels), *(("index", one) for one in batch[2:])):
+        if value.ndim < 1 or len(value) != len(x):
+            raise ValueError(
+                f"evaluate: `{name}` must hold one entry per sample, {len(x)}, got shape {tuple(value.shape)}."
+            )
     if not bool(x.isfinite().all()):
         raise ValueError("evaluate: `x` contains NaN or infinite values.")
-    if len(batch) == 2:
-        return x, labels, list(range(start, start + x.shape[0]))
-    _check.same_shape("evaluate", labels=labels.double(), index=batch[2].to(labels.device).double())
-    return x, labels, batch[2].tolist()
+    return x, labels, list(range(start, start + len(x))) if len(batch) == 2 else batch[2].tolist()
 
 
 def _is_index(rest: Sequence[Any]) -> bool:
     return all(isinstance(one, Tensor) and one.dtype in (torch.int32, torch.int64) for one in rest)
-
-
-def _logits(model: Model, x: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    _check.logits("evaluate", **{"model(x)": logits})
-    _check.labels("evaluate", labels, x=logits)
-    _check.label_range("evaluate", int(labels.min()), int(labels.max()), logits.shape[1])
-    return logits
-
-
-def _digits(right: Sequence[Tensor]) -> list[str]:
-    """For each sample one digit per repeat."""
-    columns = torch.stack(list(right), dim=1).tolist()
-    return ["".join("01"[verdict] for verdict in column) for column in columns]
-
-
-def _parts(verdict: Any, protocol: Any) -> dict[str, int]:
-    """How many samples each attack of an ensemble broke."""
-    return {name: int((verdict.attack == place).sum()) for place, name in enumerate(protocol.attacks)}
-
-
-def _both(a: str, b: str) -> str:
-    return "".join("01"[x == y == "1"] for x, y in zip(a, b, strict=True))

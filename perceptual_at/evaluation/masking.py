@@ -1,16 +1,11 @@
-"""Attacks of several strengths on the same samples: the stronger must break what the weaker breaks.
-
-Where a check compares attacks, it looks at the samples that one of them breaks and the other does not. If the
-stronger were at least as strong, each of these would be its own with probability one half or more; the check fails
-when the binomial chance of what was seen is below `level`. An honest model thus fails each of them with a probability
-of at most `level`, whatever the number of samples.
-"""
+"""Attacks of several strengths on the same samples: the stronger must break what the weaker breaks."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,16 +28,14 @@ from perceptual_at.evaluation.checks import (
     check_inputs,
     check_modes,
     check_normalization,
+    check_ties,
     with_gradient,
 )
 from perceptual_at.evaluation.statistics import binomial_tail
+from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losses, check_stronger
+from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import L1, L2, Linf, Threat, select
-
-_STRONGER = (
-    "report the strongest of several attacks (more steps and restarts, `margin` and `dlr` losses, black-box, transfer) "
-    "and look for operations without a gradient, saturation and randomness in the model"
-)
 
 
 def sanity_checks(
@@ -52,6 +45,7 @@ def sanity_checks(
     threat: Threat,
     *,
     steps: int = 10,
+    queries: int = 5000,
     black_box: Attack | None = None,
     transfer_from: Model | None = None,
     level: float = 0.01,
@@ -59,17 +53,20 @@ def sanity_checks(
 ) -> tuple[Check, ...]:
     """All checks of this module on some samples, cheap ones first.
 
-    The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `40 * steps`
-    gradients per sample, and the queries of the black-box attack.
+    The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `50 * steps`
+    gradients per sample, and `queries` forward passes for each that the black-box attack does not break. A check whose
+    premise does not hold for this model or threat says so and decides nothing; one that ends with an error is a failed
+    one.
 
     Args:
-        model: maps inputs to logits.
+        model: maps inputs to logits `(B, K)`, or dense ones `(B, K, *S)` for the checks without attacks.
         x: clean inputs, shape `(B, ...)`; a hundred or more, for the comparisons to have something to compare.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or dense `(B, *S)`.
         threat: the threat model of the evaluation.
         steps: of the weaker attack in every comparison.
-        black_box: attack without gradients, `(model, x, labels) -> x_adv`; None means `square` with 500 queries, and
-            for other threats than `Linf`, `L2` and `L1` no such check.
+        queries: of the black-box attack of the library. Some masked models resist hundreds and not thousands.
+        black_box: attack without gradients, `(model, x, labels) -> x_adv`; None means `square`, and for threats other
+            than `Linf`, `L2` and `L1` no such check.
         transfer_from: another model for the same data, whose adversarial inputs are tried on this one; None leaves
             that check out.
         level: largest probability with which an honest model fails one of the comparisons.
@@ -79,8 +76,8 @@ def sanity_checks(
         A tuple of `Check`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if there is no sample or shapes do not fit.
+        TypeError: if an argument is of the wrong kind, or the model does not return a tensor of logits.
+        ValueError: if there is no sample, shapes do not fit, or labels are out of range.
 
     Source:
         Athalye et al. 2018, Sec. 3.1; Carlini et al. 2019, Sec. 5.
@@ -95,111 +92,107 @@ def sanity_checks(
         >>> [check.name for check in sanity_checks(rounded, x, labels, Linf(0.25), black_box=noise) if not check.passed]
         ['gradients', 'whole_box']
     """
-    _check.floating("sanity_checks", x=x)
-    _check.labels("sanity_checks", labels, x=x)
-    if not len(x):
-        raise ValueError("sanity_checks: `x` holds no sample.")
-    if not isinstance(threat, Threat) or isinstance(threat, type):
-        raise TypeError(f"sanity_checks: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
-    _check.count("sanity_checks", "steps", steps)
-    _check.number("sanity_checks", "level", level, above=0.0, below=1.0)
-    return tuple(_all_checks(model, x, labels, threat, steps, black_box, transfer_from, level, seed))
+    _check_call(model, x, labels, threat, steps, queries, black_box, transfer_from, level, seed)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, labels = x.detach().clone(), labels.detach().clone()
+        found = [_guarded("modes", check_modes, model), _guarded("inputs", check_inputs, x, threat)]
+        found.append(_guarded("normalization", check_normalization, model, x))
+        with frozen(model) as f:
+            outputs = _outputs(f, x)
+            check_outputs("sanity_checks", outputs, labels)
+            found.append(_guarded("deterministic", check_deterministic, f, x))
+            found.append(_guarded("batches", check_batches, f, x))
+            found.append(_guarded("ties", check_ties, f, x, level=level))
+            found.append(_guarded("gradients", check_gradients, f, x, labels, threat=threat, level=level))
+            if not found[1].passed:  # attacks refuse such inputs
+                return tuple(found)
+            if labels.ndim > 1:
+                return (*found, Check.without_premise("attacks", "the comparisons of attacks are about classes"))
+            right = ~misclassified(outputs, labels)
+            if not bool(right.any()):
+                return tuple(found)
+            sample = _Sample(f, x[right], labels[right], select(threat, right), steps=steps, level=level, seed=seed)
+            found.extend(sample.checks(queries, black_box, transfer_from))
+    return tuple(found)
 
 
-def _all_checks(
-    model: Model,
-    x: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    steps: int,
-    black_box: Attack | None,
-    transfer_from: Model | None,
-    level: float,
-    seed: int,
-) -> Iterator[Check]:
-    yield check_modes(model)
-    inputs = check_inputs(x, threat)
-    yield inputs
-    yield check_normalization(model, x)
-    with frozen(model) as f:
-        yield check_deterministic(f, x)
-        yield check_batches(f, x)
-        yield check_gradients(f, x, labels)
-        if not inputs.passed:  # attacks refuse such inputs
-            return
-        right = ~_broken(f, x, labels)
-        if not bool(right.any()):
-            return
-        x, labels, threat = x[right], labels[right], select(threat, right)
-        attacks = functools.partial(_Attacks, with_gradient(f), x, labels, seed=seed)
-        compare = functools.partial(check_stronger, level=level)
-        base = attacks(threat).broken(steps)
-        longer = attacks(threat).broken(5 * steps)
-        yield compare("more_steps", longer, base, names=(f"PGD-{5 * steps}", f"PGD-{steps}"))
-        restarted = attacks(threat).broken(steps, restarts=5)
-        yield compare("restarts", restarted, base, names=("five restarts", "one start"))
-        wider = attacks(_doubled(threat)).broken(steps)
-        yield compare("larger_eps", wider, base, names=("twice the budget", "the budget"))
-        yield check_whole_box(f, x, labels, threat, steps=5 * steps, level=level, seed=seed)
-        white = base | longer | restarted | attacks(threat).broken(5 * steps, loss=margin)
-        black_box = black_box or _square(threat, seed)
-        if black_box is not None:
-            black = _broken(f, _points(black_box(f, x, labels)), labels)
-            yield compare("black_box", white, black, names=("white-box attacks", "an attack without gradients"))
+class _Sample:
+    """Samples that a model gets right, and attacks of several strengths on them."""
+
+    def __init__(
+        self, model: Model, x: Tensor, labels: Tensor, threat: Threat, *, steps: int, level: float, seed: int
+    ) -> None:
+        self.model, self.x, self.labels, self.threat = model, x, labels, threat
+        self.steps, self.level, self.seed = steps, level, seed
+
+    def checks(self, queries: int, black_box: Attack | None, transfer_from: Model | None) -> Iterator[Check]:
+        """The comparisons of attacks."""
+        steps, attacks = self.steps, self._attacks(self.model, self.threat)
+        compare = functools.partial(check_stronger, level=self.level)
+        broken: dict[str, Tensor | Exception] = {"base": _or_error(lambda: attacks.broken(steps))}
+        for name, strong, names in (
+            ("more_steps", lambda: attacks.broken(5 * steps), (f"PGD-{5 * steps}", f"PGD-{steps}")),
+            ("restarts", lambda: attacks.broken(steps, restarts=5), ("five restarts", "one start")),
+            ("larger_eps", self._wider, ("twice the budget", "the budget")),
+        ):
+            broken[name] = _or_error(strong)
+            yield _comparison(compare, name, broken[name], broken["base"], names)
+        broken["margin"] = _or_error(lambda: attacks.broken(5 * steps, loss=margin))
+        entropy, difference = broken["more_steps"], broken["margin"]
+        yield _guarded(
+            "losses", lambda: check_losses(_mask(entropy), _mask(difference), level=self.level, steps=5 * steps)
+        )
+        yield _guarded(
+            "whole_box", check_whole_box, self.model, self.x, self.labels, self.threat,
+            steps=5 * steps, level=self.level, seed=self.seed,
+        )  # fmt: skip
+        del broken["larger_eps"]
+        white = torch.stack([one for one in broken.values() if isinstance(one, Tensor)]).any(dim=0)
+        own, name = black_box or self._square(queries), "an attack without gradients"
+        if own is not None:
+            if black_box is None:
+                name = f"Square with {queries} queries"
+            yield _guarded("black_box", lambda: check_alone(
+                "black_box", white, self._by(own), names=("white-box attacks", name), level=self.level))  # fmt: skip
         if transfer_from is not None:
-            with frozen(transfer_from) as source:
-                points = _Attacks(with_gradient(source), x, labels, threat, seed=seed).points(5 * steps)
-            moved = _broken(f, points, labels)
-            yield compare("transfer", white, moved, names=("white-box attacks", "attacks on another model"))
+            yield _guarded("transfer", lambda: check_alone(
+                "transfer", white, self._moved(transfer_from),
+                names=("white-box attacks", "attacks on another model"), level=self.level))  # fmt: skip
 
+    def _attacks(self, model: Model, threat: Threat) -> "_Attacks":
+        return _Attacks(with_gradient(model), self.x, self.labels, threat, seed=self.seed)
 
-def check_stronger(
-    name: str,
-    strong: Tensor,
-    weak: Tensor,
-    *,
-    names: tuple[str, str] = ("the stronger", "the weaker"),
-    level: float = 0.01,
-) -> Check:
-    r"""The attack that should be the stronger of two is so, on the same samples.
+    def _wider(self) -> Tensor:
+        return self._attacks(self.model, _doubled(self.threat)).broken(self.steps)
 
-    Of the $n$ samples that only one of them breaks, $k$ are broken by the weaker. If that were at most as likely as
-    the other way round, the chance of $k$ or more is $\sum_{i \ge k} \binom{n}{i} 2^{-n}$ at most; the check fails
-    when this is below `level`.
+    def _by(self, attack: Attack) -> Tensor:
+        return _broken(self.model, _points(attack(self.model, self.x, self.labels)), self.labels)
 
-    Args:
-        name: of the check.
-        strong: samples that the attack with more steps, restarts, budget or knowledge breaks, boolean `(B,)`, such as
-            the `success` of its `Verdict`.
-        weak: samples that the other one breaks.
-        names: of the two attacks, for the text.
-        level: largest probability with which an honest model fails.
+    def _moved(self, source: Model) -> Tensor:
+        with frozen(source) as g:
+            points = self._attacks(g, self.threat).points(5 * self.steps)
+        return _broken(self.model, points, self.labels)
 
-    Returns:
-        A `Check`; its value is that chance.
+    def _square(self, queries: int) -> Attack | None:
+        """The black-box attack of the library, where it knows the norm."""
+        if not isinstance(self.threat, Linf | L2 | L1):
+            return None
+        shape, threat = self.x.shape, self.threat
 
-    Raises:
-        ValueError: if a mask is not boolean or they differ in shape.
+        def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
+            noise = SampleGenerator(self.seed, torch.arange(len(x)))
+            image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
+            found = square(
+                lambda images: model(images.reshape(-1, *shape[1:])),
+                image,
+                labels,
+                threat,
+                queries=queries,
+                generator=noise,
+            )
+            return found.reshape(x.shape)
 
-    Examples:
-        >>> strong, weak = torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
-        >>> check_stronger("steps", strong, weak).value  # 1 / 2^8
-        0.00390625
-        >>> check_stronger("steps", strong, weak).passed, check_stronger("steps", strong[:6], weak[:6]).passed
-        (False, True)
-    """
-    _check.mask("check_stronger", "strong", strong, weak=weak)
-    _check.mask("check_stronger", "weak", weak, strong=strong)
-    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
-    chance = binomial_tail(only_weak, only_weak + only_strong, Fraction(1, 2))
-    passed = chance >= level
-    return Check(
-        name, passed, chance,
-        f"{names[0]} broke {int(strong.sum())} and {names[1]} {int(weak.sum())} of {len(weak)}, {only_weak} of them "
-        f"alone (p = {chance:.2g})",
-        "" if passed else MASKING,
-        "" if passed else _STRONGER,
-    )  # fmt: skip
+        return attack
 
 
 def check_whole_box(
@@ -207,7 +200,8 @@ def check_whole_box(
 ) -> Check:
     """An attack that may change everything breaks everything: with the budget of the whole box, about 0 % remain.
 
-    About 0 % is 1 %: the check fails when as many samples remain as would with a chance below `level` if each did with
+    Threats that cannot reach every point, patches and masks, are left out. About 0 % is 1 %: the check fails when as
+    many samples remain as would with a chance below `level` if each did with
     a probability of 1 %. PGD runs on the cross entropy and on the margin.
 
     Args:
@@ -230,14 +224,17 @@ def check_whole_box(
         >>> check_whole_box(lambda x: model(x.detach()), x, labels, Linf(0.03)).passed
         False
     """
-    attacks = _Attacks(with_gradient(model), x, labels, _whole_box(threat, x), seed=seed)
+    everything = _whole_box(threat, x)
+    if not _reaches(everything, x):
+        return Check.without_premise("whole_box", "no budget of this threat reaches every point of the box")
+    attacks = _Attacks(with_gradient(model), x, labels, everything, seed=seed)
     left = int((~(attacks.broken(steps) | attacks.broken(steps, loss=margin))).sum())
     passed = binomial_tail(left, len(x), Fraction(1, 100)) >= level
     return Check(
         "whole_box", passed, left / len(x),
         f"{left} of {len(x)} samples withstand an attack that may change everything; at most 1 % should",
         "" if passed else MASKING,
-        "" if passed else _STRONGER,
+        "" if passed else STRONGER,
     )  # fmt: skip
 
 
@@ -281,20 +278,12 @@ def _doubled(threat: Threat) -> Threat:
     return threat.scaled(2.0)
 
 
-def _square(threat: Threat, seed: int) -> Callable[..., Tensor] | None:
-    """The black-box attack of the library, where it knows the norm."""
-    if not isinstance(threat, Linf | L2 | L1):
-        return None
-
-    def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
-        noise = SampleGenerator(seed, torch.arange(len(x)))
-        image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
-        found = square(
-            lambda images: model(images.reshape(-1, *x.shape[1:])), image, labels, threat, queries=500, generator=noise
-        )
-        return found.reshape(x.shape)
-
-    return attack
+def _reaches(threat: Threat, x: Tensor) -> bool:
+    """Whether a threat holds points on the other side of the box in every entry at once."""
+    low, high = (torch.as_tensor(bound).to(x) for bound in getattr(threat, "bounds", (float(x.min()), float(x.max()))))
+    across = torch.where(x - low > high - x, low.clamp_min(-1e4), high.clamp_max(1e4)).to(x.dtype)
+    reached = threat.project(across, x)
+    return bool(((reached - across).abs() <= 1e-3 * (across - x).abs()).all())
 
 
 def _points(found: Tensor | Verdict) -> Tensor:
@@ -302,7 +291,61 @@ def _points(found: Tensor | Verdict) -> Tensor:
 
 
 def _broken(model: Model, x: Tensor, labels: Tensor) -> Tensor:
+    return misclassified(_outputs(model, x), labels)
+
+
+def _outputs(model: Model, x: Tensor) -> Any:
     with torch.no_grad():
-        logits = model(x)
-    _check.logits("sanity_checks", **{"model(x)": logits})
-    return misclassified(logits, labels)
+        return model(x)
+
+
+def _guarded(name: str, check: Callable[..., Check], *arguments: Any, **options: Any) -> Check:
+    """A check; what ends it is its result."""
+    try:
+        return check(*arguments, **options)
+    except Exception as error:
+        return Check.stopped(name, error)
+
+
+def _or_error(attack: Callable[[], Tensor]) -> Tensor | Exception:
+    try:
+        return attack()
+    except Exception as error:
+        return error
+
+
+def _mask(found: Tensor | Exception) -> Tensor:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _comparison(
+    compare: Callable[..., Check],
+    name: str,
+    strong: Tensor | Exception,
+    weak: Tensor | Exception,
+    names: tuple[str, str],
+) -> Check:
+    return _guarded(name, lambda: compare(name, _mask(strong), _mask(weak), names=names))
+
+
+def _check_call(
+    model: Any, x: Any, labels: Any, threat: Any, steps: Any, queries: Any, black_box: Any, transfer_from: Any,
+    level: Any, seed: Any,
+) -> None:  # fmt: skip
+    for name, value in (("model", model), ("black_box", black_box), ("transfer_from", transfer_from)):
+        if not callable(value) and (name == "model" or value is not None):
+            raise TypeError(f"sanity_checks: `{name}` must be callable, got {type(value).__name__}.")
+    _check.floating("sanity_checks", x=x)
+    _check.tensor("sanity_checks", "labels", labels)
+    if labels.ndim < 2:
+        _check.labels("sanity_checks", labels, x=x)
+    if not len(x):
+        raise ValueError("sanity_checks: `x` holds no sample.")
+    if not isinstance(threat, Threat) or isinstance(threat, type):
+        raise TypeError(f"sanity_checks: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
+    _check.count("sanity_checks", "steps", steps)
+    _check.count("sanity_checks", "queries", queries)
+    _check.number("sanity_checks", "level", level, above=0.0, below=1.0)
+    _check.integer("sanity_checks", "seed", seed)

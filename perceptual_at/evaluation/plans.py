@@ -1,7 +1,8 @@
 """The attacks of an evaluation: what they take, what they return, what they are called with."""
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,9 +11,14 @@ from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.evaluation.fingerprints import describe
+from perceptual_at.evaluation.fingerprints import Opaque, describe
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, select
+
+_OF_SAMPLES = ("targets", "start", "step_size")
+"""Options of attacks that may hold one entry per sample."""
+_GIVES_BACK = ("apgd", "fab", "square", "auto_attack")
+"""Attacks that return what they could not break as it came."""
 
 
 class Plan:
@@ -20,40 +26,83 @@ class Plan:
 
     def __init__(self, number: int, name: str, attack: Attack) -> None:
         self.number, self.name, self.attack = number, name, attack
-        self.call = describe(attack)
+        self.opaque = ""
+        try:
+            self.call = describe(attack)
+        except Opaque as error:
+            self.call, self.opaque = type(attack).__qualname__, str(error)
         options = _options(attack)
         self.takes_generator = options.get("generator", ...) is None
+        self.takes_index = options.get("index", ...) is None
         self.point = {"last": "final iterate", "best": "any iterate"}.get(options.get("keep", ""), "returned point")
+        threat = options.get("threat")
+        self.threat = threat if isinstance(threat, Threat) and not isinstance(threat, type) else None
+        self.of_samples = {name: options[name] for name in _OF_SAMPLES if _is_of_samples(options.get(name))}
+        self.kind = getattr(_innermost(attack), "__name__", "")
+        self.moves = self.kind not in _GIVES_BACK
 
-    def run(self, model: Model, x: Tensor, labels: Tensor, noise: SampleGenerator) -> tuple[Tensor, Verdict | None]:
+    def threat_of(self, index: Tensor) -> Threat | None:
+        """The threat for some samples of the data."""
+        return None if self.threat is None else _taken(self.name, "threat", index, lambda: select(self.threat, index))
+
+    def run(self, model: Model, x: Tensor, labels: Tensor, index: Tensor, seed: int) -> tuple[Tensor, Verdict | None]:
         """The adversarial inputs, checked, and the verdict if there is one."""
-        given = {"generator": noise.fork(self.number)} if self.takes_generator else {}
+        given: dict[str, Any] = {}
+        if self.takes_generator:
+            given["generator"] = SampleGenerator(seed, index).fork(self.number)
+        if self.takes_index:
+            given["index"] = index.to(x.device)
+        threat = self.threat_of(index)
+        if threat is not self.threat:
+            given["threat"] = threat
+        for name, values in self.of_samples.items():
+            given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
         found: Any = self.attack(model, x, labels, **given)
         verdict = found if isinstance(found, Verdict) else None
         x_adv = found if verdict is None else verdict.x_adv
         _check.same_shape("evaluate", x=x, **{f"attacks[{self.name!r}]": x_adv})
-        undefined = int((~x_adv.isfinite()).reshape(len(x), -1).any(dim=1).sum())
+        undefined = (
+            int((~x_adv.isfinite()).flatten(1).any(dim=1).sum()) if x.ndim > 1 else int((~x_adv.isfinite()).sum())
+        )
         if undefined:
             raise ValueError(f"evaluate: attack {self.name!r} returned NaN or infinite inputs for {undefined} samples.")
         return x_adv.detach(), verdict
 
 
-def _options(attack: Attack) -> dict[str, Any]:
+def first_threat(plans: Sequence[Plan]) -> Plan | None:
+    """The first attack that was given a threat model."""
+    return next((plan for plan in plans if plan.threat is not None), None)
+
+
+def _rows_of(values: Tensor, index: Tensor) -> Tensor:
+    return values[index.to(values.device)]
+
+
+def _taken(attack: str, name: str, index: Tensor, take: Any) -> Any:
+    """The entries that belong to some samples."""
+    try:
+        return take()
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"evaluate: `{name}` of attack {attack!r} has one entry per sample, and none for sample "
+            f"{int(index.max())}: it must hold one for every sample of the data, in the order of their indices."
+        ) from error
+
+
+def _is_of_samples(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1
+
+
+def _innermost(attack: Any) -> Any:
+    while isinstance(attack, functools.partial):
+        attack = attack.func
+    return attack
+
+
+def _options(attack: Attack) -> Mapping[str, Any]:
     """The keywords an attack takes, with their defaults."""
     try:
         parameters = inspect.signature(attack).parameters.values()
     except (TypeError, ValueError):  # of a callable that has none
         return {}
     return {one.name: one.default for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
-
-
-def threat_of(attacks: Mapping[str, Attack]) -> Threat:
-    """The threat of the first attack that was given one."""
-    for attack in attacks.values():
-        threat = _options(attack).get("threat")
-        if isinstance(threat, Threat) and not isinstance(threat, type):
-            return threat
-    raise ValueError(
-        "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
-        "sanity_checks."
-    )

@@ -1,43 +1,32 @@
-"""Verdicts per sample, kept in memory and, line by line, in a file that survives a kill."""
+"""Verdicts in files: those of an evaluation that may be killed, line by line, and the finished report."""
 
-import dataclasses
 import json
 import os
-from collections import Counter
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CLEAN = "clean"
-_FORMAT = "perceptual_at evaluation record, version 1"
+import torch
+from torch import Tensor
 
+from perceptual_at._files import written_whole
+from perceptual_at.evaluation.ledger import CLEAN, Entry, Ledger
 
-@dataclasses.dataclass
-class Column:
-    """What is known of one attack, or of the clean inputs."""
-
-    right: dict[int, str] = dataclasses.field(default_factory=dict)
-    """By the sample's index, one `0` or `1` per repeat."""
-    gradients: dict[int, int] = dataclasses.field(default_factory=dict)
-    forwards: dict[int, int] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    undefined: int = 0
-    """Logits with NaN at the points the attack returned."""
-    unconfirmed: int = 0
-    """Successes that the attack reported and the model did not confirm."""
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    parts: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Samples that each attack of an ensemble broke."""
-    protocol: Mapping[str, Any] | None = None
+_FORMAT = "perceptual_at evaluation record, version 2"
+_REPORT = "perceptual_at evaluation, version 2"
+_OLD_REPORT = "perceptual_at evaluation, version 1"
+_ANY_FORMAT = b'{"format":"perceptual_at evaluation record, version '
 
 
 class Record:
-    """The verdicts of one evaluation, kept per attack and sample.
+    """A ledger of verdicts, with a file or without.
 
     With a path, every finished batch of an attack is one line of JSON, written and synchronised before the next one
     starts. A line that a kill tore apart is dropped when the file is opened again; the first line names model and
-    settings, and a file of others is refused.
+    settings, and a file of others is refused. Clean lines hold two numbers of each sample's outputs, by which a model
+    is known even where its settings look the same.
 
     Args:
         path: file to continue or to start; None keeps the verdicts in memory only.
@@ -57,14 +46,13 @@ class Record:
         settings: Mapping[str, str],
         versions: Mapping[str, str],
     ) -> None:
-        self.columns: dict[str, Column] = {}
-        self.data: dict[int, str] = {}
-        self.labels: dict[int, int] = {}
+        self.ledger = Ledger()
         self.begun_with: Mapping[str, str] = versions
         self.file: int | None = None
         self.path = "" if path is None else os.fspath(path)
         if path is None:
             return
+        _check_place(Path(path))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -83,47 +71,41 @@ class Record:
             os.close(self.file)
             self.file = None
 
-    def lacking(self, name: str, index: Sequence[int]) -> list[int]:
-        """Places in `index` of the samples without a verdict."""
-        known = self.column(name).right
-        return [place for place, sample in enumerate(index) if sample not in known]
-
-    def column(self, name: str) -> Column:
-        """What is known of an attack, or of `"clean"`."""
-        return self.columns.setdefault(name, Column())
+    @property
+    def kept(self) -> bool:
+        """Whether there is a file."""
+        return self.file is not None
 
     def check_data(self, index: Sequence[int], fingerprints: Sequence[str]) -> None:
         """Refuse samples that are not the ones recorded under their index."""
+        samples = self.ledger.samples
         for sample, found in zip(index, fingerprints, strict=True):
-            if self.data.get(sample, found) != found:
+            if samples.get(sample, found) != found:
                 raise ValueError(
                     f"evaluate: `record` {self.path!r} belongs to other data: sample {sample} was "
-                    f"{self.data[sample]} and is {found}. Give the loader's samples their index, or start another "
+                    f"{samples[sample]} and is {found}. Give the loader's samples their index, or start another "
                     "file."
                 )
 
-    def add(self, name: str, index: Sequence[int], right: Sequence[str], **more: Any) -> None:
-        """Take in the verdicts of a finished batch, and write them."""
-        line = {"name": name, "index": list(index), "right": list(right), **more}
-        self._take(line)
-        self._write(line)
-
-    def _take(self, line: Mapping[str, Any]) -> None:
-        column, index = self.column(line["name"]), line["index"]
-        column.right.update(zip(index, line["right"], strict=True))
-        if line["name"] == CLEAN:
-            self.data.update(zip(index, line["data"], strict=True))
-            self.labels.update(zip(index, line["labels"], strict=True))
+    def check_witness(self, name: str, index: Sequence[int], found: Tensor, tolerance: Tensor) -> None:
+        """Refuse a model whose outputs are not those that were recorded, beyond rounding."""
+        places = self.ledger.places(index)
+        held = self.ledger.column(name).get("witness", places)
+        if held is None:
             return
-        for queries in ("gradients", "forwards"):
-            if line[queries] is not None:
-                getattr(column, queries).update(zip(index, line[queries], strict=True))
-        column.seconds += line["seconds"]
-        column.undefined += line["undefined"]
-        column.unconfirmed += line["unconfirmed"]
-        column.warnings += [text for text in line["warnings"] if text not in column.warnings]
-        column.parts.update(line["parts"])
-        column.protocol = line["protocol"] or column.protocol
+        differs = ((held - found).abs() > tolerance) | (held.isnan() != found.isnan())
+        other = differs.any(dim=1) & self.ledger.column(name).flag("known", places)
+        if bool(other.any()):
+            sample = index[int(other.to(torch.uint8).argmax())]
+            raise ValueError(
+                f"evaluate: `record` {self.path!r} belongs to another model: its outputs or gradients differ from "
+                f"those recorded for {int(other.sum())} of {len(index)} samples, such as {sample}. Start another file."
+            )
+
+    def add(self, entry: Entry) -> None:
+        """Take in a finished batch, and write it."""
+        self.ledger.add(entry)
+        self._write(_to_line(entry))
 
     def _resume(self, header: Mapping[str, Any]) -> None:
         """Take in what the file holds, or start it."""
@@ -133,8 +115,8 @@ class Record:
             _compare(self.path, lines[0], header)
             self.begun_with = lines[0]["versions"]
         os.ftruncate(self.file, end)  # what follows was torn
-        for line in lines[1:]:
-            self._take(line)
+        for number, line in enumerate(lines[1:], start=2):
+            self.ledger.add(_from_line(self.path, number, line))
         if not lines:
             self._write(header)
             _synchronise_folder(Path(self.path).parent)
@@ -146,6 +128,107 @@ class Record:
         while text:
             text = text[os.write(self.file, text) :]
         os.fsync(self.file)
+
+
+def write_report(path: str | os.PathLike[str], derived: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Write the fields of an evaluation, and numbers that follow from them for who reads without this library."""
+    own = dict(fields)
+    for name in ("robust", "suspicious", "repeated"):
+        own[name] = {key: _plain(values) for key, values in own[name].items()}
+    own["correct"] = _plain(own["correct"])
+    for name in ("labels", "index"):
+        own[name] = None if own[name] is None else own[name].tolist()
+    verdicts = {"clean": own.pop("correct"), **own.pop("robust")}
+    content = {"format": _REPORT, **derived, "verdicts": verdicts, **own}
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of an evaluation that `write_report` wrote; masks and scores are tensors.
+
+    Raises:
+        ValueError: if the file is of another kind, or damaged.
+    """
+    place = os.fspath(path)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Evaluation.from_json: {place!r} is no JSON file: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") not in (_REPORT, _OLD_REPORT):
+        raise ValueError(f"Evaluation.from_json: {place!r} was not written by Evaluation.to_json.")
+    try:
+        verdicts = {name: _from_plain(values) for name, values in content["verdicts"].items()}
+        fields = {"correct": verdicts.pop("clean"), "robust": verdicts}
+        for name in ("suspicious", "repeated"):
+            fields[name] = {key: _from_plain(values) for key, values in content.get(name, {}).items()}
+        for name in ("labels", "index"):
+            fields[name] = None if content[name] is None else torch.tensor(content[name], dtype=torch.long)
+        names = ("classes", "costs", "cascade", "warnings", "checks", "attacks", "provenance")
+        return fields | {name: content[name] for name in names}
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"Evaluation.from_json: {place!r} is damaged: {error!r}.") from error
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what is there and no file, before it is opened: a device may never end."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise FileExistsError(f"evaluate: `record` must be a file, but {os.fspath(path)!r} is none.")
+
+
+def _to_line(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON; truth values are digits."""
+    line: dict[str, Any] = {"name": entry.name, "index": entry.index, "scores": _plain(entry.scores.T)}
+    for name in ("gradients", "forwards", "part", "labels", "witness"):
+        if (values := getattr(entry, name)) is not None:
+            line[name] = _plain(values)
+    if entry.flags:
+        line["flags"] = {name: _plain(values) for name, values in entry.flags.items()}
+    for name in ("seconds", "warnings", "protocol", "samples"):
+        if value := getattr(entry, name):
+            line[name] = value
+    return line
+
+
+def _from_line(path: str, number: int, line: Any) -> Entry:
+    try:
+        return _entry(line)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"evaluate: `record` {path!r} is damaged in line {number}.") from error
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    tensors: dict[str, Any] = {
+        name: torch.tensor(line[name], dtype=torch.float64 if name == "witness" else torch.int64)
+        for name in ("gradients", "forwards", "part", "labels", "witness")
+        if name in line
+    }
+    more: dict[str, Any] = {name: line[name] for name in ("seconds", "protocol") if name in line}
+    entry = Entry(
+        line["name"], tuple(line["index"]), _from_plain(line["scores"]).T,
+        flags={name: _from_plain(values) for name, values in line.get("flags", {}).items()},
+        warnings=tuple(line.get("warnings", ())), samples=tuple(line.get("samples", ())), **tensors, **more,
+    )  # fmt: skip
+    sizes = {len(one) for one in (entry.scores, *tensors.values(), *entry.flags.values())}
+    if sizes != {len(entry.index)} or len(entry.samples) != (len(entry.index) if entry.name == CLEAN else 0):
+        raise ValueError
+    return entry
+
+
+def _plain(values: Tensor) -> Any:
+    if values.dtype != torch.bool:
+        return values.tolist()
+    if values.ndim == 1:
+        return "".join("01"[value] for value in values.tolist())
+    return [_plain(row) for row in values]
+
+
+def _from_plain(values: Any) -> Tensor:
+    if isinstance(values, str):
+        return torch.tensor([digit == "1" for digit in values], dtype=torch.bool)
+    if values and isinstance(values[0], str):
+        return torch.stack([_from_plain(row) for row in values])
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _read(file: int) -> bytes:
@@ -160,6 +243,12 @@ def _whole_lines(path: str, content: bytes) -> tuple[list[dict[str, Any]], int]:
     """The lines of a file and where the last whole one ends."""
     start = f'{{"format":"{_FORMAT}"'.encode()
     if not content.startswith(start[: len(content)]):  # a file of someone else's is left alone
+        if content.startswith(_ANY_FORMAT):
+            version = content[len(_ANY_FORMAT) :].partition(b'"')[0].decode(errors="replace")
+            raise ValueError(
+                f"evaluate: `record` {path!r} is of version {version} of the format, and this is version 2, which "
+                "knows models better. Finish it with the release that began it, or start another file."
+            )
         raise ValueError(f"evaluate: `record` {path!r} is no record of an evaluation of this version.")
     *complete, torn = content.split(b"\n")
     lines: list[dict[str, Any]] = []

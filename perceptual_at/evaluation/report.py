@@ -1,25 +1,24 @@
 """What an evaluation found: verdicts per sample, and every number that follows from them."""
 
 import dataclasses
-import json
+import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from perceptual_at._files import written_whole
+from perceptual_at import _check
+from perceptual_at._tables import latex_table, markdown_table
+from perceptual_at._values import FrozenDict, Value
 from perceptual_at.evaluation.checks import Check
-from perceptual_at.evaluation.statistics import Interval, wilson_interval
-from perceptual_at.evaluation.tables import latex_table, markdown_table
+from perceptual_at.evaluation.records import read_report, write_report
+from perceptual_at.evaluation.statistics import Interval, mean_interval, wilson_interval
 from perceptual_at.metrics import mean_score, nrr
 
-RESERVED = ("n", "clean", "worst_case", "mean", "nrr")
+RESERVED = ("n", "clean", "worst_case", "mean", "nrr", "inspected")
 """Names of numbers in the report, which no attack can have."""
-
-_FORMAT = "perceptual_at evaluation, version 1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +39,15 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Value):
     """Verdicts of one evaluation; every number is derived from them.
 
     Accuracies are fractions in [0, 1]. A sample is robust against an attack when it is classified right both
-    as it is and as the attack returned it.
+    as it is and as the attack returned it. For tasks other than classification verdicts are scores in [0, 1],
+    accuracies their means, and the score against an attack is the smaller of the clean one and that of what the attack
+    returned.
+
+    Two evaluations are equal when all they hold is; they can be copied and pickled, and nothing in them replaced.
 
     Examples:
         >>> result = Evaluation(torch.tensor([True, True, False]), {"pgd": torch.tensor([True, False, False])})
@@ -52,13 +55,15 @@ class Evaluation:
         'clean 0.67, worst case 0.33, NRR 0.44'
         >>> f"{result.interval('worst_case').high:.2f}"  # three samples say little
         '0.79'
+        >>> Evaluation(torch.tensor([1.0, 0.5]), {"pgd": torch.tensor([0.5, 0.75])}).robust_accuracy["pgd"]
+        0.5
     """
 
     correct: Tensor
-    """Right on the clean input, boolean `(n,)` in the loader's order."""
-    robust: dict[str, Tensor]
+    """Right on the clean input, boolean `(n,)` in the loader's order; scores in [0, 1] for other tasks than classes."""
+    robust: Mapping[str, Tensor]
     """For each attack, right on the clean and on the adversarial input, boolean `(n,)`. With `cascade`, and on the
-    adversarial inputs of all attacks before."""
+    adversarial inputs of all attacks before. Scores: the smallest of these."""
     _: dataclasses.KW_ONLY
     labels: Tensor | None = None
     """Class of each sample, `(n,)`."""
@@ -73,6 +78,9 @@ class Evaluation:
     `(repeats, n)`. `correct` and `robust` are then their worst case: right every time."""
     cascade: bool = False
     """Whether samples left after the first attack that broke them."""
+    suspicious: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Samples whose verdict may be due to the attacks, boolean `(n,)` by reason: those that resist for want of a
+    gradient, by a tie, or because an attack did not move them, and those that only Square breaks."""
     warnings: tuple[str, ...] = ()
     """What speaks against taking the numbers at face value."""
     checks: tuple[Check, ...] = ()
@@ -81,6 +89,39 @@ class Evaluation:
     """For each attack its call, which point was judged, and its protocol if it has one."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fingerprints of model and data, settings, versions, device."""
+
+    def __post_init__(self) -> None:
+        correct = _column("correct", self.correct)
+        robust = {}
+        for name, verdicts in _mapping("robust", self.robust).items():
+            if not isinstance(name, str) or name in RESERVED:
+                raise ValueError(
+                    f"Evaluation: an attack cannot be called {name!r}: that is a name of the report's own."
+                )
+            robust[name] = _smaller(correct, _column(f"robust[{name!r}]", verdicts, like=correct))
+        suspicious = {
+            reason: _column(f"suspicious[{reason!r}]", mask, like=correct, masks=True)
+            for reason, mask in _mapping("suspicious", self.suspicious).items()
+        }
+        for name in ("labels", "index"):
+            value = getattr(self, name)
+            if value is not None:
+                _check.labels("Evaluation", value, correct=correct, name=name)
+        repeated = dict(_mapping("repeated", self.repeated))
+        for name, passes in repeated.items():
+            if not isinstance(passes, Tensor) or passes.ndim != 2 or passes.shape[1] != len(correct):
+                raise ValueError(
+                    f"Evaluation: `repeated[{name!r}]` must be of shape (repeats, {len(correct)}), got "
+                    f"{tuple(passes.shape) if isinstance(passes, Tensor) else type(passes).__name__}."
+                )
+        frozen = {
+            "correct": correct, "robust": robust, "suspicious": suspicious, "repeated": repeated,
+            **{name: dict(_mapping(name, getattr(self, name))) for name in ("costs", "attacks", "provenance")},
+        }  # fmt: skip
+        for name, value in frozen.items():
+            object.__setattr__(self, name, FrozenDict(value) if isinstance(value, dict) else value)
+        for name in ("classes", "warnings", "checks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __len__(self) -> int:
         return self.correct.shape[0]
@@ -110,21 +151,35 @@ class Evaluation:
         """Harmonic mean of clean and worst-case accuracy."""
         return nrr(self.clean_accuracy, self.worst_case)
 
+    @property
+    def suspicion_rate(self) -> float:
+        """Share of the samples that count as robust in the worst case for which there is a reason in `suspicious`."""
+        robust = self.verdicts("worst_case") > 0
+        marked = torch.zeros_like(robust)
+        for mask in self.suspicious.values():
+            marked = marked | mask
+        return _share(marked[robust]) if bool(robust.any()) else 0.0
+
     def verdicts(self, name: str) -> Tensor:
-        """Verdicts per sample, boolean `(n,)`, by `"clean"`, `"worst_case"` or the name of an attack."""
+        """Verdicts or scores per sample, `(n,)`, by `"clean"`, `"worst_case"` or the name of an attack."""
         if name == "clean":
             return self.correct
         if name != "worst_case":
+            if name not in self.robust:
+                raise KeyError(f"Evaluation.verdicts: `name` must be one of {', '.join(self.columns)}, got {name!r}.")
             return self.robust[name]
         verdicts = self.correct
         for robust in self.robust.values():
-            verdicts = verdicts & robust
+            verdicts = _smaller(verdicts, robust)
         return verdicts
 
     def interval(self, name: str, *, confidence: float = 0.95) -> Interval:
-        """Wilson's interval of an accuracy: what it may be on other samples of the same distribution."""
+        """What an accuracy may be on other samples of the same kind: Wilson's interval; for scores, that of a mean."""
         verdicts = self.verdicts(name)
-        return wilson_interval(int(verdicts.sum()), len(verdicts), confidence=confidence)
+        if verdicts.dtype == torch.bool:
+            return wilson_interval(int(verdicts.sum()), len(verdicts), confidence=confidence)
+        spread = float(verdicts.double().std()) if len(verdicts) > 1 else math.inf
+        return mean_interval(_share(verdicts), spread, len(verdicts), confidence=confidence)
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """For each class that occurs, its number of samples `"n"` and its accuracies by name."""
@@ -134,8 +189,12 @@ class Evaluation:
         for label in sorted(set(self.labels.tolist())):
             of_class = self.labels == label
             numbers = {name: _share(self.verdicts(name)[of_class]) for name in self.columns}
-            found[self.classes[label] if self.classes else str(label)] = {"n": int(of_class.sum()), **numbers}
+            found[self.class_name(label)] = {"n": int(of_class.sum()), **numbers}
         return found
+
+    def class_name(self, label: int) -> str:
+        """What a class is called."""
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
     def mean_over_repeats(self) -> dict[str, float]:
         """For a random model, the mean accuracy of the repeats by `"clean"` and attack; else the accuracies."""
@@ -145,6 +204,11 @@ class Evaluation:
     def columns(self) -> tuple[str, ...]:
         """Names of the accuracies: clean, the attacks, the worst case."""
         return ("clean", *self.robust, "worst_case")
+
+    @property
+    def counts(self) -> bool:
+        """Whether verdicts are right or wrong, and not scores in between."""
+        return self.correct.dtype == torch.bool and all(one.dtype == torch.bool for one in self.robust.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers alone, for JSON; accuracies are fractions."""
@@ -163,74 +227,49 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """The report: a table in percent, how it was measured, and what speaks against it."""
-        head = ("", "accuracy, %", "95 % interval", "gradients", "forwards", "seconds")
+        head = (
+            "",
+            "accuracy, %" if self.counts else "mean score, %",
+            "95 % interval",
+            "gradients",
+            "forwards",
+            "seconds",
+        )
         lines = [markdown_table(head, self._rows()), "", *self._statements()]
         if self.labels is not None:
-            names = ("class", "n", *self.columns)
             rows = [
-                (name, *(_cell(key, value) for key, value in row.items())) for name, row in self.per_class().items()
+                (name, *(str(value) if key == "n" else f"{100 * value:.2f}" for key, value in row.items()))
+                for name, row in self.per_class().items()
             ]
-            lines += ["", markdown_table(names, rows)]
+            lines += ["", markdown_table(("class", "n", *(_said(name) for name in self.columns)), rows)]
         lines += ["", *(f"- Warning: {text}." for text in self.warnings)] if self.warnings else []
         lines += ["", *(f"- {check}" for check in self.checks)] if self.checks else []
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
         """The accuracies and their intervals, in percent, as a `tabular`."""
-        return latex_table(("", r"accuracy, \%", r"95\,\% interval"), [row[:3] for row in self._rows()])
+        head = ("", r"accuracy, \%" if self.counts else r"mean score, \%", r"95\,\% interval")
+        return latex_table(head, [row[:3] for row in self._rows()])
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, verdicts included, to a file, whole or not at all."""
-        content = {
-            "format": _FORMAT,
-            "summary": self.to_dict(),
-            "intervals": {name: self.interval(name) for name in self.columns},
-            "verdicts": {"clean": _text(self.correct)} | {name: _text(own) for name, own in self.robust.items()},
-            "labels": None if self.labels is None else self.labels.tolist(),
-            "index": None if self.index is None else self.index.tolist(),
-            "classes": self.classes,
-            "costs": {name: dataclasses.asdict(cost) for name, cost in self.costs.items()},
-            "repeated": {name: [_text(own) for own in passes] for name, passes in self.repeated.items()},
-            "cascade": self.cascade,
-            "warnings": self.warnings,
-            "checks": [dataclasses.asdict(check) for check in self.checks],
-            "attacks": self.attacks,
-            "provenance": self.provenance,
-        }
-        with written_whole(path) as beside:
-            beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["costs"] = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
+        fields["checks"] = [dataclasses.asdict(check) for check in self.checks]
+        intervals = {name: self.interval(name) for name in self.columns}
+        write_report(path, {"summary": self.to_dict(), "intervals": intervals}, fields)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Evaluation":
-        """What `to_json` wrote.
+        """What `to_json` wrote, in this release or an earlier one.
 
         Raises:
-            ValueError: if the file is of another kind.
+            ValueError: if the file is of another kind, or damaged.
         """
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"Evaluation.from_json: {os.fspath(path)!r} was not written by Evaluation.to_json.")
-        verdicts = {name: _mask(text) for name, text in content["verdicts"].items()}
-        return cls(
-            verdicts.pop("clean"),
-            verdicts,
-            labels=None if content["labels"] is None else torch.tensor(content["labels"]),
-            index=None if content["index"] is None else torch.tensor(content["index"]),
-            classes=tuple(content["classes"]),
-            costs={name: Cost(**cost) for name, cost in content["costs"].items()},
-            repeated={name: torch.stack([_mask(t) for t in texts]) for name, texts in content["repeated"].items()},
-            cascade=content["cascade"],
-            warnings=tuple(content["warnings"]),
-            checks=tuple(Check(**check) for check in content["checks"]),
-            attacks=content["attacks"],
-            provenance=content["provenance"],
-        )
-
-    def plot(self, *, ax: Any = None) -> Any:
-        """Bars of the accuracies with their intervals; see `plotting.accuracy_bars`."""
-        from perceptual_at.plotting import accuracy_bars  # matplotlib stays optional
-
-        return accuracy_bars({"": self}, ax=ax)
+        fields = read_report(path)
+        fields["costs"] = {name: Cost(**cost) for name, cost in fields["costs"].items()}
+        fields["checks"] = tuple(Check(**check) for check in fields["checks"])
+        return cls(**fields)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []
@@ -240,9 +279,7 @@ class Evaluation:
             spent = (cost.gradients, cost.forwards, f"{cost.seconds:.1f}") if cost else (None, None, None)
             cells = ("" if value is None else str(value) for value in spent)
             share = f"{100 * _share(self.verdicts(name)):.2f}"
-            rows.append(
-                (name.replace("worst_case", "worst case"), share, f"{100 * low:.2f} to {100 * high:.2f}", *cells)
-            )
+            rows.append((_said(name), share, f"{100 * low:.2f} to {100 * high:.2f}", *cells))
         blank = ("",) * 4
         return [*rows, ("mean", f"{100 * self.mean:.2f}", *blank), ("NRR", f"{100 * self.nrr:.2f}", *blank)]
 
@@ -251,6 +288,11 @@ class Evaluation:
         points = ", ".join(f"{name}: {held['judged']}" for name, held in self.attacks.items() if "judged" in held)
         judged = f" ({points})" if points else ""
         rule = f"Robust: right without attack and on the input that the attack returned{judged}."
+        if not self.counts:
+            rule = (
+                "A sample's score against an attack is the smaller of the one without attack and the one on the input "
+                f"that the attack returned{judged}."
+            )
         lines = [f"{len(self)} samples. {rule} The worst case is taken per sample."]
         if self.cascade:
             lines.append(
@@ -262,12 +304,16 @@ class Evaluation:
             lines.append(
                 f"The model is random: right means right in all of {times} passes. Mean of the passes: {means} %."
             )
+        found = [f"{reason} {int(mask.sum())}" for reason, mask in self.suspicious.items() if bool(mask.any())]
+        if found:
+            rate = f"{100 * self.suspicion_rate:.2f} % of the robust samples are suspicious"
+            lines.append(f"Suspicious samples: {', '.join(found)}; {rate}.")
         calls = []
         for name, held in self.attacks.items():
             protocol = (held.get("protocol") or {}).get("name")
             parts = ", ".join(f"{part} {count}" for part, count in held.get("broken_by", {}).items())
             calls.append(
-                f"- {name}: `{held['call']}`{f', protocol {protocol}' if protocol else ''}"
+                f"- {name}: `{held.get('call', '')}`{f', protocol {protocol}' if protocol else ''}"
                 f"{f', broke samples by {parts}' if parts else ''}."
             )
         shown = [f"{name} {self.provenance[name]}" for name in ("model", "data") if name in self.provenance]
@@ -276,17 +322,41 @@ class Evaluation:
         return [*lines, "", *calls, *([""] if calls else []), *known]
 
 
+def _said(name: str) -> str:
+    return name.replace("worst_case", "worst case")
+
+
+def _column(name: str, value: Any, *, like: Tensor | None = None, masks: bool = False) -> Tensor:
+    """One verdict or score per sample, as a copy that nobody else writes to."""
+    _check.tensor("Evaluation", name, value)
+    if value.ndim != 1 or not len(value) or (like is not None and value.shape != like.shape):
+        wanted = "(n,) with n >= 1" if like is None else f"({len(like)},), as `correct`"
+        raise ValueError(f"Evaluation: `{name}` must be of shape {wanted}, got shape {tuple(value.shape)}.")
+    if like is not None:
+        _check.same_device("Evaluation", name, value.device, "correct", like.device)
+    if value.dtype != torch.bool and (masks or not value.is_floating_point()):
+        raise TypeError(
+            f"Evaluation: `{name}` must be boolean{'' if masks else ' or scores in [0, 1]'}, got {value.dtype}."
+        )
+    if value.dtype != torch.bool and not bool(((value >= 0) & (value <= 1)).all()):  # NaN is neither
+        raise ValueError(f"Evaluation: `{name}` must hold scores in [0, 1], got others or NaN.")
+    own: Tensor = value.detach().clone()
+    return own
+
+
+def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"Evaluation: `{name}` must be a dictionary, got {type(value).__name__}.")
+    return value
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    """The worse verdict of each sample."""
+    if a.dtype == b.dtype == torch.bool:
+        return a & b
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return torch.minimum(a.to(dtype), b.to(dtype))
+
+
 def _share(verdicts: Tensor) -> float:
     return verdicts.double().mean().item()
-
-
-def _cell(name: str, value: float) -> str:
-    return str(value) if name == "n" else f"{100 * value:.2f}"
-
-
-def _text(verdicts: Tensor) -> str:
-    return "".join("01"[verdict] for verdict in verdicts.tolist())
-
-
-def _mask(text: str) -> Tensor:
-    return torch.tensor([digit == "1" for digit in text])

@@ -53,7 +53,8 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
         '0.28'
     """
     _check.count("wilson_interval", "n", n)
-    _count("wilson_interval", "successes", successes, at_most=n)
+    _check.count("wilson_interval", "successes", successes, at_least=0, at_most=n)
+    successes, n = int(successes), int(n)
     z = _quantile("wilson_interval", confidence)
     middle = (successes + z * z / 2) / (n + z * z)
     half = z * math.sqrt(successes * (n - successes) / n + z * z / 4) / (n + z * z)
@@ -91,7 +92,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
         1.0
     """
     for name, value in (("only_a", only_a), ("only_b", only_b)):
-        _count("mcnemar", name, value)
+        _check.count("mcnemar", name, value, at_least=0)
+    only_a, only_b = int(only_a), int(only_b)
     return min(1.0, 2 * binomial_tail(max(only_a, only_b), only_a + only_b, Fraction(1, 2)))
 
 
@@ -124,12 +126,46 @@ def paired_interval(only_a: int, only_b: int, n: int, *, confidence: float = 0.9
         '-0.090 0.090'
     """
     _check.count("paired_interval", "n", n)
-    _count("paired_interval", "only_a", only_a, at_most=n)
-    _count("paired_interval", "only_b", only_b, at_most=n - only_a)
+    _check.count("paired_interval", "only_a", only_a, at_least=0, at_most=n)
+    _check.count("paired_interval", "only_b", only_b, at_least=0, at_most=n - only_a)
+    only_a, only_b, n = int(only_a), int(only_b), int(n)
     z = _quantile("paired_interval", confidence)
     a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     half = z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
     return Interval(max(-1.0, a - b - half), min(1.0, a - b + half))
+
+
+def mean_interval(mean: float, std: float, n: int, *, confidence: float = 0.95) -> Interval:
+    r"""Interval of the mean of scores in [0, 1], from their sample mean and deviation.
+
+    $\bar s \pm z\, s / \sqrt n$, cut to [0, 1]; everything from 0 to 1 where a single score says nothing of its spread.
+
+    Args:
+        mean: of the scores.
+        std: their sample standard deviation.
+        n: how many, at least 1.
+        confidence: how often, over many test sets, the interval should hold the true mean.
+
+    Returns:
+        The ends.
+
+    Raises:
+        TypeError: if `n` is no integer.
+        ValueError: if `n` is below 1, a number negative, or `confidence` not inside (0, 1).
+
+    Examples:
+        >>> low, high = mean_interval(0.5, 0.1, 100)
+        >>> f"{low:.4f} {high:.4f}"
+        '0.4804 0.5196'
+    """
+    _check.count("mean_interval", "n", n)
+    _check.number("mean_interval", "mean", mean, at_least=0.0, at_most=1.0)
+    z = _quantile("mean_interval", confidence)
+    if n == 1 or std == math.inf:
+        return Interval(0.0, 1.0)
+    _check.number("mean_interval", "std", std, at_least=0.0)
+    half = z * std / math.sqrt(n)
+    return Interval(max(0.0, mean - half), min(1.0, mean + half))
 
 
 def binomial_tail(successes: int, n: int, probability: Fraction) -> float:
@@ -165,11 +201,3 @@ def binomial_tail(successes: int, n: int, probability: Fraction) -> float:
 def _quantile(function: str, confidence: float) -> float:
     _check.number(function, "confidence", confidence, above=0.0, below=1.0)
     return statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _count(function: str, name: str, value: int, *, at_most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{function}: `{name}` must be an integer, got {type(value).__name__} {value!r}.")
-    if value < 0 or (at_most is not None and value > at_most):
-        wanted = "at least 0" if at_most is None else f"in [0, {at_most}]"
-        raise ValueError(f"{function}: `{name}` must be {wanted}, got {value}.")

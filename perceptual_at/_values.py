@@ -1,0 +1,64 @@
+"""Values that hold tensors: compared by what they hold, copied and pickled like any other."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+Key = TypeVar("Key")
+Entry = TypeVar("Entry")
+
+
+class Value:
+    """Base of frozen dataclasses with tensors (`eq=False`): two are equal when all their fields are."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(same(getattr(self, name), getattr(other, name)) for name in _fields(self))
+
+    def __hash__(self) -> int:
+        shapes = (
+            tuple(one.shape) for one in (getattr(self, name) for name in _fields(self)) if isinstance(one, Tensor)
+        )
+        return hash((type(self).__qualname__, *shapes))
+
+
+class FrozenDict(dict[Key, Entry]):
+    """A dictionary that nobody changes."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("the dictionary belongs to a value that cannot be changed; make a copy with dict(...).")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two things are equal; tensors by dtype, shape and entries, NaN being equal to NaN."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and _same_tensors(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, tuple | list) and type(a) is type(b):
+        return len(a) == len(b) and all(same(one, other) for one, other in zip(a, b, strict=True))
+    both_undefined = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
+    return bool(both_undefined or a == b)
+
+
+def _same_tensors(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
+        return False
+    equal = a == b
+    if a.is_floating_point() or a.is_complex():
+        equal = equal | (a.isnan() & b.isnan())
+    return bool(torch.all(equal))
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(value))
