@@ -179,6 +179,17 @@ def test_mathematics_is_rendered(surveys):
     assert faults(surveys, "phone", "flat") == {}
 
 
+@pytest.mark.parametrize("device", ["phone", "screen"])
+def test_no_equation_is_clipped(surveys, device):
+    assert faults(surveys, device, "clipped") == {}
+
+
+def test_equations_are_set_in_the_font_that_the_site_brings(opened):
+    page = opened(LOSS, **DESKTOP)
+    assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px \"STIX Two Math\"'))")
+    assert any(url.endswith("stix-two-math.woff2") for url in page.requests)
+
+
 def test_no_page_shows_raw_latex_or_markdown(surveys):
     assert faults(surveys, "screen", "raw") == {}
 

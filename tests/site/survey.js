@@ -15,6 +15,16 @@ async (width) => {
     if (fraction.checkVisibility() && box(above).bottom > box(below).top + 1) flat.push(fraction)
   }
 
+  // Equations of which a sign reaches over the box that shows them.
+  await document.fonts.ready
+  const clipped = []
+  for (const shown of document.querySelectorAll(".display-math")) {
+    const frame = box(shown)
+    const signs = [...shown.querySelectorAll("math, math *")].map(box).filter(({ height }) => height)
+    const over = Math.max(...signs.map(({ top, bottom }) => Math.max(frame.top - top, bottom - frame.bottom)))
+    if (over > 0.5 || shown.scrollHeight > shown.clientHeight) clipped.push(label(shown))
+  }
+
   // Markup that nothing has rendered.
   const raw = []
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
@@ -51,7 +61,7 @@ async (width) => {
   const hints = [...document.querySelectorAll("link[rel~=preconnect], link[rel~=dns-prefetch], link[rel~=prerender]")]
 
   return {
-    formulas: formulas.length, flat: flat.map(label), raw, wide, pictures,
+    formulas: formulas.length, flat: flat.map(label), clipped, raw, wide, pictures,
     hints: hints.map((link) => link.href),
   }
 }
