@@ -17,9 +17,11 @@ from perceptual_at.attacks import (
     dlr,
     fab,
     fgsm,
+    friendly_pgd,
     frozen,
     kl_to,
     margin,
+    n_fgsm,
     pgd,
     pure_pgd,
     square,
@@ -30,6 +32,7 @@ from perceptual_at.divergences import (
     cosine_distance,
     js_divergence,
     kl_divergence,
+    prediction_squared_error,
     soft_logit_margin,
     squared_error,
 )
@@ -47,23 +50,31 @@ from perceptual_at.evaluation import (
 )
 from perceptual_at.losses import (
     boosted_cross_entropy,
+    brier_loss,
     consistency_loss,
     dicar_loss,
     distillation_loss,
+    grad_align_loss,
+    hypersphere_loss,
     interpolation_consistency_loss,
+    logit_pairing_loss,
     mart_loss,
     max_margin_loss,
     normalized_error_loss,
     one_vs_rest_loss,
     robust_perception_kl_loss,
     robust_perception_loss,
+    score_loss,
+    soft_cross_entropy_loss,
     temporal_ensembling_loss,
     trades_loss,
     weighted_kl_loss,
+    weighted_mse_loss,
 )
 from perceptual_at.metrics import accuracy, mean_score, nrr
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import draw_beta, interpolate
+from perceptual_at.soft_labels import smooth_labels
 from perceptual_at.threats import L1, L2, Linf, Threat
 
 __version__ = "0.1.0"
@@ -79,6 +90,8 @@ __all__ = [  # noqa: RUF022
     "pgd",
     "fgsm",
     "cw",
+    "n_fgsm",
+    "friendly_pgd",
     "pure_pgd",
     "apgd",
     "fab",
@@ -109,9 +122,18 @@ __all__ = [  # noqa: RUF022
     "interpolation_consistency_loss",
     "one_vs_rest_loss",
     "normalized_error_loss",
+    "grad_align_loss",
+    "brier_loss",
+    "score_loss",
+    "soft_cross_entropy_loss",
+    "weighted_mse_loss",
+    "logit_pairing_loss",
+    "hypersphere_loss",
+    "smooth_labels",
     "boundary_partition",
     "Partition",
     "squared_error",
+    "prediction_squared_error",
     "kl_divergence",
     "js_divergence",
     "cosine_distance",

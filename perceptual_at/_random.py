@@ -75,7 +75,7 @@ class SampleGenerator:
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform in [0, 1)."""
-        digits = 53 if dtype == torch.float64 else 24
+        digits = round(1 - math.log2(torch.finfo(dtype).eps))  # as many as the dtype holds: none rounds up to 1
         return _shifted(self.bits(shape), 64 - digits).to(dtype) * 2.0**-digits
 
     def integers(self, shape: tuple[int, ...], *, below: int) -> Tensor:
@@ -131,18 +131,20 @@ class _BatchDraws:
 
     def __init__(self, generator: torch.Generator, x: Tensor) -> None:
         self.generator, self.samples, self.device = generator, x.shape[0], x.device
+        self.home = generator.device  # the CPU for a device that has no generator
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.device, dtype=dtype)
+        return torch.rand(shape, generator=self.generator, device=self.home, dtype=dtype).to(self.device)
 
     def normal(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device, dtype=dtype)
+        return torch.randn(shape, generator=self.generator, device=self.home, dtype=dtype).to(self.device)
 
     def exponential(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, device=self.device, dtype=dtype).exponential_(generator=self.generator)
+        drawn = torch.empty(shape, device=self.home, dtype=dtype).exponential_(generator=self.generator)
+        return drawn.to(self.device)
 
     def signs(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randint(0, 2, shape, generator=self.generator, device=self.device) * 2 - 1
+        return torch.randint(0, 2, shape, generator=self.generator, device=self.home).to(self.device) * 2 - 1
 
     def radius(self, entries: int, *, dtype: torch.dtype) -> Tensor:
         u: Tensor = self.uniform((self.samples,), dtype=dtype) ** (1 / entries)
@@ -161,7 +163,7 @@ def per_sample_generator(function: str, generator: Generator | None, x: Tensor) 
     if isinstance(generator, SampleGenerator):
         return checked(function, generator, x)
     drawn = source(function, generator, x.device)
-    seed = int(torch.randint(2**62, (), generator=drawn, device=x.device))
+    seed = int(torch.randint(2**62, (), generator=drawn, device=drawn.device))
     return SampleGenerator(seed, torch.arange(x.shape[0], device=x.device))
 
 
@@ -172,11 +174,23 @@ def checked(function: str, generator: SampleGenerator, x: Tensor) -> SampleGener
     return SampleGenerator(generator.seed, generator.index.to(x.device), stream=generator.stream)
 
 
+@functools.cache
+def has_generator(kind: str) -> bool:
+    """Whether torch can make generators for devices of this type."""
+    try:
+        torch.Generator(kind)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 def stream(device: torch.device) -> torch.Generator:
-    """The library's own generator on a device, started from `torch.initial_seed()`.
+    """The library's own generator for a device, started from `torch.initial_seed()`; on the CPU where it has none.
 
     It starts anew when that seed changes. The global random state is neither advanced nor copied.
     """
+    if not has_generator(device.type):
+        device = torch.device("cpu")
     seed = torch.initial_seed()
     if device not in _streams or _streams[device][0] != seed:
         _streams[device] = seed, torch.Generator(device).manual_seed(seed)
@@ -184,12 +198,14 @@ def stream(device: torch.device) -> torch.Generator:
 
 
 def source(function: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
-    """The caller's generator, checked to live on `device`, or the library's stream there."""
+    """The caller's generator, checked to live where numbers for `device` are drawn, or the library's stream there."""
     if generator is None:
         return stream(device)
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
     home = generator.device
+    if not has_generator(device.type):
+        device = torch.device("cpu")
     same_index = None in (home.index, device.index) or home.index == device.index
     if home.type != device.type or not same_index:
         raise ValueError(

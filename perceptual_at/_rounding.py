@@ -19,7 +19,17 @@ def common(*tensors: Tensor) -> torch.dtype:
 
 def accumulator(tensor: Tensor) -> torch.dtype:
     """Dtype for sums over a sample: float64, except on devices without it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+    return torch.float64 if has_float64(tensor.device.type) else torch.float32
+
+
+@functools.cache
+def has_float64(kind: str) -> bool:
+    """Whether devices of this type compute in float64; MPS does not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=kind)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def round_down(value: float, dtype: torch.dtype) -> float:

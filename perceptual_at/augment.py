@@ -54,18 +54,18 @@ def random_crop_flip(
         >>> views[0].shape
         torch.Size([8, 3, 32, 32])
     """
-    _check_images("random_crop_flip", x, generator)
+    home = _check_images("random_crop_flip", x, generator)
     batch, _, height, width = x.shape
     _check_padding("random_crop_flip", padding, padding_mode, min(height, width))
 
     def places(size: int) -> Tensor:
         """Which row (or column) of each image is shown at each place, `(B, size)`; may lie outside."""
-        shift = torch.randint(-padding, padding + 1, (batch, 1), generator=generator, device=x.device)
+        shift = torch.randint(-padding, padding + 1, (batch, 1), generator=generator, device=home).to(x.device)
         return torch.arange(size, device=x.device) + shift
 
     rows, columns = places(height), places(width)
     if flip:
-        mirrored = torch.rand(batch, 1, generator=generator, device=x.device) < 0.5
+        mirrored = torch.rand(batch, 1, generator=generator, device=home).to(x.device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if padding_mode == "reflect":
         rows = height - 1 - (height - 1 - rows.abs()).abs()
@@ -100,14 +100,14 @@ def cutout(x: Tensor, *, length: int | None = None, generator: torch.Generator |
         >>> bool(x.sum() >= 8 * 8 - 2 * 2)
         True
     """
-    _check_images("cutout", x, generator)
+    home = _check_images("cutout", x, generator)
     batch, _, height, width = x.shape
     if length is None:
         length = max(height // 2, 1)
     _check.count("cutout", "length", length)
 
     def covered(size: int) -> Tensor:
-        middle = torch.randint(0, size, (batch, 1), generator=generator, device=x.device)
+        middle = torch.randint(0, size, (batch, 1), generator=generator, device=home).to(x.device)
         place = torch.arange(size, device=x.device)
         return (place >= middle - length // 2) & (place < middle + length // 2)
 
@@ -304,13 +304,14 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
     return drawn
 
 
-def _check_images(function: str, x: Tensor, generator: torch.Generator | None) -> None:
-    """Require a batch of images, and a generator on its device."""
+def _check_images(function: str, x: Tensor, generator: torch.Generator | None) -> torch.device:
+    """Require a batch of images, and a generator for its device; gives where to draw."""
     _check.tensor(function, "x", x)
     if x.ndim != 4:
         raise ValueError(f"{function}: `x` must be images of shape (B, C, H, W), got {tuple(x.shape)}.")
-    if generator is not None:
-        _random.source(function, generator, x.device)
+    if generator is None:
+        return x.device
+    return _random.source(function, generator, x.device).device
 
 
 def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

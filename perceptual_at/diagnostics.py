@@ -291,5 +291,55 @@ def attacked_by_group(
     )
 
 
+def catastrophic_overfitting(
+    single_step: Sequence[float], multi_step: Sequence[float], *, drop: float = 0.2
+) -> int | None:
+    r"""The first epoch at which single-step training has overfitted catastrophically; None if it has not.
+
+    Such a model resists the one step it is trained with and nothing else: accuracy under PGD breaks down while that
+    under FGSM stays or rises. An epoch counts if, compared with the best epoch for PGD before it, PGD accuracy fell by
+    more than `drop` and the gap between the two accuracies grew by more than `drop`. A training that falls apart
+    altogether loses both and is not meant.
+
+    Args:
+        single_step: accuracy after each epoch under the attack of training, for example FGSM, as fractions.
+        multi_step: accuracy after the same epochs under PGD; a few training images and 10 steps will do.
+        drop: what counts as a break-down.
+
+    Returns:
+        Index of the epoch, from 0. Weights to go back to are those of the epoch before it or earlier.
+
+    Raises:
+        ValueError: if the two differ in length, an accuracy is outside [0, 1] or no number, or `drop` outside (0, 1).
+
+    Source:
+        Wong et al. 2020, released code (`--early-stop`: a fall of PGD accuracy by more than 0.2 from one epoch to the
+        next); the condition on the gap is our own.
+
+    Examples:
+        >>> catastrophic_overfitting([0.40, 0.50, 0.95], [0.35, 0.45, 0.02])
+        2
+        >>> catastrophic_overfitting([0.40, 0.50, 0.10], [0.35, 0.45, 0.10]) is None  # diverged
+        True
+    """
+    name = "catastrophic_overfitting"
+    _check.number(name, "drop", drop, above=0, below=1)
+    if len(single_step) != len(multi_step):
+        raise ValueError(
+            f"{name}: `single_step` has {len(single_step)} epochs but `multi_step` has {len(multi_step)}; they must be "
+            "of the same epochs."
+        )
+    best = 0
+    for epoch, (easy, hard) in enumerate(zip(single_step, multi_step, strict=True)):
+        _check.number(name, "single_step", easy, at_least=0, at_most=1)
+        _check.number(name, "multi_step", hard, at_least=0, at_most=1)
+        fell = multi_step[best] - hard
+        if fell > drop and (easy - hard) - (single_step[best] - multi_step[best]) > drop:
+            return epoch
+        if fell < 0:
+            best = epoch
+    return None
+
+
 def _mean(values: Tensor) -> float | None:
     return values.double().mean().item() if len(values) else None

@@ -1,4 +1,9 @@
-"""Schedules that torch's learning-rate schedulers do not have. For steps at epochs take `MultiStepLR`."""
+"""Schedules that torch's learning-rate schedulers do not have. For steps at epochs take `MultiStepLR`.
+
+All are functions of the progress of training and of nothing else, so a run that goes on after a kill asks again.
+"""
+
+import math
 
 from perceptual_at import _check
 
@@ -72,6 +77,122 @@ def rebat_weight(progress: float, *, factor: float = 1.5, milestones: tuple[floa
         [0.0, 0.25, 0.625]
     """
     return (_division("rebat_weight", progress, factor, milestones) - 1) / 2
+
+
+def triangular_learning_rate(progress: float, *, total: float, peak: float = 0.2, peak_at: float = 0.5) -> float:
+    r"""Up from 0 to `peak` and down to 0 in straight lines: the schedule of single-step training.
+
+    The momentum stays what the optimiser says. The released codes of FGSM-RS, Free-AT and N-FGSM use torch's
+    `CyclicLR`, which by default also moves SGD's momentum from 0.9 down to 0.8 and back.
+
+    Args:
+        progress: how far training is, in any unit; the released codes ask once per step, with the steps done.
+        total: the end, in the same unit.
+        peak: the highest rate.
+        peak_at: where it is reached, as a share of `total`: 0.5 (FGSM-RS, N-FGSM on CIFAR-10), 0.4 (GradAlign).
+
+    Returns:
+        The learning rate; 0 beyond the end.
+
+    Raises:
+        ValueError: if `progress` is negative, `total` or `peak` not positive, or `peak_at` outside (0, 1).
+
+    Source:
+        Wong et al. 2020, released code.
+
+    Examples:
+        >>> [triangular_learning_rate(t, total=30) for t in (0, 7.5, 15, 30)]
+        [0.0, 0.1, 0.2, 0.0]
+    """
+    name = "triangular_learning_rate"
+    _check.number(name, "progress", progress, at_least=0)
+    _check.number(name, "total", total, above=0)
+    _check.number(name, "peak", peak, above=0)
+    _check.number(name, "peak_at", peak_at, above=0, below=1)
+    done = progress / total
+    return peak * max(0.0, min(done / peak_at, (1 - done) / (1 - peak_at)))
+
+
+def one_cycle_learning_rate(
+    step: int, *, steps: int, peak: float = 0.2, warmup: float = 0.025, start: float | None = None
+) -> float:
+    r"""Half a cosine up to `peak` and half a cosine down to nearly 0: the schedule of training with generated images.
+
+    The rates are those of torch's `OneCycleLR` with `pct_start=warmup`, step by step. That scheduler also cycles the
+    momentum between 0.95 and 0.85 unless told `cycle_momentum=False`, so that a momentum of 0.9 is never used as set;
+    here the momentum stays what the optimiser says.
+
+    Args:
+        step: which step, counted from 0. The released code of DM-Improves-AT steps once per epoch, so its "steps" are
+            epochs.
+        steps: how many steps there are.
+        peak: the highest rate.
+        warmup: share of the steps on the way up.
+        start: the first rate; `peak / 25` if left out. The last one is a ten-thousandth of it.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        TypeError: if `steps` is no integer.
+        ValueError: if `step` is not among the steps, `peak` or `start` is not positive, or `warmup` is outside (0, 1).
+
+    Source:
+        Wang et al. 2023 (DM-Improves-AT), released code, `cosinew`; Smith and Topin 2018 for the idea.
+
+    Examples:
+        >>> [round(one_cycle_learning_rate(t, steps=400), 4) for t in (0, 9, 399)]
+        [0.008, 0.2, 0.0]
+    """
+    name = "one_cycle_learning_rate"
+    _check.count(name, "steps", steps)
+    _check.number(name, "step", step, at_least=0, at_most=steps - 1)
+    _check.number(name, "peak", peak, above=0)
+    _check.number(name, "warmup", warmup, above=0, below=1)
+    first = peak / 25 if start is None else start
+    _check.number(name, "start", first, above=0)
+    top = warmup * steps - 1  # where the way up ends; with few steps before the first one
+    if step <= top:
+        return _cosine(first, peak, step / top if top > 0 else 1.0)
+    left = steps - 1 - top
+    return _cosine(peak, first / 10_000, min(1.0, (step - top) / left) if left > 0 else 1.0)
+
+
+def ramped_decay(step: int, *, decay: float = 0.995, warmup: int = 0) -> float:
+    r"""The decay of averaged weights that starts small and grows: early weights leave the average soon.
+
+    $$ d_t = \min\Big( d,\ \frac{1 + t}{10 + t} \Big), \qquad t = \text{steps after the warm-up} $$
+
+    and 0, a copy of the model, before. 0.995 is reached 1790 steps after the warm-up.
+
+    Args:
+        step: optimiser steps done.
+        decay: the decay in the end, in [0, 1].
+        warmup: steps during which the average is the model: 2.5 % of all in the released code.
+
+    Returns:
+        The number to pass to `ema_update` as `decay`.
+
+    Raises:
+        ValueError: if a number is negative, or `decay` outside [0, 1].
+
+    Source:
+        Wang et al. 2023 (DM-Improves-AT) and Pang et al. 2022 (SCORE), released codes; after Gowal et al. 2020.
+
+    Examples:
+        >>> [ramped_decay(step, warmup=10) for step in (9, 10, 100_000)]
+        [0.0, 0.1, 0.995]
+    """
+    _check.number("ramped_decay", "step", step, at_least=0)
+    _check.number("ramped_decay", "decay", decay, at_least=0, at_most=1)
+    _check.number("ramped_decay", "warmup", warmup, at_least=0)
+    after = step - warmup
+    return 0.0 if after < 0 else min(decay, (1 + after) / (10 + after))
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    """Half a cosine from `first` to `last`."""
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 def _division(function: str, progress: float, factor: float, milestones: tuple[float, float]) -> float:

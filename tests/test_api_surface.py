@@ -13,14 +13,16 @@ NAMES = {
     "perceptual_at": """
         Threat Linf L2 L1
         interpolate draw_beta
-        pgd fgsm cw pure_pgd apgd fab square auto_attack Verdict AutoAttackVerdict Protocol SampleGenerator frozen
-        Lane
+        pgd fgsm cw n_fgsm friendly_pgd pure_pgd apgd fab square auto_attack Verdict AutoAttackVerdict Protocol
+        SampleGenerator frozen Lane
         margin dlr targeted_dlr kl_to soft_logit_margin
         robust_perception_loss robust_perception_kl_loss dicar_loss trades_loss mart_loss boosted_cross_entropy
         weighted_kl_loss consistency_loss temporal_ensembling_loss distillation_loss max_margin_loss
         interpolation_consistency_loss one_vs_rest_loss normalized_error_loss
+        grad_align_loss brier_loss score_loss soft_cross_entropy_loss weighted_mse_loss logit_pairing_loss
+        hypersphere_loss smooth_labels
         boundary_partition Partition
-        squared_error kl_divergence js_divergence cosine_distance
+        squared_error prediction_squared_error kl_divergence js_divergence cosine_distance
         snapshot ema_update swa_update refresh_batch_norm call_with
         accuracy mean_score nrr
         evaluate Evaluation compare aggregate wilson_interval mcnemar sanity_checks Check quantize still_adversarial
@@ -29,11 +31,14 @@ NAMES = {
     "perceptual_at.attacks": """
         AutoAttackVerdict Lane Margins Protocol Verdict apgd auto_attack bisect_margins cross_entropy cw dlr fab fgsm
         find_margins frozen kl_to margin pgd pure_pgd soft_logit_margin square targeted_dlr
+        friendly_pgd n_fgsm
     """,
     "perceptual_at.losses": """
         boosted_cross_entropy consistency_loss dicar_loss distillation_loss dummy_class_loss
         interpolation_consistency_loss mart_loss max_margin_loss normalized_error_loss one_vs_rest_loss
         robust_perception_kl_loss robust_perception_loss temporal_ensembling_loss trades_loss weighted_kl_loss
+        grad_align_loss brier_loss score_loss soft_cross_entropy_loss weighted_mse_loss logit_pairing_loss
+        hypersphere_loss
     """,
     "perceptual_at.objectives": """
         consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp random_noise rebat rpat

@@ -121,11 +121,11 @@ ROWS = [
     *(
         (ValueError, f"{kind.__name__} `eps` {eps}", lambda w, kind=kind, eps=eps: kind(eps))
         for kind in (Linf, L2, L1)
-        for eps in (0.0, -0.1, math.nan, math.inf)
+        for eps in (-0.1, math.nan, math.inf)
     ),
     *(
         (TypeError, "Linf `eps` number", lambda w, eps=eps: Linf(eps))
-        for eps in ("8/255", None, True, torch.tensor(0.1))
+        for eps in ("8/255", None, True, torch.tensor([1, 2]))
     ),
     (TypeError, "L2 `bounds` pair", lambda w: L2(0.5, bounds=(1.0,))),
     (TypeError, "L2 `bounds` pair None", lambda w: L2(0.5, bounds=None)),

@@ -91,6 +91,11 @@ def dicar_rows():
             yield Case(f"dicar {space} mix={end:g}", partial(pat.dicar_loss, space=space, mix=end), 3)
 
 
+def evenly_weighted_mse(clean_logits, adv_logits, **options):
+    even = torch.full_like(clean_logits, 1 / clean_logits.shape[1]).detach()
+    return pat.weighted_mse_loss(clean_logits, adv_logits, class_weights=even, **options)
+
+
 LOSSES = [
     *robust_perception_rows(),
     Case("robust_perception_kl", partial(pat.robust_perception_kl_loss, alpha=0.3), 3),
@@ -113,9 +118,19 @@ LOSSES = [
     ),
     Case("one_vs_rest", pat.one_vs_rest_loss, 1, labels=True),
     Case("normalized_error", pat.normalized_error_loss, 2),
+    Case("grad_align", pat.grad_align_loss, 2),
+    Case("brier", pat.brier_loss, 1, labels=True),
+    Case("brier slack", partial(pat.brier_loss, slack=0.3), 1, labels=True),
+    Case("score", pat.score_loss, 2, labels=True),
+    Case("score slack", partial(pat.score_loss, slack=0.1, slack_on="robust"), 2, labels=True),
+    Case("weighted_mse", evenly_weighted_mse, 2),
+    Case("logit_pairing", pat.logit_pairing_loss, 2),
+    Case("logit_pairing probabilities", partial(pat.logit_pairing_loss, space="probabilities"), 2),
+    Case("hypersphere", pat.hypersphere_loss, 1, labels=True),
 ]
 DIVERGENCES = [
     Case("squared_error", pat.squared_error, 2, reduces=False),
+    Case("prediction_squared_error", pat.prediction_squared_error, 2, reduces=False),
     Case("cosine_distance", pat.cosine_distance, 2, reduces=False),
     Case("kl_divergence", pat.kl_divergence, 2, reduces=False),
     Case("kl_divergence softened", partial(pat.kl_divergence, temperature=3.0), 2, reduces=False),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Linf, Threat, pgd
-from perceptual_at.threats import _threshold, _threshold_by_climbing, projection
+from perceptual_at.threats import around
+from perceptual_at.threats.simplex import threshold_by_climbing, threshold_by_sorting
 from tests.strategies import (
     BOUNDS,
     DTYPES,
@@ -87,7 +88,7 @@ def test_projecting_twice_changes_no_bit(threat, shape, seed, scale, dtype):
 @given(threats(), shapes, seeds, st.sampled_from([1e-7, 0.001, 1.0, 40.0]), dtypes)
 def test_projections_around_centres_that_stay_are_those_of_the_threat(threat, shape, seed, scale, dtype):
     x = clean_inputs(seed, shape, threat.bounds, dtype)
-    project = projection(threat, x)
+    project = around(threat, x)
     points = [x + normal(seed + i, *shape, scale=scale, dtype=dtype) for i in range(1, 3)]
     points.append(torch.cat([points[0][:1], x[1:]]))  # one sample moves, the others stay
     for point in (*points, threat.project(points[0], x)):
@@ -102,7 +103,7 @@ def test_centres_that_stay_may_have_budgets_of_their_own(kind):
     threat, x = kind(torch.tensor([0.05, 0.5, 0.9])), uniform(0, 3, 20)
     for scale in (0.01, 1.0):
         point = x + normal(1, 3, 20, scale=scale)
-        assert_close(projection(threat, x)(point), threat.project(point, x))
+        assert_close(around(threat, x)(point), threat.project(point, x))
 
 
 def test_a_threat_of_the_users_own_projects_itself_around_centres_that_stay():
@@ -112,7 +113,7 @@ def test_a_threat_of_the_users_own_projects_itself_around_centres_that_stay():
 
     x = uniform(0, 3, 4)
     for way in (0.001, 1.0):
-        assert torch.equal(projection(Still(0.5), x)(x + way), x)
+        assert torch.equal(around(Still(0.5), x)(x + way), x)
 
 
 @given(seeds, st.sampled_from([0.01, 0.5, 0.99, 2.0]), st.sampled_from([1, 5, 300]))
@@ -120,14 +121,14 @@ def test_the_l1_threshold_is_found_without_sorting_too(seed, share, entries):
     wanted = normal(seed, 4, entries).abs() * (uniform(seed + 1, 4, entries) > 0.3)
     room = uniform(seed + 2, 4, entries) * (uniform(seed + 3, 4, entries) > 0.3)
     radius = share * torch.minimum(wanted, room).sum(dim=1, keepdim=True) + 1e-3
-    found, sorted_out = (solve(wanted, room, radius) for solve in (_threshold_by_climbing, _threshold))
+    found, sorted_out = (solve(wanted, room, radius) for solve in (threshold_by_climbing, threshold_by_sorting))
     moved, expected = (torch.minimum((wanted - t).clamp_min(0), room) for t in (found, sorted_out))
     assert_close(moved, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_a_threshold_that_is_undefined_comes_to_an_end():
     wanted = torch.tensor([[math.nan, 1.0], [2.0, 1.0]])
-    found = _threshold_by_climbing(wanted, torch.ones(2, 2), 1.0)
+    found = threshold_by_climbing(wanted, torch.ones(2, 2), 1.0)
     assert_close(found[1], torch.tensor([1.0]))
 
 

@@ -4,9 +4,11 @@ from perceptual_at.attacks.apgd import apgd
 from perceptual_at.attacks.autoattack import AutoAttackVerdict, auto_attack
 from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import frozen
+from perceptual_at.attacks.friendly import friendly_pgd
 from perceptual_at.attacks.gradient import cw, fgsm, pgd
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.margins import Margins, bisect_margins, find_margins
+from perceptual_at.attacks.n_fgsm import n_fgsm
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
 from perceptual_at.attacks.square import square
@@ -29,9 +31,11 @@ __all__ = [
     "fab",
     "fgsm",
     "find_margins",
+    "friendly_pgd",
     "frozen",
     "kl_to",
     "margin",
+    "n_fgsm",
     "pgd",
     "pure_pgd",
     "soft_logit_margin",

@@ -11,7 +11,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budget, budgets, check_arguments, check_values, plain
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified, visible
@@ -20,7 +20,7 @@ from perceptual_at.attacks.starts import far_start
 from perceptual_at.attacks.targets import likely_targets, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import L1, Threat, projection, select
+from perceptual_at.threats import L1, Threat, around, budget, budgets, select
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -265,7 +265,7 @@ class _Climb:
         self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
         self.targets = None if self.targets is None else self.targets[kept]
         self.threat = select(self.threat, kept)
-        self.project = projection(self.threat, self.center)
+        self.project = around(self.threat, self.center)
         self.state = self.state.take(kept)
 
     def spend(self, search: Search) -> None:
@@ -275,7 +275,7 @@ class _Climb:
 
     def begin(self, point: Tensor, *, fresh: bool) -> None:
         """Place every sample at its start."""
-        self.project = projection(self.threat, self.center)
+        self.project = around(self.threat, self.center)
         zeros = point.new_zeros(len(point), dtype=torch.promote_types(point.dtype, torch.float32))
         step_size = (1.0 if self.sparse else 2.0) * budgets("apgd", self.threat, self.center)
         entries = float(max(1, rows(point).shape[1]))

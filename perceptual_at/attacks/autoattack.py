@@ -13,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._progress import Bar
 from perceptual_at.attacks import inspection, official
 from perceptual_at.attacks.apgd import apgd
-from perceptual_at.attacks.arguments import check_arguments, check_ball, check_values, plain
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.fab import fab
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
@@ -25,7 +25,7 @@ from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.twins import FastModel
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.threats import L1, L2, Linf, Threat, select
+from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, select
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
@@ -138,7 +138,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         (tensor([0.7500]), tensor([0, 1]))
     """
     check_arguments("auto_attack", model, x, labels, threat, cross_entropy, verdict=True)
-    check_ball("auto_attack", threat)
+    as_ball("auto_attack", threat)
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.choice("auto_attack", "model_mode", model_mode, ("eval", "as_is"))
@@ -338,4 +338,4 @@ def _notes(composition: Composition, classes: int, model: Model) -> tuple[str, .
 
 
 def _share(robust: Tensor) -> float:
-    return float(robust.double().mean()) if len(robust) else 0.0
+    return int(robust.sum()) / len(robust) if len(robust) else 0.0

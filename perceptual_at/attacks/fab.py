@@ -9,7 +9,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
@@ -17,7 +17,7 @@ from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.targets import likely_targets, margin
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Bounds, Linf, select
+from perceptual_at.threats import L1, L2, Bounds, Linf, as_ball, budgets, select
 
 _SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
     Linf: shift_linf, L2: shift_l2, L1: shift_l1,
@@ -113,7 +113,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         True
     """
     check_arguments("fab", model, x, labels, threat, margin, "random", restarts, verdict=True)
-    check_ball("fab", threat)
+    as_ball("fab", threat)
     _check.count("fab", "steps", steps)
     if target_classes is not None:
         _check.count("fab", "target_classes", target_classes)
@@ -189,7 +189,7 @@ class _Trip:
         else:
             direction = numbers.normal(shape, dtype=dtype)
         length = self.threat.norm(direction).clamp_min(torch.finfo(dtype).tiny)
-        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)
+        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def go(self, nearest: Tensor, settings: _Settings, *, steps_before: int) -> None:
         """Take the steps; `nearest` keeps the distances of the points found so far."""
@@ -249,7 +249,7 @@ class _Trip:
         share = (length / (length + clean_length)).clamp_max(settings.alpha_max)
         arrived, clean_arrived = both.add_(shift, alpha=settings.eta)
         mixed = torch.lerp(arrived, clean_arrived, share[:, None])
-        return mixed.clamp_(*self.bounds).reshape(self.point.shape)
+        return mixed.clamp_(*self.bounds).reshape(self.point.shape)  # type: ignore[arg-type]
 
     def _judge(self, nearest: Tensor, step: int) -> tuple[Tensor, bool]:
         """Keep misclassified points that are inside and nearer than those before.

@@ -7,7 +7,7 @@ from perceptual_at import _check
 from perceptual_at._random import Generator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budget, check_arguments, check_values, plain
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, classified, misclassified, visible
@@ -16,7 +16,7 @@ from perceptual_at.attacks.starts import random_start
 from perceptual_at.attacks.steps import ascended
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import Threat, select
+from perceptual_at.threats import Threat, budget, select
 
 
 def ascend(

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
-from perceptual_at.attacks.arguments import budget, check_arguments
+from perceptual_at.attacks.arguments import check_arguments
 from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.queries import check_logits, check_values, leveled, visible
 from perceptual_at.attacks.steps import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, budget
 
 
 def pure_pgd(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.arguments import budgets, check_arguments, check_ball, check_values, plain
+from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
 from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.queries import Queries, misclassified
@@ -17,7 +17,7 @@ from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import L1, L2, Linf, projection, select
+from perceptual_at.threats import L1, L2, Linf, around, as_ball, budgets, select
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _ORDERS: dict[type, int] = {L2: 2, L1: 1}
@@ -104,7 +104,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         tensor([0.5000, 0.2500])
     """
     check_arguments("square", model, x, labels, threat, loss, "random", restarts, verdict=True)
-    check_ball("square", threat)
+    as_ball("square", threat)
     if x.ndim != 4:
         raise ValueError(
             f"square: `x` must be images of shape (B, C, H, W), got shape {tuple(x.shape)}; give vectors (B, N) as "
@@ -166,7 +166,7 @@ class _Climb:
         self.values = torch.full_like(held[at], -math.inf)
         self.won, self.some_won = torch.zeros_like(at, dtype=torch.bool), False
         self.forwards = 0  # passes that are not yet in the books, of each sample in play
-        self.project = projection(self.threat, self.x)
+        self.project = around(self.threat, self.x)
         self.edges = self._edges()
         self.squares = _Squares(self.x, self.numbers)
 
@@ -285,7 +285,7 @@ class _Climb:
         self.edges = self.edges[kept]
         self.squares.take(kept)
         self.threat = select(self.threat, kept)
-        self.project = projection(self.threat, self.x)
+        self.project = around(self.threat, self.x)
 
 
 class _Squares:

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import budgets
-from perceptual_at.threats import L1, L2, Linf, Threat
+from perceptual_at.threats import L1, L2, Linf, Threat, budgets
 
 
 def random_start(

@@ -5,6 +5,7 @@ All images are served in [0, 1] and not normalised: the model normalises.
 
 from perceptual_at.data.cifar import CIFAR10_MEAN, CIFAR10_STD, cifar10, cifar100
 from perceptual_at.data.folders import image_folder, npz_images, tiny_imagenet
+from perceptual_at.data.mixing import mixed_rows
 from perceptual_at.data.sklearn_digits import digits
 from perceptual_at.data.tensors import TensorImages, channel_statistics, hold_out, loader
 
@@ -19,6 +20,7 @@ __all__ = [
     "hold_out",
     "image_folder",
     "loader",
+    "mixed_rows",
     "npz_images",
     "tiny_imagenet",
 ]

@@ -54,7 +54,7 @@ def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 
     values = torch.arange(levels, device=x.device, dtype=accumulator(x))
     # As an image is read: the integer, divided; then rounded to the dtype.
     lattice = (low + (high - low) * (values / (levels - 1))).to(x.dtype)
-    lattice = lattice.clamp(-round_down(-low, x.dtype), round_down(high, x.dtype))
+    lattice = lattice.clamp(-round_down(-low, x.dtype), round_down(high, x.dtype))  # type: ignore[arg-type]
     nearest = ((x_adv.to(values.dtype) - low) * ((levels - 1) / (high - low))).round()
     places = nearest.long().clamp(0, levels - 1)
     if isinstance(threat, Linf):

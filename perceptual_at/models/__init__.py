@@ -8,12 +8,14 @@ and all take a `width`, so that narrow versions can be trained on a CPU.
 
 from perceptual_at.models.adapters import logits_of
 from perceptual_at.models.digits_cnn import DigitsCNN
+from perceptual_at.models.hypersphere import CosineLinear, with_cosine_logits
 from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
 from perceptual_at.models.taps import perceive_at, perception_taps, tap
 from perceptual_at.models.wide_resnets import WideResNet, wide_resnet28_10, wide_resnet34_10
 
 __all__ = [
+    "CosineLinear",
     "DigitsCNN",
     "Normalize",
     "ResNet",
@@ -28,4 +30,5 @@ __all__ = [
     "tap",
     "wide_resnet28_10",
     "wide_resnet34_10",
+    "with_cosine_logits",
 ]

@@ -80,7 +80,8 @@ def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Gene
     """The start of TRADES and MART: beside the clean input, where the KL has a gradient. Not clipped."""
     _check.number(function, "noise", noise, above=0.0)
     generator = _random.source(function, generator, x.device)
-    return x + noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+    return x + noise * drawn.to(x.device)
 
 
 def logits_as_perception(model: nn.Module) -> Perceive:

@@ -1,0 +1,207 @@
+"""The ball of sparse perturbations."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check, _random
+from perceptual_at._rounding import accumulator, add_inward, cast_toward, wide
+from perceptual_at._shapes import per_sample, rows
+from perceptual_at.threats.ball import (
+    Ball,
+    Units,
+    flat,
+    held,
+    looks_are_free,
+    pair,
+    radii,
+    shrink,
+    size_seen,
+    slack,
+    stretched,
+    surely_inside,
+)
+from perceptual_at.threats.entries import Bounds, Entries
+from perceptual_at.threats.simplex import threshold_by_climbing, threshold_by_sorting
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
+class L1(Ball):
+    r"""The absolute changes of a sample's entries add up to at most `eps`, inside `bounds`.
+
+    $$ \{x' : \textstyle\sum_i |x'_i - x_i| \le \epsilon,\ l_i \le x'_i \le u_i\} $$
+
+    Args:
+        eps: largest sum of absolute changes, in input units; 12 is usual for CIFAR images in [0, 1]. A tensor
+            `(B,)` gives every sample of a batch its own. With a tensor that broadcasts over the inputs each entry
+            reaches its own `eps` when it moves alone, and those with 0 never move; see `Ball`.
+        bounds: smallest and largest input value; each a number, which may be infinite, or a tensor as for `eps`.
+
+    Raises:
+        TypeError: if `eps` or a bound is no number.
+        ValueError: if `eps` is negative or the bounds are no interval.
+
+    Source:
+        Croce and Hein 2021 ("Mind the box") for the intersection with the box.
+
+    Examples:
+        >>> L1(12)
+        L1(eps=12)
+        >>> x = torch.zeros(1, 3)
+        >>> L1(1.0).project(torch.tensor([[1.0, 0.5, 0.0]]), x)  # both entries give up 1/4
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+
+    eps: Entries
+    bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
+    p: ClassVar[float] = 1.0
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        r"""Nearest point of ball and box in Euclidean distance, in the dtype of `x`.
+
+        An entry that wants to move by $a_i$ and can move by $c_i$ moves by $\min(\max(a_i - \lambda, 0), c_i)$;
+        $\lambda$ is found exactly by sorting the places where that sum changes slope. Where entries have an `eps` of
+        their own, distances are in units of the largest one too.
+
+        Args:
+            x_adv: points to project, shape `(B, ...)`.
+            x: centres of the balls, the same shape, inside the bounds.
+        """
+        y, center = pair("L1.project", x_adv, x)
+        units = self.units(x)
+        y = held(y, center, units)
+        low, high = self.box(x)
+        boxed = y.clamp(low, high)  # type: ignore[arg-type]  # both are of one kind
+        nearest = self._nearest(y, boxed, center, x, threshold_by_sorting)
+        return cast_toward(shrink(self, nearest, center, x.dtype), x)
+
+    def around(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`project` for centres that stay, up to rounding and without sorting, as a function of the point alone."""
+        if type(self) is not L1 or not looks_are_free(x) or self.units(x) is not None:
+            return lambda point: self.project(point, x)
+        low, high = self.box(x)
+
+        def project(point: Tensor) -> Tensor:
+            boxed = point.clamp(low, high)  # type: ignore[arg-type]
+            if surely_inside(self, boxed, x):
+                return boxed
+            nearest = self._nearest(point, boxed, x, x, threshold_by_climbing)
+            return nearest if surely_inside(self, nearest, x) else shrink(self, nearest, x, x.dtype)
+
+        return project
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The whole unit step in the entry with the largest gradient."""
+        units = self.units(grad)
+        weight = 1.0 if units is None else units.weight.to(grad.dtype)
+        gain = flat("L1.steepest", grad if units is None else grad * weight)
+        if not gain.shape[1]:
+            return grad
+        place = gain.abs().argmax(dim=1, keepdim=True)
+        step = torch.zeros_like(gain).scatter(1, place, gain.gather(1, place).sign()).reshape(grad.shape)
+        return step if units is None else step * weight
+
+    def step(self, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
+        """One ascent step that spends `step_size` where it gains most and pays where it loses least.
+
+        The entry with the largest gradient may be at the edge of the box already, so the step goes to the entries
+        in the order of their gradient, to each as far as it has room. What is then beyond the budget is taken
+        back from the entries that gain least. Far from the edges of ball and box this is a step along
+        `steepest`; on a linear function it ends at the best point of the set and stays there, which steps
+        followed by the Euclidean projection do not.
+        """
+        units = self.units(x)
+        low, high = self.box(x_adv)
+        room = torch.where(grad > 0, high - x_adv, x_adv - low)
+        delta = x_adv - x
+        if units is not None:  # all in units of the largest `eps`
+            free, scale = units.scale > 0, units.scale.to(grad.dtype)
+            room, delta = (torch.where(free, part * scale, 0.0) for part in (room, delta))
+            grad = grad * units.weight.to(grad.dtype)
+        gain = flat("L1.step", grad)
+        order = gain.abs().argsort(dim=1, descending=True)
+        length = torch.as_tensor(step_size, dtype=gain.dtype, device=gain.device).reshape(-1, 1)
+        moved = rows(delta) + gain.sign() * _fill(rows(room).clamp_min(0).minimum(length), order, length)
+        size = moved.abs()
+        eps = self._each(x)
+        eps = eps.to(size.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
+        excess = (size.sum(dim=1, keepdim=True) - eps).clamp_min(0)
+        size = size - _fill(size, (moved.sign() * gain).argsort(dim=1), excess)
+        moved = (moved.sign() * size).reshape(x.shape)
+        return self.project(x + (moved if units is None else moved * units.weight.to(moved.dtype)), x)
+
+    def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
+        """Uniform in the ball around `x`, then projected."""
+        _check.floating("L1.random_start", x=x)
+        draws = _random.draws("L1.random_start", generator, x)
+        shape = tuple(rows(x).shape)
+        sizes, signs = draws.exponential(shape, dtype=wide(x)), draws.signs(shape)
+        units = self.units(x)
+        if units is not None:
+            sizes = sizes * rows((units.scale > 0).expand_as(x))
+        total = sizes.sum(dim=1, keepdim=True)
+        direction = (signs * sizes / (total if units is None else total.clamp_min(1e-30))).reshape(x.shape)
+        eps = self._spread(x)
+        eps = eps.to(x.dtype) if isinstance(eps, Tensor) else eps
+        return self.project(x + eps * direction * radii(self, x, draws), x)
+
+    def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
+        """The projection of normal noise, which is sparse, as APGD starts."""
+        draws = _random.draws("L1.far_start", generator, x)
+        return self.project(x + draws.normal(tuple(x.shape), dtype=wide(x)), x)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """Sum of the absolute entries of each sample, shape `(B,)`; in units of the largest `eps`, see `Ball`."""
+        _check.floating("L1.norm", **{"the argument": delta})
+        moved = rows(stretched(delta, self.units(delta)))
+        return moved.abs().sum(dim=1, dtype=accumulator(moved)).to(wide(delta))
+
+    def _nearest(
+        self,
+        y: Tensor,
+        boxed: Tensor,
+        center: Tensor,
+        x: Tensor,
+        solve: Callable[[Tensor, Tensor, float | Tensor], Tensor],
+    ) -> Tensor:
+        """Nearest point of ball and box, up to the rounding of its norm; where `boxed` is inside, that."""
+        low, high = self.box(x)
+        delta = y - center
+        signs = delta.sign()
+        up, down = (_finite(bound, delta) - center for bound in (high, low))
+        room = torch.maximum(up * signs, down * signs).clamp_min_(0)  # not in place: only `signs` may be mapped
+        units = self.units(x)
+        wanted, room = _measured(delta.abs(), units), _measured(room, units)
+        eps = self._each(x)
+        budget = eps.to(wanted.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
+        threshold = solve(wanted, room, budget * (1 - slack(x.dtype, delta.dtype))).to(delta.dtype)
+        moved = torch.minimum((wanted - threshold).clamp_min_(0), room).reshape(delta.shape)
+        moved = moved if units is None else moved * units.weight.to(moved.dtype)
+        outside = per_sample(size_seen(self, boxed, center, x.dtype) > eps, y)
+        nearest = add_inward(center, moved * signs).clamp(low, high)  # type: ignore[arg-type]
+        return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
+
+
+def _finite(bound: float | Tensor, like: Tensor) -> float | Tensor:
+    """A bound that zero can be multiplied with."""
+    largest = torch.finfo(like.dtype).max / 4
+    return (
+        bound.to(like.dtype).clamp(-largest, largest)
+        if isinstance(bound, Tensor)
+        else min(max(bound, -largest), largest)
+    )
+
+
+def _measured(size: Tensor, units: Units | None) -> Tensor:
+    """Sizes as rows, in units of the largest `eps`."""
+    return rows(size if units is None else size * units.scale.to(size.dtype))
+
+
+def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
+    """Distribute `amount` over each row in the given order, to each entry as much as it has room for."""
+    have = room.gather(1, order)
+    before = have.cumsum(dim=1) - have
+    return torch.zeros_like(room).scatter(1, order, torch.minimum(have, (amount - before).clamp_min(0)))
