@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import books, measuring, training
+from evidence import books, exporting, measuring, training
 from evidence.design import QUICK, SEEDS, Design, Job, order
 from evidence.images import decoded, split
 from record import ROOT, provenance
 
 from perceptual_at.checkpoints import read_weights, save_weights
+from perceptual_at.models.trained_networks import FOLDER
 
 RECORD = ROOT / "docs" / "results" / "cifar10_evidence.json"
 WHICH = ("best", "final")
@@ -184,6 +185,17 @@ def listing(place: Place, seeds: int) -> str:
     return "\n".join(lines)
 
 
+def export_run(place: Place, run: str | None, name: str | None) -> None:
+    """Put the best network of a run into the package."""
+    jobs = {str(job): job for block in order(100) for job in block}
+    if run not in jobs or name is None:
+        raise SystemExit("export needs a run, such as all/raat/0, and a name for its network.")
+    entry, weights = place.entry(jobs[run]), place.folder(jobs[run]) / "best.safetensors"
+    if not trained(entry) or not weights.exists():
+        raise SystemExit(f"{run} is not finished, or its weights are not in `{place.work}`.")
+    print(exporting.export(entry, weights, name, place.design, FOLDER))
+
+
 def design_of(options: argparse.Namespace) -> Design:
     """The declared design, or another one that the options make of it."""
     design = QUICK if options.quick else Design()
@@ -227,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place = Place(options.work, options.record, options.work / "images.npz", options.exact, design, options.device)
     if options.do == "list":
         print(listing(place, options.seeds))
+        return
+    if options.do == "export":
+        export_run(place, options.run, options.name)
         return
     if options.root is None and not place.cache.exists():
         raise SystemExit("--root is needed: the folder that holds train/CLASS and test/CLASS.")

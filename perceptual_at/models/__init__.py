@@ -12,6 +12,7 @@ from perceptual_at.models.hypersphere import CosineLinear, with_cosine_logits
 from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
 from perceptual_at.models.taps import perceive_at, perception_taps, tap
+from perceptual_at.models.trained_networks import trained, trained_card
 from perceptual_at.models.wide_resnets import WideResNet, wide_resnet28_10, wide_resnet34_10
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "resnet18",
     "resnet26_bottleneck",
     "tap",
+    "trained",
+    "trained_card",
     "wide_resnet28_10",
     "wide_resnet34_10",
     "with_cosine_logits",

@@ -1,0 +1,198 @@
+"""Tables of "What the terms do", computed from the verdicts on record."""
+
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from results_table import GAP, number, table
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from evidence import numbers
+from evidence.design import ARMS, REGIMES, SEEDS, order
+from evidence.hypotheses import HYPOTHESES, Hypothesis
+
+Run = dict[str, Any]
+STEM = "cifar10_evidence"
+FIGURES = Path(__file__).parent / "figures"
+COLUMNS = {
+    "clean": "clean", "pgd20": "PGD-20", "margin30": "margin PGD-30", "autoattack": "AutoAttack", "mean": "Mean",
+    "nrr": "NRR",
+}  # fmt: skip
+NOTHING = "No run has finished yet."
+
+
+def interval(values: list[float], signed: bool = False) -> str:
+    """Mean and half of its 95 % interval, which takes two seeds."""
+    if not values:
+        return "-"
+    found = numbers.t_interval(values)
+    mean = f"{found.mean:{'+' if signed else ''}.2f}"
+    return f"{mean}{GAP}±{GAP}{found.half:.2f}" if math.isfinite(found.half) else mean
+
+
+def arms_of(runs: Run, regime: str) -> dict[str, list[Any]]:
+    """The entries of each arm, seed by seed."""
+    found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
+    for job, entry in sorted(runs.items()):
+        if job.regime == regime:
+            found[job.arm].append(entry)
+    return {arm: entries for arm, entries in found.items() if entries}
+
+
+def scores(regime: str, which: str) -> Callable[[Run], str]:
+    """Accuracies of all arms of a regime."""
+
+    def write(record: Run) -> str:
+        runs = numbers.finished(record)
+        rows = [
+            (
+                ARMS[arm].title, str(len(entries)),
+                *(interval(numbers.scores(runs, regime, arm, column, which)) for column in COLUMNS),
+                f"{statistics.mean(entry['seconds']['training_cpu'] for entry in entries) / 3600:.1f}",
+            )
+            for arm, entries in arms_of(runs, regime).items()
+        ]  # fmt: skip
+        return table(("trained by", "seeds", *COLUMNS.values(), "core hours"), rows) if rows else NOTHING
+
+    return write
+
+
+def hypotheses(record: Run) -> str:
+    """What was expected, and what came."""
+    runs = numbers.finished(record)
+    rows = [tested(runs, one, regime) for one in HYPOTHESES for regime in one.regimes]
+    head = (
+        "difference",
+        "column",
+        "images",
+        "expected",
+        "found",
+        "found with 80 %",
+        "seeds for a point",
+        "McNemar, p",
+        "",
+    )
+    return table(head, rows)
+
+
+def tested(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
+    """One row."""
+    found = numbers.pairs(runs, regime, one.arm, one.control, one.column)
+    differences = [pair.difference for pair in found]
+    ps = ", ".join(f"{pair.p:.2g}" for pair in found if pair.p is not None)
+    return (
+        f"{ARMS[one.arm].title} minus {ARMS[one.control].title}", COLUMNS[one.column], regime,
+        {1: "above 0", -1: "below 0", 0: "none"}[one.sign], interval(differences, signed=True),
+        f"{numbers.detectable(differences):.2f}" if len(differences) > 1 else "-",
+        f"{numbers.seeds_for(1.0, differences)}" if len(differences) > 1 else "-", ps or "-",
+        numbers.judgement(one, differences),
+    )  # fmt: skip
+
+
+def terms(record: Run) -> str:
+    """What the regularisers make of loss and gradient in the last epoch, in percent."""
+    rows = []
+    for regime in REGIMES:
+        for arm, entries in arms_of(numbers.finished(record), regime).items():
+            lasts = [entry["log"][-1] for entry in entries]
+            if "share_of_loss" in lasts[0]:
+                loss, gradient = (
+                    number(100 * statistics.mean(last[f"share_of_{of}"] for last in lasts))
+                    for of in ("loss", "gradient")
+                )
+                cosine = statistics.mean(last["cosine_to_the_rest"] for last in lasts)
+                rows.append((ARMS[arm].title, regime, f"`{ARMS[arm].regulariser}`", loss, gradient, f"{cosine:+.2f}"))
+    head = ("trained by", "images", "regulariser", "of the loss, %", "of the gradient, %", "cosine to the rest")
+    return table(head, rows) if rows else NOTHING
+
+
+def statistics_of(record: Run) -> str:
+    """Accuracies with batch-norm statistics of other images, and how far training accuracy lies above."""
+    rows = []
+    for regime in REGIMES:
+        for arm, entries in arms_of(numbers.finished(record), regime).items():
+            finals = [entry[entry["final"].get("same_as", "final")] for entry in entries]
+            gap = statistics.mean(final["train"]["pgd20"] - final["test"]["pgd20"] for final in finals)
+            parts = [[entry["best"]["batch_norm"][name] for entry in entries] for name in ("own", "clean", "attacked")]
+            shown = [
+                " / ".join(f"{statistics.mean(one[column] for one in part):.2f}" for column in ("clean", "pgd20"))
+                for part in parts
+            ]
+            shifts = (f"{statistics.mean(one['shift'] for one in part):.2f}" for part in parts[1:])
+            rows.append((ARMS[arm].title, regime, *shown, *shifts, f"{gap:+.2f}"))
+    head = (
+        "trained by", "images", "own statistics", "of clean images", "of attacked images", "shift, clean",
+        "shift, attacked", "PGD-20, training minus test, final",
+    )  # fmt: skip
+    return table(head, rows) if rows else NOTHING
+
+
+def figures_of(record: Run) -> str:
+    """RPAT's Fig. 2 and RAAT's groups on the networks of the record."""
+    rows = []
+    for regime in REGIMES:
+        for arm, entries in arms_of(numbers.finished(record), regime).items():
+            gaps = [entry["best"]["perception_gap"]["pgd20"] for entry in entries]
+            moved = [mean_of([gap[name] for gap in gaps]) for name in ("success_mse", "failure_mse")]
+            groups = [entry["best"]["groups"]["test"] for entry in entries]
+            shares = (f"{statistics.mean(group[name] for group in groups):.1f}"
+                      for name in ("misclassified", "boundary", "interior"))  # fmt: skip
+            rows.append((ARMS[arm].title, regime, *map(number, moved), *shares))
+    head = (
+        "trained by", "images", "held: MSE", "broken: MSE", "misclassified, %", "boundary, %", "interior, %",
+    )  # fmt: skip
+    return table(head, rows) if rows else NOTHING
+
+
+def mean_of(values: list[float | None]) -> float | None:
+    """Mean of what is there."""
+    there = [value for value in values if value is not None]
+    return statistics.mean(there) if there else None
+
+
+def state(record: Run) -> str:
+    """How far the experiment is, and what ran on what."""
+    runs = numbers.finished(record)
+    declared = [job for block in order(SEEDS) for job in block]
+    started = [f"{e['regime']}/{e['arm']}/{e['seed']}" for e in record["runs"] if e["status"] == "started"]
+    missing = {}
+    for job in declared:
+        if job not in runs and str(job) not in started:
+            missing.setdefault((job.regime, job.arm), []).append(str(job.seed))
+    lines = [f"{len(runs)} of {len(declared)} declared runs have finished."]
+    if started:
+        lines.append(f"Begun: {', '.join(f'`{run}`' for run in started)}.")
+    if missing:
+        shown = "; ".join(
+            f"{ARMS[arm].title} on {regime} ({', '.join(seeds)})" for (regime, arm), seeds in missing.items()
+        )
+        lines.append(f"Not begun, with their seeds: {shown}.")
+    made = {(e["hardware"]["cpu"], e["hardware"]["device"], e["versions"]["torch"]) for e in runs.values()}
+    lines += [f"Made on {cpu}, {device}, torch {torch}." for cpu, device, torch in sorted(made)]
+    return "\n\n".join(lines)
+
+
+def picture(record: Run) -> str:
+    """The trade-off, where it has been drawn."""
+    if not numbers.finished(record) or not (FIGURES / "evidence_figure-light.svg").exists():
+        return NOTHING
+    words = "Clean against PGD-20 accuracy of all arms, with an arrow from each control to what is compared with it"
+    return "\n".join(
+        f"![{words}](../figures/evidence_figure-{scheme}.svg#only-{scheme})" for scheme in ("light", "dark")
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
+    **{
+        f"evidence_{regime}_{which}": (STEM, scores(regime, which)) for regime in REGIMES for which in ("best", "final")
+    },
+    "evidence_hypotheses": (STEM, hypotheses),
+    "evidence_terms": (STEM, terms),
+    "evidence_statistics": (STEM, statistics_of),
+    "evidence_figures": (STEM, figures_of),
+    "evidence_state": (STEM, state),
+    "evidence_picture": (STEM, picture),
+}
