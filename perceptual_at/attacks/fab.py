@@ -17,7 +17,8 @@ from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search, places
 from perceptual_at.attacks.targets import likely_targets, margin
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Bounds, Linf, as_ball, budgets, select
+from perceptual_at.threats import L1, L2, Linf, as_ball, budgets, select
+from perceptual_at.threats.entries import Bounds
 
 _SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
     Linf: shift_linf, L2: shift_l2, L1: shift_l1,
