@@ -10,6 +10,11 @@ def rows(value: Tensor) -> Tensor:
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))
 
 
+def places(mask: Tensor) -> Tensor:
+    """Rows where a mask holds; waits for the device."""
+    return mask.nonzero().squeeze(1)
+
+
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
     """Values `(n,)` shaped to broadcast along the first dimension of `like`, such as one per sample."""
     return value.reshape(-1, *[1] * (like.ndim - 1))

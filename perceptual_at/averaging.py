@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at import _check
-from perceptual_at._wrappers import bare
+from perceptual_at.victims.finding import bare
 
 Weights = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at._files import written_whole
-from perceptual_at._wrappers import bare
 from perceptual_at.averaging import Weights
+from perceptual_at.victims.finding import bare
 
 __all__ = ["Loaded", "load_weights", "read_weights", "save_weights", "weights_checksum", "written_whole"]
 

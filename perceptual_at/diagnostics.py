@@ -12,12 +12,12 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.freeze import Model, frozen
 from perceptual_at.divergences import squared_error
 from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat
+from perceptual_at.victims import Model, frozen
 
 Strength = Literal["full", "reduced", "clean"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
-from perceptual_at._wrappers import bare
 from perceptual_at.averaging import Weights
+from perceptual_at.victims.finding import bare
 
 Selection = Literal["weights", "matrices", "all"] | Callable[[str, Tensor], bool]
 

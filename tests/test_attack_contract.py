@@ -480,12 +480,26 @@ def test_training_goes_on_after_an_attack(case):
         assert torch.equal(ours.grad, theirs.grad)
 
 
+@every_call
+def test_a_callable_that_holds_a_module_is_attacked_as_the_module_is(case, model):
+    x, labels = images(), classes_of()
+    before = Picture(model)
+    options = [{"generator": generator(5)} if case.draws else {} for _ in range(2)]
+    hidden = case(lambda x: model(x), x, labels, **options[0])
+    before.assert_unchanged()
+    assert torch.equal(hidden, case(model, x, labels, **options[1]))
+
+
 @every_attack
-def test_any_other_callable_is_called_as_it_is(case, model):
+def test_a_callable_whose_module_cannot_be_found_is_called_as_it_is_with_a_warning(case, model):
     model.train()
     model.dropout.eval()
     before, batches = Picture(model), model.norm.num_batches_tracked.item()
-    case(lambda x: model(x), images(), classes_of())
+    hidden = iter([model] * 100)  # as good as any other way to hide it
+    with pytest.warns(
+        UserWarning, match=r"`model` runs modules in train mode that could not be found in it \(BatchNorm1"
+    ):
+        case(lambda x: next(hidden)(x), images(), classes_of())
     before.assert_unchanged(buffers=False)  # no parameter gradient is stored
     assert model.norm.num_batches_tracked.item() == batches + case.gradients + case.scorings
 
@@ -931,6 +945,14 @@ def test_frozen_hands_other_callables_back():
 
     with frozen(model) as f:
         assert f is model
+
+
+def test_frozen_looks_through_callables(model):
+    before = Picture(model)
+    with frozen(lambda x: model(x)):
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules())
+    before.assert_unchanged()
 
 
 @pytest.mark.parametrize("model_mode", ["eval", "as_is"])

@@ -193,6 +193,7 @@ WAITING = ("cuda", "cpu", "item", "tolist", "numpy", "nonzero")
 ROOMS = (
     "losses",
     "attacks",
+    "victims",
     "objectives",
     "divergences.py",
     "partitions.py",
@@ -201,16 +202,14 @@ ROOMS = (
     "_rounding.py",
 )
 ALLOWED = {
-    ("attacks/arguments.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
-    ("attacks/arguments.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
+    ("victims/door.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
+    ("victims/door.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
     ("attacks/margins.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
     ("attacks/protocol.py", "tolist"): "the stamp is written when everything has been computed",
-    ("attacks/search.py", "nonzero"): "decided samples leave the batch, so it must count those that stay",
     ("attacks/starts.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
     ("threats/entries.py", "tolist"): "what a threat model is called and whether two are equal depends on its numbers",
-    ("threats/kinds.py", "tolist"): "records are written when everything has been computed",
     ("threats/threat.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
-    ("attacks/twins.py", "cuda"): "captures a graph of the pass instead of running it",
+    ("victims/twins.py", "cuda"): "captures a graph of the pass instead of running it",
     ("objectives/alignment.py", "nonzero"): "the mixed pass runs on the selected pairs only, so it must count them",
 }
 

@@ -27,7 +27,7 @@ from perceptual_at import (
     snapshot,
     square,
 )
-from perceptual_at.attacks import twins
+from perceptual_at.victims import twins
 from tests.strategies import generator, uniform, words
 
 FP32, BF16 = Lane(), Lane(dtype=torch.bfloat16)

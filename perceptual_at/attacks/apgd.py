@@ -10,17 +10,15 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
-from perceptual_at.attacks.lanes import Lane
-from perceptual_at.attacks.queries import Queries, misclassified, visible
-from perceptual_at.attacks.search import Search, places
+from perceptual_at._shapes import per_sample, places, rows
+from perceptual_at.attacks.pgd import visible
+from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.starts import far_start
 from perceptual_at.attacks.targets import likely_targets, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import L1, Threat, around, budget, budgets, select
+from perceptual_at.threats import L1, Threat, around, budget, budgets, check_threat, select
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened, plain
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -121,22 +119,23 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     """
     _check_options(target_classes, start, rho, from_larger_eps, threat)
     chosen: Any = loss if loss is not None else (cross_entropy if target_classes is None else targeted_dlr)
-    check_arguments("apgd", model, x, labels, threat, chosen, start, restarts, verdict=True)
-    for name, value in (("steps", steps), ("eot", eot)):
+    for name, value in (("steps", steps), ("restarts", restarts)):
         _check.count("apgd", name, value)
-    _check.choice("apgd", "model_mode", model_mode, ("eval", "as_is"))
-    check_lane("apgd", model, model_mode, lane)
+    if restarts > 1 and isinstance(start, Tensor):
+        raise ValueError(
+            f"apgd: `restarts`={restarts} has no effect with a fixed start; pass start='random' or drop it."
+        )
+    check_threat("apgd", threat)
     budget("apgd", threat)
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
-        x, labels = plain(x), plain(labels).long()
+    terms = Terms(chosen, None, start, model_mode, lane, eot, validate)
+    with opened("apgd", model, x, labels, threat, terms) as victim:
+        x, labels = victim.x, victim.labels
         search = Search(x, labels)
         if not len(x):
             return search.result(verdict)
-        label_range = check_values("apgd", x, labels, threat, start) if validate else None
         numbers = _random.per_sample_generator("apgd", generator, x)
-        queries = Queries("apgd", f, label_range, eot=eot)
         everyone = torch.arange(len(x), device=x.device)
-        clean_logits = queries.logits(x, labels)
+        clean_logits = victim.logits(x)
         search.spend(everyone, forwards=eot)
         search.judge(everyone, x, clean_logits, 0)
         targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
@@ -146,7 +145,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
                 if not len(at):
                     break
                 climb = _Climb(
-                    queries, chosen, x[at], labels[at], None if targets is None else targets[at, target],
+                    victim, chosen, x[at], labels[at], None if targets is None else targets[at, target],
                     select(threat, at), at, rho=rho,
                 )  # fmt: skip
                 first = plain(start)[at] if isinstance(start, Tensor) else None
@@ -195,10 +194,10 @@ def _run(
                 climb.advance(index, length)
             seen, wrong = climb.look(index)
             if counts and not early_stop:
-                wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
+                wrong = search.confirmed(climb.victim, climb.at, seen, wrong)
                 search.offer(climb.at, seen, climb.state.values, wrong, index)
             elif counts and bool(wrong.any()):
-                wrong = search.confirmed(climb.queries, climb.at, seen, wrong)
+                wrong = search.confirmed(climb.victim, climb.at, seen, wrong)
                 search.record(climb.at, seen, wrong, index)
                 climb.take(~wrong, search)
                 if not len(climb.at):
@@ -242,7 +241,7 @@ class _Climb:
 
     def __init__(
         self,
-        queries: Queries,
+        victim: Victim,
         loss: Any,
         x: Tensor,
         labels: Tensor,
@@ -252,7 +251,7 @@ class _Climb:
         *,
         rho: float,
     ) -> None:
-        self.queries, self.loss, self.x, self.labels, self.targets = queries, loss, x, labels, targets
+        self.victim, self.loss, self.x, self.labels, self.targets = victim, loss, x, labels, targets
         self.threat, self.at, self.rho = threat, at, rho
         self.center = x.to(wide(x))
         self.sparse = isinstance(threat, L1)
@@ -294,9 +293,9 @@ class _Climb:
         state = self.state
         seen, targets = visible(state.point, self.x, self.threat), self.targets
         loss = self.loss if targets is None else lambda logits, labels: self.loss(logits, labels, targets)
-        values, grad, logits = self.queries.gradient(seen, self.labels, loss)
+        values, grad, logits = self.victim.gradient(seen, self.labels, loss)
         values, grad = values.to(state.rises.dtype), grad.to(state.point.dtype)
-        self.gradients += self.queries.eot
+        self.gradients += self.victim.eot
         # The original compares the first step's loss with 0 instead of the start's; its step sizes depend on it.
         before = state.values if index > 1 else torch.zeros_like(values)
         state.rises = state.rises + (values > before) if index else state.rises

@@ -11,21 +11,17 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._progress import Bar
-from perceptual_at.attacks import inspection, official
+from perceptual_at.attacks import official
 from perceptual_at.attacks.apgd import apgd
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
 from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
-from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
-from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import dlr, margin
-from perceptual_at.attacks.twins import FastModel
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, select
+from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, check_threat, select
+from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, misclassified, opened
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
@@ -137,12 +133,11 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         >>> x_adv[0], model(x_adv).argmax(dim=1)  # the first is out of reach and stays
         (tensor([0.7500]), tensor([0, 1]))
     """
-    check_arguments("auto_attack", model, x, labels, threat, cross_entropy, verdict=True)
+    check_threat("auto_attack", threat)
     as_ball("auto_attack", threat)
+    _check.floating("auto_attack", x=x)
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
-    _check.choice("auto_attack", "model_mode", model_mode, ("eval", "as_is"))
-    check_lane("auto_attack", model, model_mode, lane)
     _check.count("auto_attack", "batch_size", batch_size)
     if backend != "native" and lane is not None:
         raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
@@ -151,22 +146,20 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
             f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
             "them in front of the model, or give `version` a list without 'square'."
         )
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
-        x, labels = plain(x), plain(labels).long()
-        label_range = check_values("auto_attack", x, labels, threat, "random") if validate else None
-        queries = Queries("auto_attack", f, label_range)
+    terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
+    with opened("auto_attack", model, x, labels, threat, terms) as victim:
+        x, labels = victim.x, victim.labels
         numbers = _random.per_sample_generator("auto_attack", generator, x)
         search = Search(x, labels)
         everyone = torch.arange(len(x), device=x.device)
-        classes = _clean(queries, search, x, labels, torch.split(everyone, batch_size))
+        classes = _clean(victim, search, x, torch.split(everyone, batch_size))
         composition = _composition(version, threat, classes)
-        notes = _notes(composition, classes, queries.model)
-        own = Queries("auto_attack", queries.exact, label_range)
-        warnings = _suspicions(own, x[:batch_size], labels[:batch_size], version) if len(x) else []
+        notes = _notes(composition, classes, victim.model)
+        warnings = _suspicions(victim.without_lane(), x[:batch_size], labels[:batch_size], version) if len(x) else []
         if backend == "native":
-            attacks = _native(f, composition, threat, numbers, classes)
+            attacks = _native(victim.model, composition, threat, numbers, classes)
         else:
-            attacks, heard = official.attacks(queries, composition, threat, numbers, classes)
+            attacks, heard = official.attacks(victim, composition, threat, numbers, classes)
             notes = (*notes, official.NOTE)
         protocol = Protocol(threat, classes, composition, backend, notes)
         broken_by = torch.full_like(search.step, -1)
@@ -248,24 +241,24 @@ def _enter(search: Search, at: Tensor, found: Verdict) -> None:
     search.forwards[at] += found.forwards
 
 
-def _clean(queries: Queries, search: Search, x: Tensor, labels: Tensor, batches: Sequence[Tensor]) -> int:
+def _clean(victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor]) -> int:
     """Note clean mistakes; gives the number of classes."""
     classes = 2
     for at in batches:
         if not len(at):
             break
-        logits = queries.logits(x[at], labels[at])
+        logits = victim.logits(x[at])
         search.spend(at, forwards=1)
         search.judge(at, x[at], logits, 0)
         classes = logits.shape[1]
     return classes
 
 
-def _suspicions(queries: Queries, x: Tensor, labels: Tensor, version: Version) -> list[str]:
+def _suspicions(victim: Victim, x: Tensor, labels: Tensor, version: Version) -> list[str]:
     """What the first batch says against trusting the result."""
     warnings = []
-    logits = queries.logits(x, labels)
-    if version != "rand" and (spread := inspection.passes_differ(queries, x, labels)) > 1e-4:
+    logits = victim.logits(x)
+    if version != "rand" and (spread := inspection.passes_differ(victim, x)) > 1e-4:
         warnings.append(
             f"the model is random: equal passes differ by up to {spread:.2g} of the logits' length. A single pass of "
             'such a model cannot be trusted; use version="rand", which averages over passes.'
@@ -275,14 +268,14 @@ def _suspicions(queries: Queries, x: Tensor, labels: Tensor, version: Version) -
             "the model seems to return probabilities, not logits: a softmax in the model makes gradients vanish. "
             "Attack the logits."
         )
-    if inspection.takes_gradients(queries.model, x[:1]):
+    if inspection.takes_gradients(victim.model, x[:1]):
         warnings.append(
             "the model computes gradients in its forward pass (a defence that adapts to its input?): attacks that do "
             "not follow it there may be too weak."
         )
     right = ~misclassified(logits, labels)
     for name, loss in (("cross entropy", cross_entropy), ("margin", margin)):
-        zero = int((inspection.zero_gradients(queries, x, labels, loss) & right).sum())
+        zero = int((inspection.zero_gradients(victim, x, labels, loss) & right).sum())
         if zero:
             warnings.append(
                 f"the gradient of the {name} is exactly zero for {zero} of {int(right.sum())} samples: saturated "

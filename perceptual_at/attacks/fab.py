@@ -8,17 +8,13 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
+from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
-from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
-from perceptual_at.attacks.lanes import Lane
-from perceptual_at.attacks.queries import Queries, misclassified
-from perceptual_at.attacks.search import Search, places
-from perceptual_at.attacks.targets import likely_targets, margin
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.targets import likely_targets
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Linf, as_ball, budgets, select
-from perceptual_at.threats.entries import Bounds
+from perceptual_at.threats import L1, L2, Bounds, Linf, as_ball, budgets, check_threat, select
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened
 
 _SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
     Linf: shift_linf, L2: shift_l2, L1: shift_l1,
@@ -113,27 +109,24 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         >>> torch.allclose(x - nearest, torch.tensor([[0.375], [0.125]]), rtol=0.01)
         True
     """
-    check_arguments("fab", model, x, labels, threat, margin, "random", restarts, verdict=True)
+    check_threat("fab", threat)
     as_ball("fab", threat)
     _check.count("fab", "steps", steps)
+    _check.count("fab", "restarts", restarts)
     if target_classes is not None:
         _check.count("fab", "target_classes", target_classes)
     _check.number("fab", "alpha_max", alpha_max, at_least=0.0, at_most=1.0)
     _check.number("fab", "eta", eta, at_least=1.0)
     _check.number("fab", "beta", beta, at_least=0.0, at_most=1.0)
-    _check.choice("fab", "model_mode", model_mode, ("eval", "as_is"))
-    check_lane("fab", model, model_mode, lane)
-    eps = budgets("fab", threat, x)
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
-        x, labels = plain(x), plain(labels).long()
-        label_range = check_values("fab", x, labels, threat, "random") if validate else None
+    terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
+    with opened("fab", model, x, labels, threat, terms) as victim:
+        x, labels, eps = victim.x, victim.labels, budgets("fab", threat, x)
         numbers = _random.per_sample_generator("fab", generator, x)
         search = Search(threat.project(x, x), labels)
         if not x.numel():
             return search.result(verdict)
-        queries = Queries("fab", f, label_range)
         everyone = torch.arange(len(x), device=x.device)
-        clean_logits = queries.logits(search.x_adv, labels)
+        clean_logits = victim.logits(search.x_adv)
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
         right, nearest = search.remaining(), torch.full_like(eps, torch.inf)
@@ -144,7 +137,7 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
             at = search.remaining() if early_stop else right
             if not len(at):
                 break
-            trip = _Trip(queries, search, x, labels, threat, eps, at, None if targets is None else targets[at, rank])
+            trip = _Trip(victim, search, x, labels, threat, eps, at, None if targets is None else targets[at, rank])
             if restart:
                 drawn = numbers.take(at).fork(rank).fork(restart)
                 trip.depart(drawn, torch.minimum(nearest[at], eps[at]) / 2)
@@ -165,7 +158,7 @@ class _Trip:
 
     def __init__(
         self,
-        queries: Queries,
+        victim: Victim,
         search: Search,
         x: Tensor,
         labels: Tensor,
@@ -174,7 +167,7 @@ class _Trip:
         at: Tensor,
         targets: Tensor | None,
     ) -> None:
-        self.queries, self.search, self.at, self.targets = queries, search, at, targets
+        self.victim, self.search, self.at, self.targets = victim, search, at, targets
         self.x, self.labels, self.eps = x[at], labels[at], eps[at]
         self.threat, self.shift, self.bounds = select(threat, at), _SHIFTS[type(threat)], threat.bounds
         self.center = self.x.to(wide(x))
@@ -211,18 +204,16 @@ class _Trip:
 
         A shift `d` reaches it where `normal @ d = gap`.
         """
-        seen = self.point.to(self.x.dtype).detach().requires_grad_()
-        logits = self.queries.logits_to_differentiate(seen, self.labels)
+        logits, pull_back = self.victim.linearized(self.point.to(self.x.dtype))
         self.forwards += 1
         if self.targets is not None:
-            lead, normal = self._ahead(logits, seen, self.targets)
+            lead, normal = self._ahead(logits, pull_back, self.targets)
             return normal, -torch.where(lead.isfinite(), lead, 0.0)
         normal, gap = torch.zeros_like(rows(self.center)), torch.zeros_like(self.eps)
         shortest = torch.full_like(self.eps, torch.inf)
         for rival in range(classes := logits.shape[1]):
-            lead, grad = self._ahead(
-                logits, seen, torch.full_like(self.labels, rival), retain_graph=rival + 1 < classes
-            )
+            rivals = torch.full_like(self.labels, rival)
+            lead, grad = self._ahead(logits, pull_back, rivals, last=rival + 1 == classes)
             distance = lead.abs() / (_length(grad, self.dual_order) + 1e-12)
             nearer = (distance < shortest) & (self.labels != rival)
             normal, gap = torch.where(nearer[:, None], grad, normal), torch.where(nearer, -lead, gap)
@@ -230,13 +221,13 @@ class _Trip:
         return normal, gap
 
     def _ahead(
-        self, logits: Tensor, seen: Tensor, rivals: Tensor, *, retain_graph: bool = False
+        self, logits: Tensor, pull_back: Callable[..., Tensor], rivals: Tensor, *, last: bool = True
     ) -> tuple[Tensor, Tensor]:
         """How far the logits of `rivals` are ahead of the label's, and the gradient of that."""
         pair = torch.stack([rivals, self.labels], dim=1)
-        ahead, behind = logits.detach().gather(1, pair).to(self.center.dtype).unbind(dim=1)
+        ahead, behind = logits.gather(1, pair).to(self.center.dtype).unbind(dim=1)
         weights = torch.zeros_like(logits).scatter_(1, pair[:, :1], 1.0).scatter_(1, pair[:, 1:], -1.0)
-        grad = self.queries.pull_back((logits * weights).sum(), seen, retain_graph=retain_graph)
+        grad = pull_back(weights, last=last)
         self.gradients += 1
         return ahead - behind, rows(grad).to(self.center.dtype)
 
@@ -264,11 +255,11 @@ class _Trip:
         if some:  # what is judged is what may be returned
             among = select(self.threat, inside)
             seen[inside] = among.project(self.point[inside], self.x[inside])
-        wrong = misclassified(self.queries.guess(seen, self.labels), self.labels)
+        wrong = misclassified(self.victim.guess(seen), self.labels)
         self.forwards += 1
         if some:
             better = wrong & inside & (distance < nearest[self.at])
-            better = self.search.confirmed(self.queries, self.at, seen, better)
+            better = self.search.confirmed(self.victim, self.at, seen, better)
             self.search.record(self.at, seen, better, step)
             nearest[self.at] = torch.where(better, distance, nearest[self.at])
         return wrong, some

@@ -9,11 +9,10 @@ from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.freeze import Model, ModelMode, frozen
-from perceptual_at.attacks.gradient import pgd
-from perceptual_at.attacks.lanes import Lane
+from perceptual_at.attacks.pgd import pgd
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget, check_threat
+from perceptual_at.victims import Lane, Model, ModelMode, frozen
 
 
 def friendly_pgd(

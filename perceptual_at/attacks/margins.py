@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
 from perceptual_at.divergences import soft_logit_margin
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Bounds, Threat
 
 
 class Margins(NamedTuple):
@@ -133,7 +133,7 @@ def bisect_margins(
     before_margin: Tensor,
     largest: float,
     steps: int = 10,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
 ) -> Tensor:
     """Where the soft logit margin changes its sign along a direction from each sample, by bisection from a guess.
 
@@ -183,7 +183,7 @@ def bisect_margins(
             low = torch.where(inside, distance, low).maximum(low)
             high = torch.where(inside, high, distance).minimum(high)
             distance = (low + high) / 2
-            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)
+            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)  # type: ignore[arg-type]
             margin = soft_logit_margin(model(points), labels)
     return distance
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.protocol import Composition
-from perceptual_at.attacks.queries import Queries, misclassified
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.threats import L1, L2, Linf
+from perceptual_at.victims import Victim, misclassified
 
 NOTE = "steps and passes are not known: the official code does not count them"
 
 
 def attacks(
-    queries: Queries, composition: Composition, threat: Linf | L2 | L1, numbers: SampleGenerator, classes: int
+    victim: Victim, composition: Composition, threat: Linf | L2 | L1, numbers: SampleGenerator, classes: int
 ) -> tuple[list[Callable[[Tensor, Tensor, Tensor], Verdict]], list[str]]:
     """The attacks of a composition, each run by the official code, and the list that its warnings go to.
 
@@ -46,7 +46,7 @@ def attacks(
             )
     heard: list[str] = []
     package = _package()
-    run = functools.partial(_run, package, queries, threat, numbers.seed, heard)
+    run = functools.partial(_run, package, victim, threat, numbers.seed, heard)
     return [functools.partial(run, name, options) for name, options in composition], heard
 
 
@@ -63,7 +63,7 @@ def _package() -> str:
 
 def _run(
     package: str,
-    queries: Queries,
+    victim: Victim,
     threat: Linf | L2 | L1,
     seed: int,
     heard: list[str],
@@ -79,12 +79,12 @@ def _run(
     with _no_traces(x, heard):
         common = {"norm": type(threat).__name__, "eps": threat.eps, "device": x.device, "seed": seed}
         listed = "attacks" if "attacks" in inspect.signature(suite).parameters else "attacks_to_run"
-        runner = suite(queries.model, version="custom", **{listed: [name]}, **common)
-        _set_up(package, runner, queries.model, name, options, common)
+        runner = suite(victim.model, version="custom", **{listed: [name]}, **common)
+        _set_up(package, runner, victim.model, name, options, common)
         given = runner.run_standard_evaluation(x, labels, **{_batch_size(runner): len(x)})
     x_adv = given[0] if isinstance(given, tuple) else given
     x_adv = threat.project(x_adv.detach(), x)
-    success = misclassified(queries.logits(x_adv, labels), labels)
+    success = misclassified(victim.logits(x_adv), labels)
     unknown = torch.zeros_like(labels)
     return Verdict(x_adv, success, torch.where(success, unknown, -1), unknown, unknown)
 

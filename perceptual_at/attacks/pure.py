@@ -5,12 +5,11 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
-from perceptual_at.attacks.arguments import check_arguments
-from perceptual_at.attacks.freeze import Model
-from perceptual_at.attacks.queries import check_logits, check_values, leveled, visible
+from perceptual_at.attacks.pgd import visible
 from perceptual_at.attacks.steps import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget
+from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, leveled
 
 
 def pure_pgd(
@@ -67,7 +66,7 @@ def pure_pgd(
                 [[0.5625]]])
     """
     _check.tensor("pure_pgd", "start", start)
-    check_arguments("pure_pgd", f, x, labels, threat, loss, start)
+    check_arguments("pure_pgd", f, x, labels, threat, Terms(loss, None, start, judged=False), called="f")
     _check.count("pure_pgd", "steps", steps)
     _check_eval("pure_pgd", f)
     if step_size is None:
@@ -88,7 +87,7 @@ def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampl
     """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
 
     def logits_at(x: Tensor) -> Tensor:
-        logits = f(x)
+        logits: Tensor = f(x)
         check_logits(function, logits, x.shape[0], labels)
         if not logits.requires_grad:
             raise ValueError(

@@ -6,14 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.queries import Queries, misclassified
+from perceptual_at._shapes import per_sample, places
 from perceptual_at.attacks.verdict import Verdict
-
-
-def places(mask: Tensor) -> Tensor:
-    """Rows where a mask holds; waits for the device."""
-    return mask.nonzero().squeeze(1)
+from perceptual_at.victims import Victim, misclassified
 
 
 class Search:
@@ -61,21 +56,21 @@ class Search:
         self.settle(rows, points, better)
         self.values[rows] = torch.where(better, values, held)
 
-    def confirmed(self, queries: Queries, rows: Tensor, points: Tensor, claimed: Tensor) -> Tensor:
+    def confirmed(self, victim: Victim, rows: Tensor, points: Tensor, claimed: Tensor) -> Tensor:
         """Those of the points claimed to be a success that are one for the model itself; a lane may be wrong."""
-        if not queries.confirms:
+        if not victim.confirms:
             return claimed
         some = places(claimed)
         if not len(some):
             return claimed
         labels = self.labels[rows[some]]
-        self.spend(rows[some], forwards=queries.eot)
-        return claimed.index_copy(0, some, self.judged(queries.logits(points[some], labels), labels))
+        self.spend(rows[some], forwards=victim.eot)
+        return claimed.index_copy(0, some, self.judged(victim.logits(points[some]), labels))
 
-    def rejudge(self, queries: Queries, step: int) -> None:
+    def rejudge(self, victim: Victim, step: int) -> None:
         """Ask the model itself about all points kept so far."""
-        self.success = self.judged(queries.logits(self.x_adv, self.labels), self.labels)
-        self.forwards += queries.eot
+        self.success = self.judged(victim.logits(self.x_adv), self.labels)
+        self.forwards += victim.eot
         self.step = torch.where(self.success, torch.where(self.step < 0, step, self.step), -1)
 
     def record(self, rows: Tensor, points: Tensor, found: Tensor, step: int) -> None:

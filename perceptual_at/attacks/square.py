@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
-from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.arguments import check_arguments, check_values, plain
-from perceptual_at.attacks.freeze import Model, ModelMode, check_lane, frozen
-from perceptual_at.attacks.lanes import Lane
-from perceptual_at.attacks.queries import Queries, misclassified
-from perceptual_at.attacks.search import Search, places
+from perceptual_at._shapes import per_sample, places
+from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import L1, L2, Linf, around, as_ball, budgets, select
+from perceptual_at.threats import L1, L2, Linf, around, as_ball, budgets, check_threat, select
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _ORDERS: dict[type, int] = {L2: 2, L1: 1}
@@ -103,8 +100,9 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         >>> square(model, x, labels, Linf(0.25), queries=100, early_stop=False).amax(dim=(1, 2, 3))  # all the way
         tensor([0.5000, 0.2500])
     """
-    check_arguments("square", model, x, labels, threat, loss, "random", restarts, verdict=True)
+    check_threat("square", threat)
     as_ball("square", threat)
+    _check.floating("square", x=x)
     if x.ndim != 4:
         raise ValueError(
             f"square: `x` must be images of shape (B, C, H, W), got shape {tuple(x.shape)}; give vectors (B, N) as "
@@ -112,20 +110,17 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         )
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
-    _check.choice("square", "model_mode", model_mode, ("eval", "as_is"))
-    check_lane("square", model, model_mode, lane)
-    eps = budgets("square", threat, x)
-    with torch.inference_mode(False), torch.no_grad(), frozen(model, model_mode=model_mode, lane=lane) as f:
-        x, labels = plain(x), plain(labels).long()
-        label_range = check_values("square", x, labels, threat, "random") if validate else None
+    _check.count("square", "restarts", restarts)
+    terms = Terms(loss, model_mode=model_mode, lane=lane, validate=validate)
+    with opened("square", model, x, labels, threat, terms) as asked, torch.no_grad():
+        x, labels, eps = asked.x, asked.labels, budgets("square", threat, x)
         numbers = _random.per_sample_generator("square", generator, x)
         search = Search(threat.project(x, x), labels)
         if not x.numel():
             return search.result(verdict)
-        asked = Queries("square", f, label_range)
         everyone = torch.arange(len(x), device=x.device)
         held, guessed = asked.value(search.x_adv, labels, loss)  # loss of each point in `search`
-        held, clean_logits = _defined(held), asked.logits(search.x_adv, labels) if asked.confirms else guessed
+        held, clean_logits = _defined(held), asked.logits(search.x_adv) if asked.confirms else guessed
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
         right = search.remaining()
@@ -148,7 +143,7 @@ class _Climb:
 
     def __init__(
         self,
-        asked: Queries,
+        asked: Victim,
         loss: PerSampleLoss,
         search: Search,
         held: Tensor,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at._rounding import accumulator
-from perceptual_at._wrappers import bare
-from perceptual_at.attacks.freeze import Model
-from perceptual_at.attacks.inspection import lost_gradients
 from perceptual_at.evaluation.fingerprints import tensors_of
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.threats import Threat
+from perceptual_at.victims import Model
+from perceptual_at.victims.finding import bare
+from perceptual_at.victims.inspection import lost_gradients
 
 MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
 _BY_HAND = "call `sanity_checks` by itself with a threat and a black-box attack of your own to find out why"

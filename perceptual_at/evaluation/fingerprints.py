@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceptual_at._wrappers import bare
+from perceptual_at.victims.finding import bare
 
 _PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, PurePath, torch.dtype, torch.device, range, slice)
 _KNOWN = frozenset({"perceptual_at", "torch", "torchvision", "numpy", "einops", "builtins", *sys.stdlib_module_names})

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._progress import Bar
 from perceptual_at._random import undisturbed
-from perceptual_at.attacks.freeze import Model, check_lane, frozen
-from perceptual_at.attacks.lanes import Lane
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.evaluation.checks import Check
 from perceptual_at.evaluation.fingerprints import Opaque, data_fingerprint, model_fingerprint, sample_fingerprints
@@ -25,6 +23,7 @@ from perceptual_at.evaluation.run import PROBE, Batch, Run, Settings
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
+from perceptual_at.victims import Lane, Model, check_lane, frozen
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""

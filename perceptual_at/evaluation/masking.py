@@ -12,9 +12,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
-from perceptual_at.attacks.freeze import Model, frozen
-from perceptual_at.attacks.gradient import pgd
-from perceptual_at.attacks.queries import misclassified
+from perceptual_at.attacks.pgd import pgd
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
@@ -36,6 +34,7 @@ from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losse
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import L1, L2, Linf, Threat, select
+from perceptual_at.victims import Model, frozen, misclassified
 
 
 def sanity_checks(

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
-from perceptual_at.attacks.freeze import Model
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints import Opaque, describe
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, select
+from perceptual_at.victims import Model
 
 _OF_SAMPLES = ("targets", "start", "step_size")
 """Options of attacks that may hold one entry per sample."""

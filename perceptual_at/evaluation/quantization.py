@@ -8,9 +8,8 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._rounding import accumulator, round_down
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.freeze import Model, frozen
-from perceptual_at.attacks.queries import misclassified
 from perceptual_at.threats import L1, L2, Linf
+from perceptual_at.victims import Model, frozen, misclassified
 
 
 def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 256) -> Tensor:

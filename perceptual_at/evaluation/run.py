@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from perceptual_at._random import undisturbed
-from perceptual_at.attacks.freeze import Model
-from perceptual_at.attacks.inspection import gives_probabilities, lost_gradients
 from perceptual_at.evaluation.checks import outputs_differ
 from perceptual_at.evaluation.fingerprints import describe, probe, witness
 from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
 from perceptual_at.metrics import Judged, Score, judge
+from perceptual_at.victims import Model
+from perceptual_at.victims.inspection import gives_probabilities, lost_gradients
 
 PROBE = "probe"
 """Column of the samples by which a model is known again."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.objectives.passes import Attack, Result, finish, joined
-from perceptual_at.threats import Threat, check_threat
+from perceptual_at.threats import Threat
 
 
 def standard(
@@ -88,7 +88,8 @@ def random_noise(
         >>> list(terms), loss.requires_grad
         (['cross_entropy'], True)
     """
-    check_threat("random_noise", threat)
+    if not isinstance(threat, Threat):
+        raise TypeError(f"random_noise: `threat` must be a threat model such as Linf, got {type(threat).__name__}.")
     x, labels = joined("random_noise", views, labels)
     ce = cross_entropy(model(threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)

@@ -1,17 +1,22 @@
 """Projected gradient attacks: one function over threat x loss."""
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
+import torch
 from torch import Tensor
 
+from perceptual_at import _check
 from perceptual_at._random import Generator
-from perceptual_at.attacks.freeze import Model, ModelMode
-from perceptual_at.attacks.lanes import Lane
-from perceptual_at.attacks.projected import ascend
+from perceptual_at._rounding import cast_toward
+from perceptual_at._shapes import per_sample, places, rows
+from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.starts import random_start
+from perceptual_at.attacks.steps import ascended
 from perceptual_at.attacks.targets import margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, budget, check_threat, select
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
 
 @overload
@@ -112,11 +117,9 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
         >>> pgd(model, x, labels, Linf(0.25), start="clean", targets=torch.tensor([0]))  # be surely of class 0
         tensor([[0.7500]])
     """
-    return ascend(
-        "pgd", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=loss, targets=targets,
-        start=start, restarts=restarts, momentum=momentum, eot=eot, keep=keep, early_stop=early_stop,
-        model_mode=model_mode, lane=lane, validate=validate, verdict=verdict, generator=generator,
-    )  # fmt: skip
+    terms = Terms(loss, targets, start, model_mode, lane, eot, validate, judged=verdict or early_stop)
+    climb = _Climb(steps, step_size, momentum, restarts, keep, early_stop, verdict, generator)
+    return _ascended("pgd", model, x, labels, threat, terms, climb)
 
 
 @overload
@@ -176,12 +179,12 @@ def fgsm(  # type: ignore[misc]
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    return ascend(
-        "fgsm", model, x, labels, threat, steps=1, step_size=None, reach=1.0, loss=loss, targets=targets,
-        start=start, restarts=1, momentum=0.0, eot=1, keep="last", early_stop=False,
-        model_mode=model_mode, lane=lane,
-        validate=validate, verdict=verdict, generator=generator,
-    )  # fmt: skip
+    check_threat("fgsm", threat)
+    step_size = budget("fgsm", threat)
+    terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict)
+    return _ascended(
+        "fgsm", model, x, labels, threat, terms, _Climb(1, step_size, verdict=verdict, generator=generator)
+    )
 
 
 @overload
@@ -251,9 +254,151 @@ def cw(  # type: ignore[misc]
         >>> cw(model, torch.tensor([[0.5]]), torch.tensor([0]), Linf(0.25))
         tensor([[0.2500]])
     """
-    return ascend(
-        "cw", model, x, labels, threat, steps=steps, step_size=step_size, reach=2.5, loss=margin, targets=targets,
-        start=start, restarts=restarts, momentum=0.0, eot=1, keep=keep, early_stop=early_stop,
-        model_mode=model_mode, lane=lane,
-        validate=validate, verdict=verdict, generator=generator,
-    )  # fmt: skip
+    terms = Terms(margin, targets, start, model_mode, lane, validate=validate, judged=verdict or early_stop)
+    climb = _Climb(steps, step_size, 0.0, restarts, keep, early_stop, verdict, generator)
+    return _ascended("cw", model, x, labels, threat, terms, climb)
+
+
+class _Climb(NamedTuple):
+    """How to climb."""
+
+    steps: int
+    step_size: float | Tensor | None
+    momentum: float = 0.0
+    restarts: int = 1
+    keep: Literal["last", "best"] = "last"
+    early_stop: bool = False
+    verdict: bool = False
+    generator: Generator | None = None
+
+
+def _ascended(
+    function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms, climb: _Climb
+) -> Tensor | Verdict:
+    """The attacks. Errors speak of `function`."""
+    _check_climb(function, climb, terms.start)
+    with opened(function, model, x, labels, threat, terms) as victim:
+        step_size = climb.step_size
+        if step_size is None:
+            step_size = 2.5 * budget(function, threat) / climb.steps
+        loss: PerSampleLoss = terms.loss  # type: ignore[assignment]
+        towards: PerSampleLoss = loss if terms.targets is None else (lambda logits, aims: -loss(logits, aims))
+        if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
+            return _searched(victim, threat, towards, terms, climb._replace(step_size=step_size))
+        center = victim.x.to(victim.width)
+        point = _start(function, terms.start, center, threat, climb.generator, 0)
+        velocity = None
+        for _ in range(climb.steps if len(x) else 0):
+            grad = victim.slope(visible(point, victim.x, threat), victim.labels, towards)
+            if climb.momentum:
+                grad = velocity = _accelerated(grad, velocity, climb.momentum)
+            point = ascended(threat, point, center, grad, step_size)
+        return visible(point, victim.x, threat)
+
+
+def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms, climb: _Climb) -> Tensor | Verdict:
+    """The climb that compares its iterates and starts, and lets decided samples go."""
+    search = Search(victim.x, victim.labels, misclassified if terms.targets is None else classified)
+    if not len(victim.x):
+        return search.result(climb.verdict)
+    best, steps = climb.keep == "best", climb.steps
+    for restart in range(climb.restarts):
+        run = _Run(victim, threat, climb)
+        run.point = _start(victim.function, terms.start, run.center, threat, climb.generator, restart)
+        if climb.early_stop and restart:
+            run.take(~search.success)
+        inside = not isinstance(terms.start, Tensor)  # a given start may be outside the set
+        for index in range(steps):
+            if not len(run.x):
+                break
+            seen = visible(run.point, run.x, run.threat)
+            answer = victim.gradient(seen, run.labels, loss)
+            grad = answer.grad
+            search.spend(run.at, gradients=terms.eot)
+            if best and inside:
+                wrong = search.judged(answer.logits, run.labels) if terms.judged else None
+                if climb.early_stop and wrong is not None:
+                    wrong = search.confirmed(victim, run.at, seen, wrong)
+                search.offer(run.at, seen, answer.values, wrong, index)
+                if climb.early_stop and wrong is not None:
+                    grad = grad[run.take(~wrong)]
+            run.advance(grad)
+            inside = True
+        if len(run.x):
+            last = visible(run.point, run.x, run.threat)
+            values, logits = victim.value(last, run.labels, loss)
+            search.spend(run.at, forwards=terms.eot)
+            search.offer(run.at, last, values, search.judged(logits, run.labels) if terms.judged else None, steps)
+    if terms.judged and victim.confirms:
+        search.rejudge(victim, steps)
+    return search.result(climb.verdict)
+
+
+class _Run:
+    """One run from one start, for the samples `at` of the batch that are still in it."""
+
+    point: Tensor
+
+    def __init__(self, victim: Victim, threat: Threat, climb: _Climb) -> None:
+        self.x, self.labels, self.threat = victim.x, victim.labels, threat
+        self.step_size, self.momentum = climb.step_size, climb.momentum
+        self.center = victim.x.to(victim.width)
+        self.at = torch.arange(len(victim.x), device=victim.x.device)
+        self.velocity: Tensor | None = None
+
+    def advance(self, grad: Tensor) -> None:
+        """One step along a gradient, or along the decaying sum of all so far."""
+        if self.momentum:
+            grad = self.velocity = _accelerated(grad, self.velocity, self.momentum)
+        self.point = ascended(self.threat, self.point, self.center, grad, self.step_size)  # type: ignore[arg-type]
+
+    def take(self, kept: Tensor) -> Tensor:
+        """Go on with some of the samples; gives their places."""
+        left = places(kept)
+        self.x, self.center, self.labels, self.point, self.at = (
+            value[left] for value in (self.x, self.center, self.labels, self.point, self.at)
+        )
+        self.threat = select(self.threat, left)
+        self.velocity = None if self.velocity is None else self.velocity[left]
+        if isinstance(self.step_size, Tensor) and self.step_size.ndim:
+            self.step_size = self.step_size[left]
+        return left
+
+
+def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
+    """The decaying sum of all gradients so far, each divided by its L1 norm."""
+    length = rows(grad).abs().sum(dim=1)
+    unit = grad / per_sample(torch.where(length > 0, length, torch.ones_like(length)), grad)
+    return unit if velocity is None else momentum * velocity + unit
+
+
+def _start(
+    function: str, start: str | Tensor, center: Tensor, threat: Threat, generator: Generator | None, restart: int
+) -> Tensor:
+    """Where to begin, in the working dtype."""
+    if isinstance(start, Tensor):
+        return start.detach().to(center.dtype, copy=start.is_inference())
+    return center if start == "clean" else random_start(function, threat, center, generator, restart)
+
+
+def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """The point in the dtype of the inputs: what the model sees and the caller gets."""
+    return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)
+
+
+def _check_climb(function: str, climb: _Climb, start: str | Tensor) -> None:
+    _check.count(function, "steps", climb.steps)
+    _check.number(function, "momentum", climb.momentum, at_least=0.0)
+    _check.choice(function, "keep", climb.keep, ("last", "best"))
+    _check.count(function, "restarts", climb.restarts)
+    if climb.restarts > 1 and not (isinstance(start, str) and start == "random"):
+        raise ValueError(
+            f"{function}: `restarts`={climb.restarts} has no effect with a fixed start; pass start='random' or drop it."
+        )
+    if climb.step_size is not None and not isinstance(climb.step_size, Tensor):
+        _check.number(function, "step_size", climb.step_size, above=0.0)
+    if climb.early_stop and climb.keep != "best":
+        raise ValueError(
+            f"{function}: `early_stop` returns the first misclassified iterate, which keep={climb.keep!r} does not; "
+            "pass keep='best', or drop it."
+        )

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample, rows
-from perceptual_at.attacks.queries import Queries
-from perceptual_at.attacks.search import places
+from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, select
+from perceptual_at.victims.door import Victim
 
 TINY = 1e-12
 """Gradients whose largest entry is below this have lost the digits that tell their direction."""
@@ -27,9 +26,9 @@ def gives_probabilities(logits: Tensor) -> bool:
     return inside and bool(((logits.sum(dim=1) - 1).abs() < nearly).all())
 
 
-def passes_differ(queries: Queries, x: Tensor, labels: Tensor, *, passes: int = 5) -> float:
+def passes_differ(victim: Victim, x: Tensor, *, passes: int = 5) -> float:
     """Largest distance between the logits of equal passes, in units of their length; 0 for the same each time."""
-    first, *others = (queries.logits(x, labels) for _ in range(passes))
+    first, *others = (victim.logits(x) for _ in range(passes))
     distances = torch.linalg.vector_norm(torch.stack(others) - first, dim=2)
     return float((distances / (torch.linalg.vector_norm(first, dim=1) + 1e-10)).amax())
 
@@ -53,9 +52,9 @@ def takes_gradients(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     return bool(seen)
 
 
-def zero_gradients(queries: Queries, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
+def zero_gradients(victim: Victim, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
     """Samples whose gradient is zero in every entry, boolean `(B,)`."""
-    return (rows(queries.gradient(x, labels, loss).grad) == 0).all(dim=1)
+    return (rows(victim.gradient(x, labels, loss).grad) == 0).all(dim=1)
 
 
 def gradient_sizes(

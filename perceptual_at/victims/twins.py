@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from perceptual_at._wrappers import bare
-from perceptual_at.attacks.lanes import Lane
+from perceptual_at.victims.finding import bare
+from perceptual_at.victims.lanes import Lane
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED}
@@ -40,6 +40,10 @@ class FastModel(nn.Module):
         if self._twin is None:
             self._twin = _twin(bare(self.exact), self.lane, x)
         return self._twin(x)
+
+    def release(self) -> None:
+        """Give the twin back; the next call gets one anew."""
+        self._twin = None
 
     @property
     def notes(self) -> tuple[str, ...]:

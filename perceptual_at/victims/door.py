@@ -1,0 +1,499 @@
+"""The door: one place that borrows what is attacked, checks what came with it, calls it, counts and gives it back."""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from perceptual_at import _check
+from perceptual_at.divergences import PerSampleLoss
+from perceptual_at.threats import Threat, box, check_excess, check_threat, excess
+from perceptual_at.victims.finding import is_sharded, modules_of, unwrapped, watched
+from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.twins import FastModel
+
+Model = Callable[..., Any]
+ModelMode = Literal["eval", "as_is"]
+
+
+class Terms(NamedTuple):
+    """On what terms an attack asks for a model."""
+
+    loss: PerSampleLoss | None = None
+    """What is ascended; None where the attack needs no more than logits."""
+    targets: Tensor | None = None
+    start: str | Tensor = "random"
+    model_mode: ModelMode = "eval"
+    lane: Lane | None = None
+    eot: int = 1
+    """How many passes make one answer, the mean of theirs; for models that are random."""
+    validate: bool = True
+    judged: bool = True
+    """Whether there is success and failure, which are matters of one class per sample."""
+
+
+_USUAL = Terms()
+
+
+class Answer(NamedTuple):
+    """Loss of each sample, the gradient of their sum, and the logits they came from."""
+
+    values: Tensor
+    grad: Tensor
+    logits: Tensor
+
+
+# What is changed while a model is on loan --------------------------------------------------------------------------
+
+_LOCK = threading.RLock()
+_HELD: dict[tuple[int, str], "_Held"] = {}
+
+
+class _Held(NamedTuple):
+    """An attribute that is on loan: whose it is, its value before, and to whom it is lent."""
+
+    owner: Any
+    name: str
+    before: Any
+    holders: set["Loan"]
+
+
+@dataclasses.dataclass(eq=False)
+class Loan:
+    """A model whose modules are in eval mode, with parameters that need no gradient, until `give_back`.
+
+    Every attribute that is changed knows its borrowers, so attacks inside attacks and in several threads leave all of
+    them as the first one found them. An interrupt may cut either method short anywhere: `give_back` can be called
+    again, and then does the rest.
+    """
+
+    model: Model
+    model_mode: ModelMode
+    lane: Lane | None
+    freezes: bool = False
+    """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
+    modules: list[nn.Module] = dataclasses.field(default_factory=list)
+    keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    fast: FastModel | None = None
+
+    def take(self) -> Model:
+        """Change what has to be changed; gives what to call."""
+        model, evaluating = self.model, self.model_mode == "eval"
+        if isinstance(model, FastModel):
+            return model
+        model = unwrapped(model) if isinstance(model, nn.Module) else model
+        self.modules = modules_of(model)
+        with _LOCK:
+            for module in self.modules:
+                parts = list(module.modules())
+                changes: list[tuple[Any, str, Any]] = []
+                trains = False
+                for part in parts:
+                    if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
+                        changes.append((part, "training", None))
+                        trains = True
+                    if isinstance(part, _UNUSUAL):
+                        changes += _unusual(part, evaluating)
+                # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
+                # none of theirs in any case.
+                self.freezes = not ("torch.distributed.fsdp" in sys.modules and is_sharded(parts))
+                for parameter in module.parameters() if self.freezes else ():
+                    if parameter.requires_grad or (id(parameter), "requires_grad") in _HELD:
+                        changes.append((parameter, "requires_grad", False))
+                for owner, name, _ in changes:  # first all is noted, then the first thing is changed
+                    key = (id(owner), name)
+                    self.keys.append(key)
+                    if key in _HELD:
+                        _HELD[key].holders.add(self)
+                    else:
+                        _HELD[key] = _Held(owner, name, getattr(owner, name), {self})
+                if trains:
+                    try:
+                        module.eval()
+                    except NotImplementedError:  # an exported part cannot be switched
+                        _evaluate(parts)
+                for owner, name, value in changes:
+                    if value is not None:
+                        setattr(owner, name, value)
+        if self.lane is not None:
+            assert isinstance(model, nn.Module)
+            model = self.fast = FastModel(model, self.lane)
+        return model
+
+    def give_back(self) -> None:
+        """Undo it, unless others still borrow."""
+        with _LOCK:
+            for key in self.keys:
+                held = _HELD.get(key)
+                if held is None or self not in held.holders:
+                    continue
+                if len(held.holders) == 1:
+                    setattr(held.owner, held.name, held.before)
+                    _HELD.pop(key, None)
+                else:
+                    held.holders.discard(self)
+        if self.fast is not None:
+            self.fast.release()
+
+
+_UNUSUAL = (DistributedDataParallel, nn.RNNBase)
+
+
+def _unusual(part: nn.Module, evaluating: bool) -> list[tuple[Any, str, Any]]:
+    """What else has to be changed of parts that are attacked in a way of their own."""
+    if isinstance(part, DistributedDataParallel):  # inside of something; an attack has no gradients to exchange
+        return [(part, "require_backward_grad_sync", False), (part, "require_forward_param_sync", False)]
+    if evaluating and any(parameter.is_cuda for parameter in part.parameters()):
+        # cuDNN has no backward pass of recurrent layers in eval mode. Without dropout both modes compute the same.
+        return [(part, "dropout", 0.0), (part, "training", True)]
+    return []
+
+
+def _evaluate(parts: list[nn.Module]) -> None:
+    """Eval mode for all parts that can be switched."""
+    for part in parts:
+        if "train" not in vars(part):
+            part.training = False
+
+
+# Through the door --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(
+    function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms = _USUAL
+) -> Iterator["Victim"]:
+    """Check what an attack was given, and lend it the model; see the top of `perceptual_at.victims`.
+
+    Args:
+        function: the name that errors speak of.
+        model: what is attacked.
+        x: clean inputs.
+        labels: what they should be taken for.
+        threat: the threat model; its bounds are those of the inputs.
+        terms: what else the attack was given.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if shapes or devices differ, or values cannot be attacked.
+    """
+    check_arguments(function, model, x, labels, threat, terms)
+    if terms.lane is not None or isinstance(model, FastModel):
+        check_lane(function, model, terms.model_mode, terms.lane)
+    loan = Loan(model, terms.model_mode, terms.lane)
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            try:
+                yield Victim(function, loan, x, labels, threat, terms)
+            finally:
+                loan.give_back()
+        finally:  # an interrupt may have cut the first one short
+            loan.give_back()
+
+
+class Victim:
+    """A model under attack, with the samples of the call; what model and loss return is checked at the first call.
+
+    In a lane, gradients and losses are those of the lane, and `logits` those of the model itself. Inputs are handed out
+    as copies, so a model that writes to its input writes to nobody's tensor.
+    """
+
+    x: Tensor
+    """The clean inputs, without history, inside the bounds."""
+    labels: Tensor
+    """Their labels, or the targets of the attack; class indices as int64."""
+
+    def __init__(self, function: str, loan: Loan, x: Tensor, labels: Tensor, threat: Threat, terms: Terms) -> None:
+        model = loan.take()
+        self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
+        self.exact: Model = model.exact if isinstance(model, FastModel) else model
+        self.aimed, self.classes = terms.targets is not None, terms.judged or _is_own(terms.loss)
+        self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
+        self.writes = self.reentrant = self.output_checked = self.values_checked = False
+        self.forwards = self.gradients = 0
+        """Passes so far, of whatever batch; those of a gradient count in both."""
+        self.width = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.label_range: tuple[int, int] | None = None
+        self.ones: Tensor | None = None
+        aims = labels if terms.targets is None else terms.targets
+        self.x, self.labels = plain(x), plain(aims)
+        if not self.labels.is_floating_point() and self.classes:
+            self.labels = self.labels.long()
+        if terms.validate and x.numel():
+            self._check_values(threat, terms.start)
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Answer:
+        """Losses, input gradients and logits: one forward and one input-gradient pass, `eot` times."""
+        answers = [self._gradient(x, labels, loss) for _ in range(self.eot)]
+        values, grad, logits = answers[0] if len(answers) == 1 else _mean(answers)
+        return Answer(values.detach(), grad, logits.detach())
+
+    def slope(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
+        """The input gradient alone, at the same passes."""
+        if self.eot == 1:
+            return self._gradient(x, labels, loss)[1]
+        return self.gradient(x, labels, loss).grad
+
+    def value(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor]:
+        """Loss of each sample and the logits: one forward pass, `eot` times."""
+        with torch.no_grad():
+            passes = [self._logits(self.model, x) for _ in range(self.eot)]
+            values, logits = _mean([(self._values(one, labels, loss), one) for one in passes])
+            return values, logits
+
+    def guess(self, x: Tensor) -> Tensor:
+        """Logits by one forward pass, to search with; at least float32."""
+        with torch.no_grad():
+            logits: Tensor = self._logits(self.model, x)
+            return logits
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits by one forward pass of the model itself, to judge by, `eot` times; at least float32."""
+        with torch.no_grad():
+            return _mean([(self._logits(self.exact, x),) for _ in range(self.eot)])[0]
+
+    def without_lane(self) -> "Victim":
+        """The same, asked of the model itself."""
+        other = copy.copy(self)
+        other.model = self.exact
+        return other
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what a search finds has yet to be confirmed by the model itself."""
+        return self.exact is not self.model
+
+    def linearized(self, x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+        """Logits by one forward pass, and the function `(weights, last=True) -> grad` of their weighted sum.
+
+        Each call of it is one input-gradient pass; `last` says that no other follows.
+        """
+        point = x.clone().requires_grad_()
+        logits = _widened(self._differentiable(point))
+
+        def pull_back(weights: Tensor, last: bool = True) -> Tensor:
+            self.gradients += 1
+            return self._defined(self._pulled_back(logits, point, weights, retain_graph=not last))
+
+        return logits.detach(), pull_back
+
+    def _gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor, Tensor]:
+        point = x.clone().requires_grad_()  # a copy: what is handed out may be written to
+        raw = self._differentiable(point)
+        logits = _widened(raw)
+        if isinstance(raw, Tensor) and raw.dtype == torch.float16:
+            logits = logits.detach().requires_grad_()
+            values = self._values(logits, labels, loss)
+            slope = self._pulled_back(values, logits, self._ones(values))
+            # In float16 the slope of a confident sample would vanish on its way to the input.
+            grad = self._pulled_back(raw, point, leveled(slope.nan_to_num(nan=0.0)).to(raw.dtype))
+        else:
+            values = self._values(logits, labels, loss)
+            grad = self._pulled_back(values, point, self._ones(values))
+        self.gradients += 1
+        return values, self._defined(grad), logits
+
+    def _differentiable(self, point: Tensor) -> Any:
+        """What the model gives at a point that needs a gradient."""
+        if not self.writes:
+            try:
+                return self._output(self.model, point)
+            except RuntimeError as error:
+                if "leaf Variable that requires grad" not in str(error):
+                    raise
+                self.writes = True  # which autograd allows on anything but a leaf
+        return self._output(self.model, point.clone())
+
+    def _logits(self, model: Model, x: Tensor) -> Any:
+        return _widened(self._output(model, x.clone()))
+
+    def _output(self, model: Model, x: Tensor) -> Any:
+        """What the model gives, as it gives it."""
+        self.forwards += 1
+        if self.unknown:
+            self.unknown = False
+            output = watched(self.function, model, x, known=self.loan.modules)
+        else:
+            output = model(x)
+        if not self.output_checked:
+            self._check_output(output, len(x))
+        return output
+
+    def _values(self, logits: Any, labels: Tensor, loss: PerSampleLoss) -> Tensor:
+        values = loss(logits, labels)
+        if not self.values_checked:
+            check_values(self.function, values, len(labels))
+            self.values_checked = True
+        return values
+
+    def _pulled_back(self, total: Tensor, x: Tensor, weights: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """Gradient of the weighted sum of `total`, as autograd gives it."""
+        grad = None
+        if total.requires_grad:
+            (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
+        if grad is None:
+            raise ValueError(
+                f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
+                "from `x` by differentiable operations, outside torch.no_grad()."
+            )
+        return grad
+
+    def _ones(self, values: Tensor) -> Tensor:
+        """The weights of a sum, made once."""
+        if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
+            self.ones = torch.ones_like(values, requires_grad=False)
+        return self.ones
+
+    def _defined(self, grad: Tensor) -> Tensor:
+        """A gradient to follow, at least float32: 0 where undefined; where infinite, larger than all that is finite.
+
+        Large enough to decide the direction, and small enough for norms of it not to overflow in their turn.
+        """
+        most = _MOST[self.width]
+        return grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
+
+    def _check_output(self, output: Any, batch: int) -> None:
+        self.output_checked = True
+        if self.classes:
+            check_logits(self.function, output, batch, self.labels)
+        if self.label_range is not None and isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
+            name = "targets" if self.aimed else "labels"
+            _check.label_range(self.function, *self.label_range, output.shape[1], name=name)
+
+    def _check_values(self, threat: Threat, start: str | Tensor) -> None:
+        """Require finite inputs inside the bounds, and labels that are classes; waits for the device once."""
+        x, labels = self.x, self.labels
+        if (x.is_cuda and torch.cuda.is_current_stream_capturing()) or torch.compiler.is_compiling():
+            return
+        read = [excess(threat, x), *torch.aminmax(x), *torch.aminmax(labels)]
+        read += torch.aminmax(start) if isinstance(start, Tensor) else ()
+        beyond, low, high, first, last, *starts = torch.stack([value.to(self.width) for value in read]).tolist()
+        for name, extremes in (("x", (low, high)), ("start", starts)):
+            if not all(math.isfinite(value) for value in extremes):
+                raise ValueError(f"{self.function}: `{name}` contains NaN or infinite values.")
+        if beyond > 0:
+            check_excess(self.function, threat, x, beyond)  # a few roundings are let in
+            self.x = x.clamp(*box(threat, x))
+        if labels.ndim == 1 and not labels.is_floating_point():
+            self.label_range = int(first), int(last)
+
+
+_MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
+
+
+def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
+    """Refuse a lane that cannot be had."""
+    if isinstance(model, FastModel):
+        if lane is not None:
+            raise ValueError(f"{function}: `model` runs in {model.lane} already, so it cannot take `lane`={lane}.")
+        if model_mode == "as_is":
+            raise ValueError(
+                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='as_is'."
+            )
+    if lane is None:
+        return
+    if not isinstance(lane, Lane):
+        raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
+    if model_mode == "as_is":
+        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='as_is'.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")
+
+
+def check_arguments(
+    function: str, model: Any, x: Tensor, labels: Tensor, threat: Any, terms: Terms, *, called: str = "model"
+) -> None:
+    """Require arguments of the right kind, shape and device; reads no values."""
+    if not callable(model):
+        raise TypeError(f"{function}: `{called}` must be callable, got {type(model).__name__}.")
+    if terms.loss is not None and not callable(terms.loss):
+        raise TypeError(
+            f"{function}: `loss` must be a function (logits, labels) -> (B,), got {type(terms.loss).__name__}."
+        )
+    _check.floating(function, x=x)
+    check_threat(function, threat)
+    if terms.judged or terms.targets is not None:
+        _check.labels(function, labels, x=x)
+    elif _is_own(terms.loss):
+        _check.targets(function, labels, x=x)
+    else:
+        _check.tensor(function, "labels", labels)
+        if labels.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{function}: `labels` must have a row for each of the {len(x)} samples of `x`, got shape "
+                f"{tuple(labels.shape)}."
+            )
+    if terms.targets is not None:
+        _check.labels(function, terms.targets, name="targets", x=x)
+    if isinstance(terms.start, Tensor):
+        _check.same_shape(function, x=x, start=terms.start)
+    else:
+        _check.choice(function, "start", terms.start, ("random", "clean"))
+    _check.choice(function, "model_mode", terms.model_mode, ("eval", "as_is"))
+    _check.count(function, "eot", terms.eot)
+
+
+def check_logits(function: str, logits: Any, batch: int, labels: Tensor) -> None:
+    """Require logits `(B, K)` of as many samples as the batch has, and of the classes that labels have."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}.")
+    if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        raise ValueError(
+            f"{function}: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
+            f"{tuple(logits.shape)}."
+        )
+    if labels.ndim == 2 and labels.shape != logits.shape:
+        raise ValueError(
+            f"{function}: `labels` are class probabilities of shape {tuple(labels.shape)} but `model` "
+            f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+        )
+
+
+def check_values(function: str, values: Any, batch: int) -> None:
+    """Require one loss per sample."""
+    if not isinstance(values, Tensor) or values.shape != (batch,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
+            "losses pass reduction='none'."
+        )
+
+
+def leveled(slope: Tensor) -> Tensor:
+    """Slopes of logits `(B, K)`, scaled for each sample so that the largest entry is 1.
+
+    Attacks follow a gradient's direction, so each sample may be given a slope of its own.
+    """
+    steepest = slope.abs().amax(dim=1, keepdim=True)
+    return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
+
+
+def plain(value: Tensor) -> Tensor:
+    """The tensor without its history; a copy where autograd could not save it."""
+    return value.clone() if value.is_inference() else value.detach()
+
+
+def _widened(output: Any) -> Any:
+    """Logits in float32 at least; what is no tensor as it is."""
+    if isinstance(output, Tensor) and output.is_floating_point() and output.dtype.itemsize < 4:
+        return output.float()
+    return output
+
+
+def _mean(passes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    if len(passes) == 1:
+        return passes[0]
+    return tuple(torch.stack(parts).mean(dim=0) for parts in zip(*passes, strict=True))
+
+
+def _is_own(loss: Any) -> bool:
+    """Whether a loss is one of the library's, which are about logits and classes."""
+    return getattr(loss, "__module__", "").startswith("perceptual_at.")
