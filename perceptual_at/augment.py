@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
+from perceptual_at._extras import extra
 
 
 def random_crop_flip(
@@ -349,10 +350,4 @@ def _crop_flip(function: str, size: int, padding: int, padding_mode: str, flip: 
 
 def _torchvision(function: str) -> Any:
     """The transforms of torchvision, or a message that says where to get them."""
-    try:
-        from torchvision.transforms import v2
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: torchvision is needed for this augmentation; run `pip install 'perceptual-at[vision]'`."
-        ) from error
-    return v2
+    return extra(function, "torchvision.transforms.v2", why="for this augmentation")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from perceptual_at._extras import extra
 from perceptual_at._files import written_whole
 from perceptual_at.averaging import Weights
 from perceptual_at.victims.finding import bare
@@ -249,8 +250,4 @@ def _looks_like(raw: bytes) -> str:
 
 
 def _safetensors(function: str) -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(f"{function}: safetensors is needed; run `pip install 'perceptual-at[train]'`.") from error
-    return safetensors.torch
+    return extra(function, "safetensors.torch", why="to read and write weights")

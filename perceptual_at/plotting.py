@@ -1,4 +1,4 @@
-"""Pictures of results. Needs matplotlib (`pip install 'perceptual-at[plot]'`), loaded when a plot is made."""
+"""Pictures of results. Needs matplotlib, loaded when a plot is made."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from perceptual_at._extras import extra
 from perceptual_at._files import written_whole
 from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.evaluation import Evaluation
@@ -250,13 +251,9 @@ def save(ax: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _matplotlib_figure() -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plotting: matplotlib is not installed; run `pip install 'perceptual-at[plot]'`.") from error
-    figure = Figure(figsize=(6.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = extra("plotting", "matplotlib.backends.backend_agg", why="for plots").FigureCanvasAgg
+    figure = extra("plotting", "matplotlib.figure", why="for plots").Figure(figsize=(6.0, 4.5), layout="constrained")
+    canvas(figure)
     return figure
 
 

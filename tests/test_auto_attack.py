@@ -100,7 +100,7 @@ def test_without_the_official_code_its_backend_says_what_to_install(monkeypatch)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     monkeypatch.setitem(sys.modules, "autoattack", None)
     x = images(dtype=torch.float32)
-    with pytest.raises(ImportError, match=r"pip install 'perceptual-at\[autoattack\]'"):
+    with pytest.raises(ImportError, match=r"auto_attack: pyautoattack is needed .*pip install pyautoattack"):
         auto_attack(Net(dtype=torch.float32), x, classes_of(), Linf(0.1), backend="pyautoattack")
 
 

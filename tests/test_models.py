@@ -474,5 +474,5 @@ def test_a_model_that_cannot_be_traced_is_refused_with_its_modes_intact():
 
 def test_without_torchvision_taps_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models.feature_extraction", None)
-    with pytest.raises(ImportError, match=r"tap: torchvision is needed .*perceptual-at\[vision\]"):
+    with pytest.raises(ImportError, match=r"tap: torchvision is needed .*pip install torchvision"):
         tap(DigitsCNN(width=2), ["pool"])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceptual_at._extras import extra
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.protocol import Composition
 from perceptual_at.attacks.verdict import Verdict
@@ -51,14 +52,12 @@ def attacks(
 
 
 def _package() -> str:
-    for name in ("pyautoattack", "autoattack"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-            return name
-    raise ImportError(
-        "auto_attack: backend='pyautoattack' needs the official code, which is not installed; run "
-        "`pip install 'perceptual-at[autoattack]'`."
-    )
+    """The name under which the official code is installed: another one where it came from its repository."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("autoattack")
+        return "autoattack"
+    extra("auto_attack", "pyautoattack", why="for backend='pyautoattack'")
+    return "pyautoattack"
 
 
 def _run(

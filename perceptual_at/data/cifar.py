@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._extras import extra
 from perceptual_at.data.tensors import TensorImages
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -81,12 +82,7 @@ def _cifar(
     transform: Callable[[Tensor], Any] | None,
 ) -> TensorImages:
     _check.choice(function, "split", split, ("train", "test"))
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: torchvision is needed to read this data set; run `pip install 'perceptual-at[vision]'`."
-        ) from error
+    datasets = extra(function, "torchvision.datasets", why="to read this data set")
     kind = getattr(datasets, name)
     root = Path(root).expanduser()
     folder = root / kind.base_folder

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._extras import extra
 from perceptual_at.data.tensors import TensorImages
 
 _Sample = tuple[Path, int]
@@ -224,12 +225,7 @@ def npz_images(
 
 def _listed(function: str, folder: Path) -> tuple[list[_Sample], list[str]]:
     """Images and their labels, by torchvision's rules for class folders."""
-    try:
-        from torchvision.datasets import ImageFolder
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: torchvision is needed to read image folders; run `pip install 'perceptual-at[vision]'`."
-        ) from error
+    ImageFolder = extra(function, "torchvision.datasets", why="to read image folders").ImageFolder
     if not folder.is_dir():
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
         found = f"it holds {', '.join(map(repr, there[:8]))}" if there else "it is empty or missing"

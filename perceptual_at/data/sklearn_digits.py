@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._extras import extra
 from perceptual_at.data.tensors import hold_out
 
 TEST_IMAGES, VALIDATION_IMAGES = 360, 180
@@ -33,14 +34,7 @@ def digits(split: Literal["train", "validation", "test", "all"] = "train", *, se
         (torch.Size([360, 1, 8, 8]), torch.Size([360]))
     """
     _check.choice("digits", "split", split, ("train", "validation", "test", "all"))
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "digits: the images come with scikit-learn, which is not installed; run "
-            "`pip install 'perceptual-at[digits]'`."
-        ) from error
-    raw = load_digits()
+    raw = extra("digits", "sklearn.datasets", why="for its images").load_digits()
     x = torch.from_numpy(raw.images).to(torch.float32).div(16).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()
     if split == "all":

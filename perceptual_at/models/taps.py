@@ -6,6 +6,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
+from perceptual_at._extras import extra
+
 
 def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Module:
     """A network that returns the outputs of named layers, computed with the model's own weights.
@@ -50,15 +52,10 @@ def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Modul
             f"tap: `layers` names {unknown[0]!r}, which the model does not have. Its outermost layers are "
             f"{children}; `model.named_modules()` lists all."
         )
-    try:
-        from torchvision.models.feature_extraction import create_feature_extractor
-    except ImportError as error:
-        raise ImportError(
-            "tap: torchvision is needed to read inner layers; run `pip install 'perceptual-at[vision]'`."
-        ) from error
+    extraction = extra("tap", "torchvision.models.feature_extraction", why="to read inner layers")
     modes = {module: module.training for module in model.modules()}
     try:
-        tapped = cast("nn.Module", create_feature_extractor(model, return_nodes=names))
+        tapped = cast("nn.Module", extraction.create_feature_extractor(model, return_nodes=names))
         tapped.train(model.training)
     except (TraceError, ValueError, RuntimeError) as error:
         raise ValueError(
