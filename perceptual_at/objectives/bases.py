@@ -1,9 +1,6 @@
 """The four objectives that a regulariser can be added to: PGD-AT, TRADES, MART, Consistency-AT."""
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +11,12 @@ from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, consistency_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
     Attack,
-    Passes,
-    Perceive,
     Result,
     attacked,
     check_indices,
     finish,
     gaussian_start,
     joined,
-    logits_as_perception,
     predictions,
 )
 
@@ -56,8 +50,10 @@ def pgd_at(model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: At
         >>> list(terms), loss.requires_grad
         (['cross_entropy'], True)
     """
-    passes = pgd_at_passes(model, views, labels, attack, logits_as_perception(model))
-    return finish(passes.loss, **passes.terms)
+    x, labels = joined("pgd_at", views, labels)
+    adv = model(attacked("pgd_at", attack, model, x, labels))
+    ce = cross_entropy(adv, labels).mean()
+    return finish(ce, cross_entropy=ce)
 
 
 def trades(
@@ -105,11 +101,16 @@ def trades(
         >>> torch.allclose(loss, terms["cross_entropy"] + 6 * terms["kl"])
         True
     """
-    passes = trades_passes(
-        model, views, labels, attack, logits_as_perception(model),
-        beta=beta, noise=noise, repeat_clean_forward=repeat_clean_forward, generator=generator,
-    )  # fmt: skip
-    return finish(passes.loss, **passes.terms)
+    _check.number("trades", "beta", beta, at_least=0.0)
+    x, labels = joined("trades", views, labels)
+    check_indices("trades", labels)
+    (reference,) = predictions(model, x)  # what the attack's own logits start from
+    start = gaussian_start("trades", x, noise, generator)
+    x_adv = attacked("trades", attack, model, x, labels, loss=kl_to(reference), start=start)
+    clean, adv = model(x), model(x_adv)
+    again = model(x) if repeat_clean_forward else clean
+    ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(again, adv).mean()
+    return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 
 
 def mart(
@@ -154,11 +155,13 @@ def mart(
         >>> torch.allclose(loss, terms["boosted_cross_entropy"] + 5 * terms["weighted_kl"])
         True
     """
-    passes = mart_passes(
-        model, views, labels, attack, logits_as_perception(model),
-        beta=beta, noise=noise, generator=generator,
-    )  # fmt: skip
-    return finish(passes.loss, **passes.terms)
+    _check.number("mart", "beta", beta, at_least=0.0)
+    x, labels = joined("mart", views, labels)
+    check_indices("mart", labels)
+    x_adv = attacked("mart", attack, model, x, labels, start=gaussian_start("mart", x, noise, generator))
+    clean, adv = model(x), model(x_adv)
+    bce, kl = boosted_cross_entropy(adv, labels), weighted_kl_loss(clean, adv, labels)
+    return finish(bce + beta * kl, boosted_cross_entropy=bce, weighted_kl=kl)
 
 
 def consistency_at(
@@ -201,108 +204,9 @@ def consistency_at(
         >>> torch.allclose(loss, terms["cross_entropy"] + terms["consistency"])
         True
     """
-    passes = consistency_at_passes(
-        model, views, labels, attack, logits_as_perception(model),
-        consistency_weight=consistency_weight, consistency_temperature=consistency_temperature,
-    )  # fmt: skip
-    return finish(passes.loss, **passes.terms)
-
-
-def pgd_at_passes(
-    model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Attack, perceive: Perceive
-) -> Passes:
-    """PGD-AT with its forward passes laid open."""
-    x, labels = joined("pgd_at", views, labels)
-    x_adv = attacked("pgd_at", attack, model, x, labels)
-    adv = perceive(x_adv)
-    ce = cross_entropy(adv[0], labels).mean()
-    return Passes(x, x_adv, labels, None, adv, ce, {"cross_entropy": ce})
-
-
-def trades_passes(
-    model: nn.Module,
-    views: Sequence[Tensor],
-    labels: Tensor,
-    attack: Attack,
-    perceive: Perceive,
-    *,
-    beta: float = 6.0,
-    noise: float = 0.001,
-    repeat_clean_forward: bool = False,
-    generator: torch.Generator | None = None,
-) -> Passes:
-    """TRADES with its forward passes laid open."""
-    _check.number("trades", "beta", beta, at_least=0.0)
-    x, labels = joined("trades", views, labels)
-    check_indices("trades", labels)
-    (reference,) = predictions(model, x)  # what the attack's own logits start from
-    start = gaussian_start("trades", x, noise, generator)
-    x_adv = attacked("trades", attack, model, x, labels, loss=kl_to(reference), start=start)
-    clean, adv = perceive(x), perceive(x_adv)
-    again = perceive(x) if repeat_clean_forward else clean
-    ce, kl = cross_entropy(clean[0], labels).mean(), kl_divergence(again[0], adv[0]).mean()
-    return Passes(x, x_adv, labels, again, adv, ce + beta * kl, {"cross_entropy": ce, "kl": kl})
-
-
-def mart_passes(
-    model: nn.Module,
-    views: Sequence[Tensor],
-    labels: Tensor,
-    attack: Attack,
-    perceive: Perceive,
-    *,
-    beta: float = 6.0,
-    noise: float = 0.001,
-    generator: torch.Generator | None = None,
-) -> Passes:
-    """MART with its forward passes laid open."""
-    _check.number("mart", "beta", beta, at_least=0.0)
-    x, labels = joined("mart", views, labels)
-    check_indices("mart", labels)
-    x_adv = attacked("mart", attack, model, x, labels, start=gaussian_start("mart", x, noise, generator))
-    clean, adv = perceive(x), perceive(x_adv)
-    bce, kl = boosted_cross_entropy(adv[0], labels), weighted_kl_loss(clean[0], adv[0], labels)
-    terms = {"boosted_cross_entropy": bce, "weighted_kl": kl}
-    return Passes(x, x_adv, labels, clean, adv, bce + beta * kl, terms)
-
-
-def consistency_at_passes(
-    model: nn.Module,
-    views: Sequence[Tensor],
-    labels: Tensor,
-    attack: Attack,
-    perceive: Perceive,
-    *,
-    consistency_weight: float = 1.0,
-    consistency_temperature: float = 0.5,
-) -> Passes:
-    """Consistency-AT with its forward passes laid open."""
     _check.number("consistency_at", "consistency_weight", consistency_weight, at_least=0.0)
     x, labels = joined("consistency_at", views, labels, expected=(2,))
-    x_adv = attacked("consistency_at", attack, model, x, labels)
-    adv = perceive(x_adv)
-    ce = cross_entropy(adv[0], labels).mean()
-    js = consistency_loss(*adv[0].chunk(2), temperature=consistency_temperature)
-    terms = {"cross_entropy": ce, "consistency": js}
-    return Passes(x, x_adv, labels, None, adv, ce + consistency_weight * js, terms)
-
-
-BASES: dict[str, Callable[..., Passes]] = {
-    "pgd_at": pgd_at_passes,
-    "trades": trades_passes,
-    "mart": mart_passes,
-    "consistency_at": consistency_at_passes,
-}
-
-
-def base_passes(function: str, base: str | Callable[..., Result], options: dict[str, Any]) -> Callable[..., Passes]:
-    """The base by name (or the public function itself), with its options checked and bound."""
-    name = getattr(base, "__name__", "") if callable(base) else base
-    _check.choice(function, "base", name, tuple(BASES))
-    passes = BASES[name]
-    known = [p.name for p in inspect.signature(passes).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            takes = f"takes {', '.join(known)}" if known else "takes no options"
-            raise TypeError(f"{function}: `{option}` has no effect with base={name!r}, which {takes}.")
-    return functools.partial(passes, **options)
+    adv = model(attacked("consistency_at", attack, model, x, labels))
+    ce = cross_entropy(adv, labels).mean()
+    js = consistency_loss(*adv.chunk(2), temperature=consistency_temperature)
+    return finish(ce + consistency_weight * js, cross_entropy=ce, consistency=js)

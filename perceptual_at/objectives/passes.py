@@ -1,7 +1,7 @@
 """What the objectives share: their arguments, and the forward passes of a training step."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import repeat
@@ -19,19 +19,6 @@ Perceive = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 Result = tuple[Tensor, dict[str, Tensor]]
 """The loss, and every term as a detached scalar."""
-
-
-class Passes(NamedTuple):
-    """The forward passes of a base objective, for a regulariser to add to."""
-
-    x: Tensor
-    x_adv: Tensor
-    labels: Tensor
-    clean: tuple[Tensor, Tensor] | None
-    """Logits and perception of the clean inputs, where the base needed them."""
-    adv: tuple[Tensor, Tensor]
-    loss: Tensor
-    terms: dict[str, Tensor]
 
 
 def joined(
@@ -73,7 +60,7 @@ def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels:
         )
     x_adv = attack(model, x, labels, **options)
     _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
-    return x_adv.detach()
+    return x_adv.detach() if x_adv.requires_grad else x_adv
 
 
 def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
@@ -82,16 +69,6 @@ def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Gene
     generator = _random.source(function, generator, x.device)
     drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return x + noise * drawn.to(x.device)
-
-
-def logits_as_perception(model: nn.Module) -> Perceive:
-    """Perception as the papers take it by default: the logits."""
-
-    def perceive(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x)
-        return logits, logits
-
-    return perceive
 
 
 def predictions(

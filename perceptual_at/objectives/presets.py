@@ -3,10 +3,11 @@
 from typing import Any, Literal
 
 from perceptual_at import _check
-from perceptual_at.objectives.bases import BASES
 
 _PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "average_over": "all"}
 _RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "average_over": "selected"}
+
+_BASES = ("pgd_at", "trades", "mart", "consistency_at")
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {"paper": {}, "release": {}},
@@ -63,6 +64,6 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
             raise ValueError(
                 f"preset: `base`={base!r} has no effect with objective={objective!r}, which takes no base."
             )
-        _check.choice("preset", "base", base, tuple(BASES))
+        _check.choice("preset", "base", base, _BASES)
         keywords |= {"base": base, **_PRESETS[base][source]}
     return keywords

@@ -1,6 +1,6 @@
 """RAAT: smaller perturbations at the boundary, and alignment of interpolated views (DICAR)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
 from perceptual_at.objectives.alignment import AverageOver, Boundary, Dicar, Space, check_options, choose, dicar_term
-from perceptual_at.objectives.bases import base_passes
+from perceptual_at.objectives.combination import Base, run_base
 from perceptual_at.objectives.passes import (
     Attack,
     Result,
@@ -23,7 +23,6 @@ from perceptual_at.objectives.passes import (
     finish,
     gaussian_start,
     joined,
-    logits_as_perception,
     predictions,
 )
 
@@ -327,7 +326,7 @@ def dicar(
     attack: Attack,
     *,
     mix: float,
-    base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
+    base: Base = "pgd_at",
     weight: float = 1.0,
     mask: Tensor | None = None,
     space: Space = "logits",
@@ -349,7 +348,7 @@ def dicar(
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`; see the base.
         mix: see `raat`.
-        base: what to add the term to, by name or as the function of this module.
+        base: what to add the term to; see `rpat`.
         weight: $\lambda$.
         mask: see `raat`.
         space: see `dicar_loss`.
@@ -376,7 +375,7 @@ def dicar(
     _check.number("dicar", "weight", weight, at_least=0.0)
     check_views("dicar", views, labels, expected=(2,))
     check_indices("dicar", labels)
-    passes = base_passes("dicar", base, base_options)(model, views, labels, attack, logits_as_perception(model))
+    passes = run_base("dicar", base, base_options, model, views, labels, attack, term="dicar")
     wrong = None
     if mask is None:
         (clean,) = predictions(model, passes.x)

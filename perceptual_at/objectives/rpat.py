@@ -1,6 +1,6 @@
 """RPAT: robust perception on top of any base objective."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import Divergence
 from perceptual_at.losses import robust_perception_loss
-from perceptual_at.objectives.bases import base_passes
-from perceptual_at.objectives.passes import Attack, Perceive, Result, finish, logits_as_perception
+from perceptual_at.objectives.combination import Base, logits_as_perception, run_base
+from perceptual_at.objectives.passes import Attack, Perceive, Result, finish
 from perceptual_at.paths import interpolate
 
 
@@ -19,7 +19,7 @@ def rpat(
     labels: Tensor,
     attack: Attack,
     *,
-    base: Literal["pgd_at", "trades", "mart", "consistency_at"] | Callable[..., Result] = "pgd_at",
+    base: Base = "pgd_at",
     weight: float = 1.0,
     alpha: float = 0.5,
     form: Literal["quotient", "interpolation"] = "interpolation",
@@ -33,15 +33,16 @@ def rpat(
     $$ \ell_{\mathrm{base}} + \lambda\, \ell_{\mathrm{RP}}\big(f(x), f(x + \alpha (x_{\mathrm{adv}} - x)),
        f(x_{\mathrm{adv}})\big) $$
 
-    Passes on top of the base's: one forward of the middle, and one of `x` where the base had none, in that
-    order.
+    Passes on top of the base's: one forward each of `x_adv`, of the middle and of `x`, in that order, without those
+    of `x_adv` and `x` that the base ran by themselves.
 
     Args:
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` (needed by Consistency-AT).
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`; see the base.
-        base: what to add the term to, by name or as the function of this module.
+        base: what to add the term to: an objective by name, as a function, or as a partial of one, for example
+            `functools.partial(objectives.dicar, base="trades", mix=mix)` for both terms on TRADES.
         weight: $\lambda$; 1 in the papers. 1 with the form `"interpolation"` weighs like 1/16 with `"quotient"` at
             `alpha=0.5`.
         alpha: place of the middle on the path; it multiplies the perturbation. The rate of the released
@@ -74,11 +75,12 @@ def rpat(
         True
     """
     _check.number("rpat", "weight", weight, at_least=0.0)
-    perceive = perceive or logits_as_perception(model)
-    passes = base_passes("rpat", base, base_options)(model, views, labels, attack, perceive)
-    mid = perceive(interpolate(passes.x, passes.x_adv, alpha))
-    clean = passes.clean or perceive(passes.x)
+    passes = run_base("rpat", base, base_options, model, views, labels, attack, perceive, term="robust_perception")
+    run = perceive or logits_as_perception(model)
+    adv = passes.adv or run(passes.x_adv)
+    mid = run(interpolate(passes.x, passes.x_adv, alpha))
+    clean = passes.clean or run(passes.x)
     evenness = robust_perception_loss(
-        clean[1], mid[1], passes.adv[1], alpha=alpha, form=form, criterion=criterion, temperature=temperature
+        clean[1], mid[1], adv[1], alpha=alpha, form=form, criterion=criterion, temperature=temperature
     )
     return finish(passes.loss + weight * evenness, **passes.terms, robust_perception=evenness)
