@@ -13,7 +13,8 @@ from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import likely_targets
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Bounds, Linf, as_ball, budgets, check_threat, select
+from perceptual_at.threats import L1, L2, Linf, as_ball, budgets, check_threat, select
+from perceptual_at.threats.entries import Bounds
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened
 
 _SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perceptual_at.threats import Bounds
+from perceptual_at.threats.entries import Bounds
 
 _FEW = 128  # entries that a step in L1 hardly ever needs more of
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
 from perceptual_at.divergences import soft_logit_margin
-from perceptual_at.threats import Bounds, Threat
+from perceptual_at.threats import Threat
 
 
 class Margins(NamedTuple):
@@ -133,7 +133,7 @@ def bisect_margins(
     before_margin: Tensor,
     largest: float,
     steps: int = 10,
-    bounds: Bounds = (0.0, 1.0),
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Where the soft logit margin changes its sign along a direction from each sample, by bisection from a guess.
 

@@ -1,13 +1,12 @@
 """N-FGSM: one step from noise that is larger than the ball, for training."""
 
-import torch
 from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import Generator
 from perceptual_at.attacks.pgd import pgd
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, budget
+from perceptual_at.threats import Threat, budget, check_threat
 from perceptual_at.victims import Lane, Model, ModelMode
 
 
@@ -63,20 +62,9 @@ def n_fgsm(
     """
     _check.floating("n_fgsm", x=x)
     _check.number("n_fgsm", "noise", noise, above=0.0)
-    if isinstance(threat, type) or not isinstance(threat, Threat):
-        raise TypeError(f"n_fgsm: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
-    start = _grown(threat, noise).random_start(x.detach(), generator=generator)
+    check_threat("n_fgsm", threat)
+    start = threat.scaled(noise).random_start(x.detach(), generator=generator)
     return pgd(
-        model, x, labels, _grown(threat, noise + 1), steps=1, step_size=budget("n_fgsm", threat), start=start,
+        model, x, labels, threat.scaled(noise + 1), steps=1, step_size=budget("n_fgsm", threat), start=start,
         loss=loss, model_mode=model_mode, lane=lane, validate=validate,
     )  # fmt: skip
-
-
-def _grown(threat: Threat, factor: float) -> Threat:
-    """The threat with `factor` times the budget, or with the range of the inputs, which it cannot exceed."""
-    try:
-        return threat.scaled(factor)
-    except ValueError:
-        low, high = getattr(threat, "bounds", (0.0, 1.0))
-        largest = float(torch.as_tensor(budget("n_fgsm", threat)).max())
-        return threat.scaled((1 - 1e-6) * float(torch.as_tensor(high - low).max()) / largest)

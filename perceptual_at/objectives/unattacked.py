@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.objectives.passes import Attack, Result, finish, joined
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, check_threat
 
 
 def standard(
@@ -88,8 +88,7 @@ def random_noise(
         >>> list(terms), loss.requires_grad
         (['cross_entropy'], True)
     """
-    if not isinstance(threat, Threat):
-        raise TypeError(f"random_noise: `threat` must be a threat model such as Linf, got {type(threat).__name__}.")
+    check_threat("random_noise", threat)
     x, labels = joined("random_noise", views, labels)
     ce = cross_entropy(model(threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)

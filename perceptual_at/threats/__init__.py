@@ -8,44 +8,24 @@ and bfloat16, whether the difference is taken in the dtype of the inputs or in a
 The functions here work for any threat model, also one of the user's own.
 """
 
-from perceptual_at.threats.ball import Ball, as_ball, norm_order
-from perceptual_at.threats.entries import Bounds
+from perceptual_at.threats.ball import Ball
+from perceptual_at.threats.kinds import as_ball as as_ball
+from perceptual_at.threats.kinds import is_ball as is_ball
+from perceptual_at.threats.kinds import is_published as is_published
+from perceptual_at.threats.kinds import norm_name as norm_name
+from perceptual_at.threats.kinds import settings as settings
+from perceptual_at.threats.kinds import whole_box as whole_box
 from perceptual_at.threats.l1 import L1
 from perceptual_at.threats.l2 import L2
 from perceptual_at.threats.linf import Linf
-from perceptual_at.threats.threat import (
-    Threat,
-    around,
-    ascent,
-    box,
-    budget,
-    budgets,
-    check_excess,
-    check_threat,
-    excess,
-    is_threat,
-    select,
-    start,
-)
+from perceptual_at.threats.threat import Threat, around, ascent, select
+from perceptual_at.threats.threat import box as box
+from perceptual_at.threats.threat import budget as budget
+from perceptual_at.threats.threat import budgets as budgets
+from perceptual_at.threats.threat import check_excess as check_excess
+from perceptual_at.threats.threat import check_threat as check_threat
+from perceptual_at.threats.threat import excess as excess
+from perceptual_at.threats.threat import is_threat as is_threat
+from perceptual_at.threats.threat import start as start
 
-__all__ = [
-    "L1",
-    "L2",
-    "Ball",
-    "Bounds",
-    "Linf",
-    "Threat",
-    "around",
-    "as_ball",
-    "ascent",
-    "box",
-    "budget",
-    "budgets",
-    "check_excess",
-    "check_threat",
-    "excess",
-    "is_threat",
-    "norm_order",
-    "select",
-    "start",
-]
+__all__ = ["L1", "L2", "Ball", "Linf", "Threat", "around", "ascent", "select"]

@@ -26,7 +26,7 @@ from perceptual_at.threats.entries import (
     same_entries,
     width,
 )
-from perceptual_at.threats.threat import Threat, budgets
+from perceptual_at.threats.threat import budgets
 
 Self = TypeVar("Self", bound="Ball")
 
@@ -274,18 +274,6 @@ def radii(ball: Ball, x: Tensor, draws: _random.Draws) -> Tensor:
         return per_sample(draws.radius(max(1, math.prod(x.shape[1:])), dtype=wide(x)), x)
     free = rows((units.scale > 0).expand_as(x)).sum(dim=1).clamp_min(1)
     return per_sample(draws.radius(1, dtype=wide(x)) ** (1 / free), x)
-
-
-def as_ball(function: str, threat: Any) -> Ball:
-    """Require `Linf`, `L2` or `L1`, whose geometry an attack is written for."""
-    if not isinstance(threat, Ball):
-        raise TypeError(f"{function}: `threat` must be Linf, L2 or L1, got {threat!r}; there is no form for others.")
-    return threat
-
-
-def norm_order(threat: Threat) -> float | None:
-    """Order of the norm of `Linf`, `L2` and `L1`; None for others."""
-    return threat.p if isinstance(threat, Ball) else None
 
 
 def _values(ball: Any) -> list[Any]:
