@@ -183,7 +183,7 @@ def bisect_margins(
             low = torch.where(inside, distance, low).maximum(low)
             high = torch.where(inside, high, distance).minimum(high)
             distance = (low + high) / 2
-            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)  # type: ignore[arg-type]
+            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)
             margin = soft_logit_margin(model(points), labels)
     return distance
 
