@@ -72,7 +72,7 @@ from perceptual_at.losses import (
     weighted_mse_loss,
 )
 from perceptual_at.metrics import accuracy, mean_score, nrr
-from perceptual_at.partitions import Partition, boundary_partition
+from perceptual_at.partitions import Partition, adaptive_eta, boundary_partition
 from perceptual_at.paths import draw_beta, interpolate
 from perceptual_at.soft_labels import smooth_labels
 from perceptual_at.threats import L1, L2, Linf, Threat
@@ -132,6 +132,7 @@ __all__ = [  # noqa: RUF022
     "smooth_labels",
     "boundary_partition",
     "Partition",
+    "adaptive_eta",
     "squared_error",
     "prediction_squared_error",
     "kl_divergence",

@@ -1,7 +1,10 @@
 """Which samples sit next to the decision boundary."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
@@ -73,3 +76,52 @@ def boundary_partition(
         _check.same_shape("boundary_partition", clean_logits=clean_logits, adv_logits=adv_logits)
         boundary = boundary & (adv_logits.argmax(dim=1) != labels)
     return Partition(~right, boundary, right & ~boundary)
+
+
+def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) -> Tensor:
+    r"""For each sample the smallest of some reductions at which it is still misclassified.
+
+    $$ \eta_i = \min \{ \eta : h(x_i + \eta (x_i^{\mathrm{adv}} - x_i)) \ne y_i \} $$
+
+    and 1 where there is none.
+
+    Our own proposal, in place of RAAT's one $\eta$ for all: pass it to the objectives as `eta`, one per sample. Every
+    sample that the attack breaks is then trained on just beyond its boundary, and what withstands it on the full
+    perturbation. A sample that is wrong on $x$ itself mostly gets the smallest one.
+
+    Args:
+        path_logits: logits at each of the reductions, shape `(E, B, K)`, from one fixed model in eval mode.
+        labels: class indices `(B,)`.
+        etas: the reductions, E numbers in (0, 1], growing.
+
+    Returns:
+        One of `etas`, or 1, for each sample, shape `(B,)`, in the dtype of the logits.
+
+    Raises:
+        TypeError: if `labels` are no integers or logits no floating-point tensor.
+        ValueError: if shapes do not fit, or `etas` are out of range or not growing.
+
+    Source:
+        Our own; the ablation is on the page of partitions.
+
+    Examples:
+        >>> right, wrong = [1.0, 0.0], [0.0, 1.0]
+        >>> path = torch.tensor([[right, right, wrong], [wrong, right, right]])  # at 0.25 and at 0.5
+        >>> adaptive_eta(path, torch.tensor([0, 0, 0]), etas=(0.25, 0.5))
+        tensor([0.5000, 1.0000, 0.2500])
+    """
+    name = "adaptive_eta"
+    _check.floating(name, path_logits=path_logits)
+    if path_logits.ndim != 3 or path_logits.shape[0] != len(etas) or not len(etas):
+        raise ValueError(
+            f"{name}: `path_logits` must be of shape (E, B, K) with one entry for each of the {len(etas)} `etas`, got "
+            f"{tuple(path_logits.shape)}."
+        )
+    for eta in etas:
+        _check.number(name, "etas", eta, above=0.0, at_most=1.0)
+    if any(later <= earlier for earlier, later in itertools.pairwise(etas)):
+        raise ValueError(f"{name}: `etas` must grow, got {tuple(etas)}.")
+    _check.labels(name, labels, classes=path_logits.shape[2], path_logits=path_logits[0])
+    wrong = path_logits.argmax(dim=2) != labels
+    choices = torch.tensor(etas, dtype=path_logits.dtype, device=path_logits.device)[:, None]
+    return torch.where(wrong, choices, torch.ones_like(choices)).amin(dim=0)

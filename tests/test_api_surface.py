@@ -21,7 +21,7 @@ NAMES = {
         interpolation_consistency_loss one_vs_rest_loss normalized_error_loss
         grad_align_loss brier_loss score_loss soft_cross_entropy_loss weighted_mse_loss logit_pairing_loss
         hypersphere_loss smooth_labels
-        boundary_partition Partition
+        boundary_partition Partition adaptive_eta
         squared_error prediction_squared_error kl_divergence js_divergence cosine_distance
         snapshot ema_update swa_update refresh_batch_norm call_with
         accuracy mean_score nrr
@@ -41,8 +41,8 @@ NAMES = {
         hypersphere_loss
     """,
     "perceptual_at.objectives": """
-        consistency_at dicar mart pgd_at preset raat raat_plus_plus raat_sharp random_noise rebat rpat
-        rpat_plus_plus standard trades
+        alp clp consistency_at dicar grad_align hypersphere ikl lbgat mart pgd_at preset raat raat_plus_plus
+        raat_sharp random_noise rebat rpat rpat_plus_plus rpat_raat score standard trades
     """,
 }
 PAIRS = [(module, name) for module, names in NAMES.items() for name in names.split()]

@@ -81,7 +81,12 @@ def averaged(model):
 
 def call(name, model, views, labels, attack, **options):
     """Any objective with the least it needs."""
-    if name in ("raat", "raat_plus_plus", "raat_sharp", "dicar"):
+    needed = {
+        "clp": {"pairs": "attacked"}, "grad_align": {"threat": THREAT}, "ikl": {"table": None},
+        "lbgat": {"teacher": SmallNet(seed=1)},
+    }  # fmt: skip
+    options = {**needed.get(name, {}), **options}
+    if name in ("raat", "raat_plus_plus", "raat_sharp", "dicar", "rpat_raat"):
         options = {"mix": 0.7, **options}
     elif name != "consistency_at" and options.get("base") not in ("consistency_at", objectives.consistency_at):
         views = views[:1]
@@ -142,7 +147,10 @@ def test_a_step_takes_exactly_the_documented_passes(name, options, rows, no_grad
     assert model.passes["no_grad"] == no_grad + 2  # two of them are this test's own
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+HELD_FIXED = ("grad_align", "ikl")  # parts of these have a value that moves and a gradient that does not
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in HELD_FIXED])
 def test_gradient_agrees_with_finite_differences(name):
     model, views, labels = problem()
     model.eval()

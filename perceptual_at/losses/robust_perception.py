@@ -19,7 +19,7 @@ def robust_perception_loss(
     *,
     alpha: float | Tensor = 0.5,
     criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
-    form: Literal["quotient", "interpolation"] = "quotient",
+    form: Literal["quotient", "interpolation", "relative"] = "quotient",
     temperature: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -34,7 +34,15 @@ def robust_perception_loss(
 
     $$ \ell = D\big( f(x_\alpha),\ (1 - \alpha) f(x) + \alpha f(x_{\mathrm{adv}}) \big). $$
 
-    Under MSE both are zero exactly when $f(x_\alpha)$ lies on the chord, and quotient = interpolation
+    The form `"relative"`, our own, measures the distance from the chord in units of the chord's length,
+
+    $$ \ell = \frac{r^2}{r^2 + c^2}, \qquad r^2 = \| f(x_\alpha) - (1 - \alpha) f(x) - \alpha f(x_{\mathrm{adv}}) \|^2,
+       \quad c^2 = \| f(x_{\mathrm{adv}}) - f(x) \|^2, $$
+
+    so that it does not shrink with the logits: 0 on the chord, 1/2 as far from it as it is long, less than 1
+    always, and 0 with zero gradient where nothing moves at all. It takes no other criterion.
+
+    Under MSE the first two are zero exactly when $f(x_\alpha)$ lies on the chord, and quotient = interpolation
     / $(\alpha (1 - \alpha))^2$: 16 times as much at `alpha=0.5`. Gradients flow into all three arguments;
     detach what you hold fixed.
 
@@ -46,7 +54,7 @@ def robust_perception_loss(
             of shape `(B,)` gives each sample its own; its values are not checked.
         criterion: $D$: `"mse"` (mean over entries), `"kl"` (of the second from the first), `"js"`,
             `"cosine"`, or a function `(a, b) -> (B,)`.
-        form: `"quotient"` (the paper's Eq. 3) or `"interpolation"` (the released code).
+        form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
         temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -68,19 +76,25 @@ def robust_perception_loss(
         tensor(16.)
         >>> robust_perception_loss(clean, clean, adv, form="interpolation")
         tensor(1.)
+        >>> robust_perception_loss(clean, clean, adv, form="relative")  # 2 / (2 + 8)
+        tensor(0.2000)
     """
     name = "robust_perception_loss"
     _check.same_shape(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
-    _check.choice(name, "form", form, ("quotient", "interpolation"))
+    _check.choice(name, "form", form, ("quotient", "interpolation", "relative"))
     _check.number(name, "temperature", temperature, above=0.0)
     if form == "quotient" and not isinstance(alpha, Tensor):
         _check.number(name, "alpha", alpha, above=0.0, below=1.0)
     divergence = named(name, criterion, temperature)
+    if form == "relative" and criterion != "mse":
+        raise ValueError(f"{name}: `criterion`={criterion!r} has no effect with form='relative', which is a ratio.")
     given = clean_logits, mid_logits, adv_logits
     clean, mid, adv = (logits.to(wide(*given)) for logits in given)
     weight = fraction(name, "alpha", alpha, clean)
     if form == "quotient":
         per_sample = divergence((mid - clean) / weight, (adv - mid) / (1 - weight))
+    elif form == "relative":
+        per_sample = _share(divergence(mid, torch.lerp(clean, adv, weight)), divergence(clean, adv))
     else:
         per_sample = divergence(mid, torch.lerp(clean, adv, weight))
     _check_per_sample(name, per_sample, clean.shape[0])
@@ -135,6 +149,12 @@ def robust_perception_kl_loss(
     clean, mid, adv = (logits.to(wide(*given)) for logits in given)
     per_sample = kl_divergence(mid - (1 - alpha) * clean, alpha * adv)
     return reduce(name, per_sample.to(common(*given)), reduction)
+
+
+def _share(part: Tensor, rest: Tensor) -> Tensor:
+    """The part of the sum of both; 0 where both are."""
+    total = part + rest
+    return part / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:

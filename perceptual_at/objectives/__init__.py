@@ -16,15 +16,27 @@ the keywords of the papers' formulas.
 """
 
 from perceptual_at.objectives.bases import consistency_at, mart, pgd_at, trades
+from perceptual_at.objectives.grad_align import grad_align
+from perceptual_at.objectives.hypersphere import hypersphere
+from perceptual_at.objectives.ikl import ikl
+from perceptual_at.objectives.lbgat import lbgat
+from perceptual_at.objectives.pairing import alp, clp
 from perceptual_at.objectives.presets import preset
 from perceptual_at.objectives.raat import dicar, raat, raat_plus_plus, raat_sharp
 from perceptual_at.objectives.rebat import rebat, rpat_plus_plus
-from perceptual_at.objectives.rpat import rpat
+from perceptual_at.objectives.rpat import rpat, rpat_raat
+from perceptual_at.objectives.score import score
 from perceptual_at.objectives.unattacked import random_noise, standard
 
 __all__ = [
+    "alp",
+    "clp",
     "consistency_at",
     "dicar",
+    "grad_align",
+    "hypersphere",
+    "ikl",
+    "lbgat",
     "mart",
     "pgd_at",
     "preset",
@@ -35,6 +47,8 @@ __all__ = [
     "rebat",
     "rpat",
     "rpat_plus_plus",
+    "rpat_raat",
+    "score",
     "standard",
     "trades",
 ]

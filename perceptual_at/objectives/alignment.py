@@ -45,7 +45,7 @@ def choose(
     x_adv: Tensor,
     labels: Tensor,
     bound: bool,
-    eta: float | None,
+    eta: float | Tensor | None,
     reduced_attack: Attack | None,
     boundary: Boundary,
     weights: Weights | None = None,
@@ -60,7 +60,7 @@ def choose(
         (clean,) = predictions(model, x, weights=weights, as_is=as_is)
         return Choice(x_adv, clean.argmax(dim=1) != labels)
     if reduced_attack is None:
-        reduced = interpolate(x, x_adv, 0.1 if eta is None else eta)
+        reduced = interpolate(x, x_adv, _per_row(function, eta, x))
     else:
         reduced = attacked(function, reduced_attack, model, x, labels)
     if boundary == "objective" and not ask_wrong:
@@ -72,6 +72,20 @@ def choose(
     smaller = near.argmax(dim=1) != labels if boundary == "objective" else parts.boundary
     supervised = torch.where(per_sample(smaller, x), reduced, x_adv)
     return Choice(supervised, parts.misclassified)
+
+
+def _per_row(function: str, eta: float | Tensor | None, x: Tensor) -> float | Tensor:
+    """One reduction for all, or one for each row; both views of an image share theirs."""
+    if not isinstance(eta, Tensor):
+        return 0.1 if eta is None else eta
+    rows = x.shape[0]
+    if eta.ndim != 1 or not eta.is_floating_point() or eta.shape[0] not in (rows, rows / 2):
+        raise ValueError(
+            f"{function}: `eta` must be one floating-point number per image, or one for each of the {rows} rows of all "
+            f"views, got {eta.dtype} of shape {tuple(eta.shape)}."
+        )
+    _check.same_device(function, "eta", eta.device, "views[0]", x.device)
+    return eta if eta.shape[0] == rows else eta.repeat(2)
 
 
 def dicar_term(
@@ -125,7 +139,7 @@ def check_options(
     mix: float | None,
     weight: float,
     bound: bool,
-    eta: float | None,
+    eta: float | Tensor | None,
     reduced_attack: Attack | None,
     boundary: str,
 ) -> None:
@@ -136,9 +150,10 @@ def check_options(
             f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."
         )
     _check.choice(function, "boundary", boundary, ("release", "definition", "objective"))
-    if eta is not None:
+    if eta is not None and not isinstance(eta, Tensor):
         _check.number(function, "eta", eta, above=0.0, at_most=1.0)
     if eta is not None and reduced_attack is not None:
-        raise ValueError(f"{function}: `eta`={eta!r} has no effect together with `reduced_attack`.")
+        shown = f" of shape {tuple(eta.shape)}" if isinstance(eta, Tensor) else f"={eta!r}"
+        raise ValueError(f"{function}: `eta`{shown} has no effect together with `reduced_attack`.")
     if not bound and (eta is not None or reduced_attack is not None):
         raise ValueError(f"{function}: `eta` and `reduced_attack` have no effect with bound=False.")

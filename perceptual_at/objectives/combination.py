@@ -13,8 +13,8 @@ from perceptual_at import _check
 from perceptual_at.objectives.passes import Attack, Perceive, Result
 
 BaseName = Literal[
-    "consistency_at", "dicar", "mart", "pgd_at", "raat", "raat_plus_plus", "raat_sharp", "rebat", "rpat",
-    "rpat_plus_plus", "trades",
+    "alp", "clp", "consistency_at", "dicar", "grad_align", "hypersphere", "ikl", "lbgat", "mart", "pgd_at", "raat",
+    "raat_plus_plus", "raat_sharp", "rebat", "rpat", "rpat_plus_plus", "rpat_raat", "score", "trades",
 ]  # fmt: skip
 """Objectives that attack every sample once, which a regulariser can be added to."""
 Base = BaseName | Callable[..., Result]

@@ -39,7 +39,7 @@ def raat(
     mix: float | None = None,
     weight: float = 1.0,
     bound: bool = True,
-    eta: float | None = None,
+    eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
     misclassified: Misclassified = "standard",
@@ -71,7 +71,8 @@ def raat(
         weight: $\lambda$ of DICAR; 0 leaves it and its passes out (Fig. 5: BOUND only).
         bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
         eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
-            `reduced_attack` is given.
+            `reduced_attack` is given. A tensor gives each image its own, `(B,)`, or each row of the joined views,
+            `(2B,)`; `adaptive_eta` chooses one. Its values are not checked.
         reduced_attack: makes $x''$ by an attack of its own instead (the paper's Eq. 8), for example
             `partial(pgd, threat=threat.scaled(0.1), ...)`.
         boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
@@ -150,7 +151,7 @@ def raat_plus_plus(
     weight: float = 1.0,
     beta: float = 6.0,
     bound: bool = True,
-    eta: float | None = None,
+    eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
     mask: Tensor | None = None,
@@ -242,7 +243,7 @@ def raat_sharp(
     mix: float | None = None,
     weight: float = 1.0,
     bound: bool = True,
-    eta: float | None = None,
+    eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
     mask: Tensor | None = None,
