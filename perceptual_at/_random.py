@@ -54,6 +54,14 @@ class SampleGenerator:
     def __len__(self) -> int:
         return self.index.shape[0]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SampleGenerator):
+            return NotImplemented
+        return (self.seed, self.stream) == (other.seed, other.stream) and torch.equal(self.index, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.seed, self.stream, len(self)))
+
     def __repr__(self) -> str:
         return f"SampleGenerator(seed={self.seed}, {len(self)} samples, stream={self.stream})"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
+from perceptual_at._values import Value
 from perceptual_at.divergences import squared_error
 from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
@@ -22,8 +23,8 @@ from perceptual_at.victims import Model, frozen
 Strength = Literal["full", "reduced", "clean"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PerceptionGap:
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerceptionGap(Value):
     """Per sample, how far a perturbation moved the perception, and whether the prediction held."""
 
     distance: Tensor
@@ -32,6 +33,11 @@ class PerceptionGap:
     """Right on the perturbed input, boolean `(n,)`: the success cases."""
     correct: Tensor
     """Right on the clean input, boolean `(n,)`."""
+
+    def __post_init__(self) -> None:
+        _check.floating("PerceptionGap", distance=self.distance)
+        for name in ("defended", "correct"):
+            _check.mask("PerceptionGap", name, getattr(self, name), distance=self.distance)
 
     @property
     def success(self) -> float | None:

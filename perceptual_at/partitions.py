@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._values import same
 
 
 class Partition(NamedTuple):
@@ -25,6 +26,15 @@ class Partition(NamedTuple):
     """Right on the clean input, wrong after the reduced perturbation."""
     interior: Tensor
     """All others: right on the clean input and not at the boundary."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partition) and all(same(a, b) for a, b in zip(self, other, strict=True))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(mask.shape for mask in self))
 
 
 def boundary_partition(

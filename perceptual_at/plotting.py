@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from perceptual_at._extras import extra
-from perceptual_at._files import written_whole
+from perceptual_at._files import check_file, written_whole
 from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.evaluation import Evaluation
 from perceptual_at.metrics import nrr
@@ -239,6 +240,11 @@ def save(ax: Any, path: str | os.PathLike[str]) -> None:
         ax: matplotlib axes.
         path: file to write; its ending chooses the format.
 
+    Raises:
+        TypeError: if `ax` are no axes.
+        ValueError: if the ending names no format that matplotlib writes.
+        OSError: if `path` is something other than a file, or cannot be written.
+
     Examples:
         >>> import tempfile, pathlib
         >>> target = pathlib.Path(tempfile.mkdtemp()) / "plot.png"
@@ -246,6 +252,13 @@ def save(ax: Any, path: str | os.PathLike[str]) -> None:
         >>> target.stat().st_size > 0
         True
     """
+    if not hasattr(ax, "figure"):
+        raise TypeError(f"save: `ax` must be matplotlib axes, got {type(ax).__name__}.")
+    check_file("save", "path", path)
+    formats = ax.figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.lower().removeprefix(".") not in formats:
+        known = ", ".join(f".{one}" for one in sorted(formats))
+        raise ValueError(f"save: `path` must end in one of {known}, got {os.fspath(path)!r}.")
     with written_whole(path) as beside:
         ax.figure.savefig(beside, dpi=160, bbox_inches="tight")
 

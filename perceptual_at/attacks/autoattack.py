@@ -27,7 +27,7 @@ NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AutoAttackVerdict(Verdict):
     """A `Verdict` that says which attack broke each sample, under which protocol.
 

@@ -4,17 +4,19 @@ Any function of that shape can be given to an attack as `loss`. It should return
 attack sums them, so that a sample's perturbation does not depend on who shares its batch.
 """
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._values import Value
 from perceptual_at.divergences import PerSampleLoss, kl_divergence
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Largest wrong logit minus the right one: positive exactly when the sample is misclassified.
+    r"""Largest wrong logit minus the right one: positive when the sample is misclassified, 0 when both are equal.
 
     $$ \max_{k \ne y} z_k - z_y $$
 
@@ -151,11 +153,21 @@ def kl_to(reference_logits: Tensor) -> PerSampleLoss:
     _check.logits("kl_to", reference_logits=reference_logits)
     with torch.inference_mode(False):
         reference = reference_logits.clone() if reference_logits.is_inference() else reference_logits.detach()
+    return _KLTo(reference)
 
-    def kl_to_reference(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
-        return kl_divergence(reference, logits)
 
-    return kl_to_reference
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _KLTo(Value):
+    """What `kl_to` gives; a value, so that it can be compared, copied and pickled."""
+
+    reference: Tensor
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        return kl_divergence(self.reference, logits)
+
+    def select(self, rows: Tensor) -> "_KLTo":
+        """The function for some samples of its batch, by index or mask."""
+        return _KLTo(self.reference[rows.to(self.reference.device)])
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:

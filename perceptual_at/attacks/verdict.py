@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
+from perceptual_at._values import Value
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Verdict(Value):
     """Adversarial inputs, and per sample whether the attack succeeded and what it cost.
 
     Attacks return it when called with `verdict=True`. Success was seen, not inferred: the model was run on
@@ -37,6 +40,16 @@ class Verdict:
     """Input gradients of the model that were spent on the sample, integers `(B,)`."""
     forwards: Tensor
     """Forward passes that were spent on the sample, those of the gradients included, integers `(B,)`."""
+
+    def __post_init__(self) -> None:
+        batch = self.x_adv.shape[:1]
+        for name in ("success", "step", "gradients", "forwards"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or value.shape != batch:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{type(self).__name__}: `{name}` must be of shape {tuple(batch)}, got {got}.")
+        if self.success.dtype != torch.bool:
+            raise TypeError(f"{type(self).__name__}: `success` must be boolean, got {self.success.dtype}.")
 
     def __len__(self) -> int:
         return self.success.shape[0]

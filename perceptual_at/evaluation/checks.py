@@ -247,7 +247,7 @@ def check_gradients(
     zero, _ = lost_gradients(model, x, labels, threat)
     count = int(zero.sum())
     passed = binomial_tail(count, len(x), Fraction(1, 100)) >= level
-    where = "" if threat is None else ", although its logits change in the ball"
+    where = "" if threat is None or not count else ", although their logits change in the ball"
     return Check(
         "gradients", passed, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient{where}",
         "" if passed else

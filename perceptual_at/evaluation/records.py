@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptual_at._files import written_whole
+from perceptual_at._files import check_file, written_whole
 from perceptual_at.evaluation.ledger import CLEAN, Entry, Ledger
 
 _FORMAT = "perceptual_at evaluation record, version 2"
@@ -52,7 +51,7 @@ class Record:
         self.path = "" if path is None else os.fspath(path)
         if path is None:
             return
-        _check_place(Path(path))
+        check_file("evaluate", "record", path)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -150,6 +149,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: if the file is of another kind, or damaged.
     """
+    check_file("Evaluation.from_json", "path", path)
     place = os.fspath(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -168,12 +168,6 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         return fields | {name: content[name] for name in names}
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"Evaluation.from_json: {place!r} is damaged: {error!r}.") from error
-
-
-def _check_place(path: Path) -> None:
-    """Refuse what is there and no file, before it is opened: a device may never end."""
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise FileExistsError(f"evaluate: `record` must be a file, but {os.fspath(path)!r} is none.")
 
 
 def _to_line(entry: Entry) -> dict[str, Any]:

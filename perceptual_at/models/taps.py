@@ -147,10 +147,15 @@ def perceive_at(model: nn.Module, proxy: str) -> Callable[[Tensor], tuple[Tensor
         >>> logits.shape, perception.shape
         (torch.Size([2, 10]), torch.Size([2, 8]))
     """
-    tapped = perception_taps(model, ("logits", proxy))
+    return _Perceive(perception_taps(model, ("logits", proxy)), proxy)
 
-    def perceive(x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs: dict[str, Tensor] = tapped(x)
-        return outputs["logits"], outputs[proxy]
 
-    return perceive
+class _Perceive:
+    """Logits and a perception of a tapped network; an object, so that it can be copied and pickled."""
+
+    def __init__(self, tapped: nn.Module, proxy: str) -> None:
+        self.tapped, self.proxy = tapped, proxy
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs: dict[str, Tensor] = self.tapped(x)
+        return outputs["logits"], outputs[self.proxy]
