@@ -160,6 +160,11 @@ def test_every_page_is_in_the_navigation():
     assert pages - nav_files() == set()
 
 
+def test_the_navigation_has_at_most_seven_tabs():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    assert 1 < len(re.findall(r"^  - ", nav, re.MULTILINE)) <= 7
+
+
 def test_links_of_the_project_papers_lead_to_files():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
