@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
+from perceptual_at.divergences import PerSampleLoss, cross_entropy
 
 
 def geometric_weights(
@@ -243,3 +244,42 @@ def smallest_margins(adv_logits: Tensor, labels: Tensor, *, share: float) -> Ten
     margins = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -math.inf).amax(dim=1)
     rank = margins.argsort(stable=True).argsort()
     return rank < int(batch * share + 1e-9)  # 0.29 * 100 is 28.999...
+
+
+class StepsWithstood:
+    r"""A loss to attack with that counts how many iterates of each sample are still classified correctly.
+
+    GAIRAT's $\kappa$: of the iterates $x_0, \dots, x_{K - 1}$, each looked at before its step, at no further pass. Make
+    a new one for every attack.
+
+    Args:
+        loss: what the attack ascends, `(logits, labels) -> (B,)`.
+
+    Examples:
+        >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 0.25
+        >>> x, labels, withstood = torch.tensor([[0.5], [1.0]]), torch.tensor([0, 0]), StepsWithstood()
+        >>> _ = pgd(model, x, labels, Linf(0.375), steps=3, step_size=0.125, start="clean", loss=withstood)
+        >>> withstood.kappa, withstood.steps  # 0.5, 0.375, 0.25: at the boundary class 0 comes first
+        (tensor([3, 3]), 3)
+        >>> geometric_weights(withstood.kappa, steps=withstood.steps)
+        tensor([1., 1.])
+    """
+
+    def __init__(self, loss: PerSampleLoss = cross_entropy) -> None:
+        self.loss = loss
+        self.steps = 0
+        """How often the attack asked."""
+        self.kappa: Tensor | None = None
+        """Iterates withstood, integers `(B,)`; None before the attack."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss per sample, after counting who is right."""
+        right = (logits.detach().argmax(dim=1) == labels).long()
+        if self.kappa is not None and self.kappa.shape != right.shape:
+            raise ValueError(
+                f"StepsWithstood: the attack asks for {right.shape[0]} samples after {self.kappa.shape[0]}; it must "
+                "keep the batch whole, and each attack needs a counter of its own."
+            )
+        self.kappa = right if self.kappa is None else self.kappa + right
+        self.steps += 1
+        return self.loss(logits, labels)

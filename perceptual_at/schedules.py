@@ -190,6 +190,114 @@ def ramped_decay(step: int, *, decay: float = 0.995, warmup: int = 0) -> float:
     return 0.0 if after < 0 else min(decay, (1 + after) / (10 + after))
 
 
+def cosine_between(step: int, *, steps: int, start: float, end: float) -> float:
+    r"""A number that goes from `start` towards `end` along half a cosine.
+
+    $$ e + \tfrac12 (s - e) \big(1 + \cos(\pi i / N)\big) $$
+
+    With `step` counted from 0 to `steps - 1`, as ADR does for its temperature and trust, the end is not quite reached.
+
+    Args:
+        step: $i$, steps done.
+        steps: $N$, steps of the whole training: epochs times batches.
+        start: value at step 0.
+        end: value at step N.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if `step` is negative or beyond `steps`.
+
+    Source:
+        Wu et al. 2024 (ADR), released code.
+
+    Examples:
+        >>> [round(cosine_between(i, steps=4, start=2.5, end=2.0), 4) for i in range(4)]
+        [2.5, 2.4268, 2.25, 2.0732]
+        >>> cosine_between(4, steps=4, start=2.5, end=2.0)
+        2.0
+    """
+    _check.count("cosine_between", "steps", steps)
+    _check.number("cosine_between", "step", step, at_least=0, at_most=steps)
+    _check.number("cosine_between", "start", start)
+    _check.number("cosine_between", "end", end)
+    return _cosine(start, end, step / steps)
+
+
+def te_weight(epoch: float, *, peak: float = 300.0, start: float = 90, length: float = 60) -> float:
+    r"""The weight of TE's term, which grows along a Gaussian ramp once its memory begins.
+
+    $$ w\, e^{-5 (1 - u)^2}, \qquad u = (\text{epoch} - \text{start}) / \text{length} $$
+
+    0 before the start, the peak after its end.
+
+    Args:
+        epoch: counted from 0.
+        peak: $w$.
+        start: epoch at which the ensembles begin.
+        length: epochs of the ramp.
+
+    Returns:
+        The weight.
+
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if a number is out of range.
+
+    Source:
+        Dong et al. 2022 (TE), released code.
+
+    Examples:
+        >>> [round(te_weight(epoch), 4) for epoch in (89, 90, 120, 150)]
+        [0.0, 2.0214, 85.9514, 300.0]
+        >>> te_weight(10, peak=1.0, start=0, length=10)
+        1.0
+    """
+    _check.number("te_weight", "epoch", epoch, at_least=0)
+    _check.number("te_weight", "peak", peak, at_least=0)
+    _check.number("te_weight", "start", start, at_least=0)
+    _check.number("te_weight", "length", length, above=0)
+    if epoch < start:
+        return 0.0
+    return peak * math.exp(-5 * (1 - min((epoch - start) / length, 1.0)) ** 2)
+
+
+def piat_decay(epoch: int, *, largest: float = 0.99, offset: float = 10) -> float:
+    r"""How far PIAT goes back towards the weights of an epoch's start, at its end. A documented variant.
+
+    $$ \min\Big( w_{\max}, \frac{e + 1}{e + c} \Big) $$
+
+    That of another library's re-implementation, which nobody has checked against the paper or its code.
+
+    Args:
+        epoch: $e$, counted from 0 after the warm-up.
+        largest: $w_{\max}$.
+        offset: $c$.
+
+    Returns:
+        The share of the epoch's first weights, a `decay` for `ema_update`.
+
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if a number is out of range.
+
+    Source:
+        Liu et al. 2023 (PIAT), from a third-party re-implementation.
+
+    Examples:
+        >>> [piat_decay(epoch) for epoch in (0, 5, 5000)]
+        [0.1, 0.4, 0.99]
+        >>> piat_decay(1, offset=3)
+        0.5
+    """
+    _check.number("piat_decay", "epoch", epoch, at_least=0)
+    _check.number("piat_decay", "largest", largest, at_least=0.0, at_most=1.0)
+    _check.number("piat_decay", "offset", offset, at_least=1)
+    return min(largest, (epoch + 1) / (epoch + offset))
+
+
 def _cosine(first: float, last: float, done: float) -> float:
     """Half a cosine from `first` to `last`."""
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2

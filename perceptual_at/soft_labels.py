@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._rounding import wide
 
 Spread = Literal["all", "others"]
 
@@ -63,6 +64,50 @@ def smooth_labels(
     _check.number(name, "smoothing", smoothing, at_least=0.0, at_most=1.0)
     _check.choice(name, "over", over, ("all", "others"))
     return smoothed(name, labels, classes, smoothing, over, dtype)
+
+
+def rectified_labels(teacher_logits: Tensor, labels: Tensor, *, temperature: float = 2.5, trust: float = 0.7) -> Tensor:
+    r"""Class probabilities between the label and a teacher's softened prediction: more of it where that is right.
+
+    $$ t = l\, q + (1 - l)\, e_y, \qquad l = \mathrm{clip}\big(\lambda - (\max_k q_k - q_y),\ 0,\ 1\big), \qquad
+       q = \mathrm{softmax}(z_{\mathrm{teacher}} / T) $$
+
+    A teacher that puts another class far ahead is not followed at all. In ADR the teacher is the averaged network at
+    the clean input, and the attack ascends the loss of these labels too.
+
+    Args:
+        teacher_logits: shape `(B, K)`; held fixed.
+        labels: class indices, shape `(B,)`.
+        temperature: $T$.
+        trust: $\lambda$, the teacher's share where it is right, in [0, 1].
+
+    Returns:
+        Class probabilities `(B, K)`, in the dtype of the logits, without a gradient.
+
+    Raises:
+        TypeError: if logits are no floating-point tensor, or `labels` no integers.
+        ValueError: if shapes do not fit, labels in CPU memory are out of range, or a number is.
+
+    Source:
+        Wu et al. 2024 (ADR), Eq. 3 to 5, and its released code.
+
+    Examples:
+        >>> rectified_labels(torch.zeros(1, 2), torch.tensor([0]), trust=0.5)  # half of (1/2, 1/2)
+        tensor([[0.7500, 0.2500]])
+        >>> rectified_labels(torch.tensor([[0.0, 100.0]]), torch.tensor([0]), temperature=1.0)  # surely wrong
+        tensor([[1., 0.]])
+    """
+    name = "rectified_labels"
+    _check.logits(name, teacher_logits=teacher_logits)
+    _check.labels(name, labels, classes=teacher_logits.shape[1], teacher_logits=teacher_logits)
+    _check.number(name, "temperature", temperature, above=0.0)
+    _check.number(name, "trust", trust, at_least=0.0, at_most=1.0)
+    index = labels.long()[:, None]
+    predicted = (teacher_logits.detach().to(wide(teacher_logits)) / temperature).softmax(dim=1)
+    ahead = predicted.amax(dim=1, keepdim=True) - predicted.gather(1, index)
+    share = (trust - ahead).clamp(0.0, 1.0)
+    rectified = share * predicted
+    return rectified.scatter_add(1, index, 1 - share).to(teacher_logits.dtype)
 
 
 def score_slack(classes: int, share: float) -> float:

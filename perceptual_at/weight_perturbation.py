@@ -209,6 +209,7 @@ def once(attack: Callable[..., Tensor], *, calls: int = 1) -> Callable[..., Tens
         place, asked = asked % calls, asked + 1
         if place == len(answers):
             answers.append(attack(model, x, labels, **options))
+            answer.answered = len(answers) == calls  # type: ignore[attr-defined]  # objectives need not prepare one
         if answers[place].shape != x.shape:
             raise ValueError(
                 f"once: the answer was made for inputs of shape {tuple(answers[place].shape)} and is asked for inputs "

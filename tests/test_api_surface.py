@@ -41,8 +41,9 @@ NAMES = {
         hypersphere_loss
     """,
     "perceptual_at.objectives": """
-        alp clp consistency_at dicar grad_align hypersphere ikl lbgat mart pgd_at preset raat raat_plus_plus
-        raat_sharp random_noise rebat rpat rpat_plus_plus rpat_raat score standard trades
+        adr alp clp consistency_at cure dicar ducat ewat gairat grad_align hat hypersphere ikl kd lbgat mail
+        mart mma pgd_at piat preset raat raat_plus_plus raat_sharp random_noise rebat rpat rpat_plus_plus
+        rpat_raat score sovr standard te trades
     """,
 }
 PAIRS = [(module, name) for module, names in NAMES.items() for name in names.split()]

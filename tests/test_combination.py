@@ -17,11 +17,14 @@ from perceptual_at import (
     snapshot,
 )
 from perceptual_at.objectives.combination import BASES
+from tests.needs import needs
 from tests.test_objectives import SmallNet, averaged, fixed_attack, problem
 
 MIX = 0.7
-MATTER_OF_TASTE = {"preset", "standard", "random_noise"}
-"""No objective, or one without adversarial inputs."""
+MATTER_OF_TASTE = {"preset", "standard", "random_noise", "mma"}
+"""No objective, or one without adversarial inputs of every sample."""
+ELSEWHERE = ("raat_sharp", "rpat_raat", "grad_align", "ducat", "te")
+"""Bases with two attacks, terms of these already, two outputs per class or one view, which have tests of their own."""
 
 
 def needed(name, model):
@@ -39,6 +42,9 @@ def needed(name, model):
         options |= {"threat": Linf(0.1), "generator": torch.Generator()}
     if name in ("rebat", "rpat_plus_plus", "raat_sharp"):
         options["average"] = averaged(model)
+    options |= needs(name, model, torch.zeros(24, 1, dtype=torch.float64), 3, steps=2, teacher=SmallNet(seed=5))
+    if name == "gairat":
+        options["kappa"] = torch.arange(24) % 3  # an answer that is given has no steps to count
     return options
 
 
@@ -74,7 +80,7 @@ def test_every_objective_with_adversarial_inputs_is_a_base():
     assert set(BASES) == set(objectives.__all__) - MATTER_OF_TASTE
 
 
-@pytest.mark.parametrize("base", [name for name in BASES if name not in ("raat_sharp", "rpat_raat", "grad_align")])
+@pytest.mark.parametrize("base", [name for name in BASES if name not in ELSEWHERE])
 def test_each_term_is_added_to_the_base_and_so_are_both(base):
     model, views, labels = problem()
     model.eval()  # so that the order of passes changes no value

@@ -28,6 +28,7 @@ from perceptual_at import (
     square,
 )
 from perceptual_at.victims import twins
+from tests.needs import ONE_VIEW, OWN_TESTS, needs
 from tests.strategies import generator, uniform, words
 
 FP32, BF16 = Lane(), Lane(dtype=torch.bfloat16)
@@ -403,7 +404,7 @@ def test_evaluate_attacks_in_the_lane_and_judges_by_the_model(monkeypatch):
     assert wrong.robust_accuracy["pgd"] > plain.robust_accuracy["pgd"]
 
 
-OBJECTIVES = [name for name in objectives.__all__ if name != "preset"]
+OBJECTIVES = [name for name in objectives.__all__ if name not in OWN_TESTS]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -414,14 +415,16 @@ def test_objectives_attack_in_the_lane_and_learn_on_the_model(name):
 
     options = {"average": snapshot(model)} if name in ("rebat", "rpat_plus_plus", "raat_sharp") else {}
     options |= {"mix": 0.75} if name in ("raat", "raat_plus_plus", "raat_sharp", "dicar") else {}
-    drawn = name in ("trades", "mart", "raat_plus_plus")
+    options |= needs(name, model, x, 3, steps=2)
+    views = (x,) if name in ONE_VIEW else (x, x.flip(3))
+    drawn = name in ("trades", "mart", "raat_plus_plus", "mail", "hat", "cure")
     results, before = [], snapshot(model)
     for lane in (None, FP32):
         model.load_state_dict(before)
         torch.manual_seed(0)  # of the dropout
         noise = {"generator": generator(0)} if drawn else {}
         loss, _ = getattr(objectives, name)(
-            model, (x, x.flip(3)), labels, functools.partial(attack, lane=lane), **options, **noise
+            model, views, labels, functools.partial(attack, lane=lane), **options, **noise
         )
         model.zero_grad()
         loss.backward()

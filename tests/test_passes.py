@@ -25,6 +25,7 @@ from perceptual_at import (
     pgd,
     snapshot,
 )
+from tests.needs import OWN_TESTS, needs
 from tests.passes import Cost, cost, host_reads
 from tests.strategies import generator, uniform
 from tests.test_attack_contract import CentralPatch
@@ -250,6 +251,28 @@ STEPS_OF_TRAINING = [
     ("dicar", {"base": "trades"}, (4, 1), (2, 1), 1),
     ("dicar", {"base": "mart"}, (3, 1), (2, 1), 1),
     ("dicar", {"base": "consistency_at"}, (3, 1), (2, 1), 1),
+    ("gairat", {}, 1, 1, 0),
+    ("mail", {}, 1, 1, 0),
+    ("mail", {"margin": "clean"}, 2, 1, 0),
+    ("mail", {"margin": "difference"}, 2, 1, 0),
+    ("mail", {"weighted": False}, 1, 1, 0),
+    ("mail", {"base": "trades"}, 3, 2, 0),
+    ("mail", {"base": "mart", "margin": "difference"}, 2, 2, 0),
+    ("ewat", {}, 1, 1, 0),
+    ("sovr", {}, 1, 1, 0),
+    ("piat", {}, 2, 2, 0),
+    ("te", {}, 1, 1, 0),
+    ("te", {"targets": None}, 1, 1, 0),
+    ("te", {"base": "trades"}, 3, 2, 0),
+    ("hat", {}, 5, 3, 0),
+    ("hat", {"base": "pgd_at"}, 4, 3, 0),
+    ("kd", {}, 3, 1, 0),
+    ("adr", {}, 2, 1, 0),
+    ("adr", {"base": "trades"}, 4, 2, 0),
+    ("adr", {"base": "trades", "joint": False}, 4, 2, 0),
+    ("cure", {}, 5, 2, 0),
+    ("cure", {"average": None}, 3, 2, 0),
+    ("mma", {}, 2, 2, 0),
 ]
 PAIRED = ("consistency_at", "raat", "raat_plus_plus", "raat_sharp", "dicar")
 
@@ -266,6 +289,7 @@ def step_of(name, options, *, validate=False, lane=None, **more):
         options = {"average": snapshot(model), **options}
     if name == "random_noise":
         options = {"threat": LINF, **options}
+    options = {**needs(name, model, views[0], CLASSES, steps=STEPS), **options}
     attack = functools.partial(pgd, threat=LINF, steps=STEPS, generator=generator(0), validate=validate, lane=lane)
 
     def step():
@@ -295,7 +319,7 @@ def test_a_training_step_needs_the_passes_of_its_formula(name, options, forwards
 
 
 @pytest.mark.parametrize("lane", LANES, ids=str)
-@pytest.mark.parametrize("name", [name for name in objectives.__all__ if name != "preset"])
+@pytest.mark.parametrize("name", [name for name in objectives.__all__ if name not in OWN_TESTS])
 def test_a_training_step_in_a_lane_takes_the_same_passes(name, lane):
     mask = {"mask": torch.arange(BATCH) < 6} if name in PAIRED[1:] else {}  # whatever rounding makes of a prediction
     (plain, batch, _), (fast, _, _) = step_of(name, mask), step_of(name, mask, lane=lane)

@@ -8,6 +8,7 @@ and all take a `width`, so that narrow versions can be trained on a CPU.
 
 from perceptual_at.models.adapters import logits_of
 from perceptual_at.models.digits_cnn import DigitsCNN
+from perceptual_at.models.folding import fold_classes
 from perceptual_at.models.hypersphere import CosineLinear, with_cosine_logits
 from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
@@ -21,6 +22,7 @@ __all__ = [
     "Normalize",
     "ResNet",
     "WideResNet",
+    "fold_classes",
     "logits_of",
     "normalized",
     "perceive_at",

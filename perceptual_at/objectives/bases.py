@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.attacks import kl_to
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, consistency_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
@@ -17,7 +16,7 @@ from perceptual_at.objectives.passes import (
     finish,
     gaussian_start,
     joined,
-    predictions,
+    kl_attacked,
 )
 
 
@@ -104,9 +103,7 @@ def trades(
     _check.number("trades", "beta", beta, at_least=0.0)
     x, labels = joined("trades", views, labels)
     check_indices("trades", labels)
-    (reference,) = predictions(model, x)  # what the attack's own logits start from
-    start = gaussian_start("trades", x, noise, generator)
-    x_adv = attacked("trades", attack, model, x, labels, loss=kl_to(reference), start=start)
+    x_adv = kl_attacked("trades", attack, model, x, labels, noise, generator)
     clean, adv = model(x), model(x_adv)
     again = model(x) if repeat_clean_forward else clean
     ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(again, adv).mean()

@@ -13,8 +13,9 @@ from perceptual_at import _check
 from perceptual_at.objectives.passes import Attack, Perceive, Result
 
 BaseName = Literal[
-    "alp", "clp", "consistency_at", "dicar", "grad_align", "hypersphere", "ikl", "lbgat", "mart", "pgd_at", "raat",
-    "raat_plus_plus", "raat_sharp", "rebat", "rpat", "rpat_plus_plus", "rpat_raat", "score", "trades",
+    "adr", "alp", "clp", "consistency_at", "cure", "dicar", "ducat", "ewat", "gairat", "grad_align", "hat",
+    "hypersphere", "ikl", "kd", "lbgat", "mail", "mart", "pgd_at", "piat", "raat", "raat_plus_plus", "raat_sharp",
+    "rebat", "rpat", "rpat_plus_plus", "rpat_raat", "score", "sovr", "te", "trades",
 ]  # fmt: skip
 """Objectives that attack every sample once, which a regulariser can be added to."""
 Base = BaseName | Callable[..., Result]
