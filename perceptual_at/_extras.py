@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-INSTALLED_AS = {"sklearn": "scikit-learn"}
+INSTALLED_AS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 """Names on the package index, where they differ from what is imported."""
 
 

@@ -206,7 +206,10 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     """
     _check.module("call_with", model)
     _check_names("call_with", weights, bare(model).state_dict())
-    output: Tensor = torch.func.functional_call(bare(model), weights, args)
+    inner = bare(model)
+    # Of weights that the model uses under several names, the first name counts, as in the model itself.
+    own = {name for name, _ in (*inner.named_parameters(), *inner.named_buffers())}
+    output: Tensor = torch.func.functional_call(inner, {n: w for n, w in weights.items() if n in own}, args)
     return output
 
 
@@ -239,7 +242,7 @@ def _moved(function: str, average: Weights, model: nn.Module, share: float, buff
             if how == "keep":
                 updated[name] = average[name].clone()
             elif how == "average" and value.is_floating_point():
-                updated[name] = torch.lerp(average[name], value, share)
+                updated[name] = torch.lerp(average[name], value.to(average[name].dtype), share)
             else:
                 updated[name] = value.clone()
     return updated

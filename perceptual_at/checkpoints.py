@@ -1,6 +1,7 @@
-"""Weights on disk: safetensors with a checksum, read without executing anything."""
+"""Weights on disk: safetensors with a checksum; read, also from torch's files, without executing anything."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -26,9 +27,9 @@ class Loaded(NamedTuple):
     """What `load_weights` did not use."""
 
     ignored: list[str]
-    """Names in the file that the model has no tensor for."""
+    """Names in the file that the model has no tensor of that shape for."""
     missing: list[str]
-    """Names of the model that the file has no tensor for; these keep their values."""
+    """Names of the model that the file has no tensor of that shape for; these keep their values."""
 
 
 def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str, Tensor]) -> str:
@@ -65,21 +66,24 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
     """Put the weights of a file into a model, after every check has passed.
 
     Names are compared without the prefixes that wrappers put before them (`module.`, `_orig_mod.`), on both
-    sides. Nothing in the file is executed; pickles are refused.
+    sides. Nothing in the file is executed: files of torch are read with `weights_only=True`.
 
     Args:
         model: where to; its device and dtypes stay.
-        path: a safetensors file, by `save_weights` or another program. Its checksum is verified if it has one.
-        strict: require that names of file and model are the same. False uses what fits by name.
+        path: a safetensors file, by `save_weights` or another program, whose checksum is verified if it has one; or
+            a file of `torch.save` that holds tensors by name, also under a name such as `"state_dict"`.
+        strict: require that names and shapes of file and model are the same. False uses what fits by name and
+            shape: weights of a network with another last layer, say.
 
     Returns:
-        `Loaded(ignored, missing)`: what was left aside; two empty lists if `strict`.
+        `Loaded(ignored, missing)`: what was left aside; two empty lists if `strict`. A tensor of another shape is in
+        both.
 
     Raises:
         TypeError: if `model` is no module.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole safetensors file (the message says what it looks like), its checksum is
-            wrong, names differ and `strict`, no name fits, or a shape differs.
+        ValueError: if it is no whole file of weights (the message says what it looks like), its checksum is wrong,
+            names or shapes differ and `strict`, or nothing fits.
         ImportError: if safetensors is not installed.
 
     Examples:
@@ -92,31 +96,32 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_weights: `model` must be a torch.nn.Module, got {type(model).__name__}.")
     stored, own = _read("load_weights", path), bare(model).state_dict()
-    ignored, missing = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
+    fitting = [name for name in own if name in stored and stored[name].shape == own[name].shape]
+    ignored, missing = sorted(stored.keys() - set(fitting)), sorted(own.keys() - set(fitting))
+    if strict and ignored == missing and ignored:
+        name = ignored[0]
+        raise ValueError(
+            f"load_weights: {name!r} has shape {tuple(stored[name].shape)} in `{path}` but {tuple(own[name].shape)} in "
+            "the model; another width or number of classes? `strict=False` takes what fits."
+        )
     if strict and (ignored or missing):
         raise ValueError(
             f"load_weights: `{path}` does not belong to this model: {_named('missing in the file', missing)}, "
             f"{_named('unknown to the model', ignored)}. `strict=False` takes what fits by name."
         )
-    if len(missing) == len(own):
+    if not fitting:
         raise ValueError(
             f"load_weights: no name in `{path}` fits this model; it has {_named('names like', list(own))}, the file "
             f"{_named('names like', list(stored))}."
         )
-    for name in stored.keys() & own.keys():
-        if stored[name].shape != own[name].shape:
-            raise ValueError(
-                f"load_weights: {name!r} has shape {tuple(stored[name].shape)} in `{path}` but "
-                f"{tuple(own[name].shape)} in the model; another width or number of classes?"
-            )
     with torch.no_grad():
-        for name in stored.keys() & own.keys():
+        for name in fitting:
             own[name].copy_(stored[name])
     return Loaded(ignored, missing)
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """The tensors of a safetensors file by name, without wrappers' prefixes, checked as in `load_weights`.
+    """The tensors of a file of weights by name, without wrappers' prefixes, checked as in `load_weights`.
 
     Args:
         path: the file.
@@ -126,7 +131,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole safetensors file, its checksum is wrong, or two names differ in prefixes only.
+        ValueError: if it is no whole file of weights, its checksum is wrong, or two names differ in prefixes only.
         ImportError: if safetensors is not installed.
 
     Examples:
@@ -169,19 +174,8 @@ def _read(function: str, path: str | os.PathLike[str]) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{function}: there is no file `{path}`.")
-    load = _safetensors(function).load
     raw = path.read_bytes()
-    metadata = _header(function, path, raw).get("__metadata__", {})
-    try:
-        stored: Weights = load(raw)
-    except Exception as error:  # safetensors raises an exception of its own, whose place has moved
-        raise ValueError(f"{function}: `{path}` is damaged: {error}. Copy or download it again.") from error
-    expected = metadata.get("sha256")
-    if expected is not None and weights_checksum(stored) != expected:
-        raise ValueError(
-            f"{function}: the tensors in `{path}` do not have the checksum that the file states; it was changed or "
-            "damaged. Copy or download it again."
-        )
+    stored = _unpickled(function, path, raw) if _is_of_torch(raw) else _loaded(function, path, raw)
     bared: Weights = {}
     for name, value in stored.items():
         short = _without_prefixes(name)
@@ -189,6 +183,50 @@ def _read(function: str, path: str | os.PathLike[str]) -> Weights:
             raise ValueError(f"{function}: `{path}` holds {short!r} twice, under different prefixes.")
         bared[short] = value
     return bared
+
+
+def _loaded(function: str, path: Path, raw: bytes) -> Weights:
+    """The tensors of a safetensors file, with the checksum that it states."""
+    metadata = _header(function, path, raw).get("__metadata__") or {}
+    load = _safetensors(function).load
+    try:
+        stored: Weights = load(raw)
+    except Exception as error:  # safetensors raises an exception of its own, whose place has moved
+        raise ValueError(f"{function}: `{path}` is damaged: {error}. Copy or download it again.") from error
+    expected = metadata.get("sha256") if isinstance(metadata, dict) else None
+    if expected is not None and weights_checksum(stored) != expected:
+        raise ValueError(
+            f"{function}: the tensors in `{path}` do not have the checksum that the file states; it was changed or "
+            "damaged. Copy or download it again."
+        )
+    return stored
+
+
+def _is_of_torch(raw: bytes) -> bool:
+    """Whether a file begins as those of `torch.save`."""
+    return raw.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", raw) is not None
+
+
+def _unpickled(function: str, path: Path, raw: bytes) -> Weights:
+    """The tensors in a file of `torch.save`, read without executing anything."""
+    try:
+        held: Any = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch raise many kinds
+        raise ValueError(
+            f"{function}: `{path}` is a pickle, as torch.save writes, holding more than plain tensors, or is damaged "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Reading it otherwise can run code: if you "
+            "trust it, load it yourself and save the state dict with `save_weights`."
+        ) from error
+    for name in ("state_dict", "model_state_dict", "model", "net", "network", "ema"):
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+            held = held[name]
+            break
+    if isinstance(held, Mapping):
+        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        if tensors and all(isinstance(name, str) for name in tensors):
+            return tensors
+    found = f"the names {', '.join(map(str, list(held)[:6]))}" if isinstance(held, Mapping) else type(held).__name__
+    raise ValueError(f"{function}: `{path}` holds no tensors by name, but {found}. Save the state dict alone.")
 
 
 def _tensors(function: str, weights: Any) -> Weights:
@@ -221,7 +259,7 @@ def _header(function: str, path: Path, raw: bytes) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(raw[8 : 8 + size])
         end = 8 + size + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{function}: the header of `{path}` is damaged. Copy or download it again.") from error
     if len(raw) < end:
         raise ValueError(f"{cut}its header says {end}. Copy or download it again.")
@@ -237,11 +275,6 @@ def _looks_like(raw: bytes) -> str:
         return "an HTML page, perhaps the message of a failed download. Download the file itself"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer. Fetch the file it stands for with `git lfs pull`"
-    if start.startswith(b"pk\x03\x04") or re.match(rb"\x80[\x02-\x05]", raw):
-        return (
-            "a pickle, as torch.save writes, which can run code when it is read. If you trust it, read it with "
-            "`torch.load(path, weights_only=True)` and save the state dict with `save_weights`"
-        )
     if raw.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")):
         return "a compressed archive. Unpack it first"
     if raw.startswith(b"\x89HDF"):

@@ -20,6 +20,7 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports much, once instead of in every child
 
+from perceptual_at import commands  # noqa: E402
 from perceptual_at.commands import train  # noqa: E402
 from perceptual_at.commands.main import main as command  # noqa: E402
 
@@ -44,7 +45,7 @@ def child(order, rank, port):
             }  # fmt: skip
         sys.argv = ["perceptual-at", "train", *order["argv"]]
         if order.get("code"):
-            exec(order["code"], {"__name__": "worker", "train": train, "command": command})
+            exec(order["code"], {"__name__": "worker", "train": train, "commands": commands, "command": command})
         else:
             command()
         status = 0

@@ -1,34 +1,13 @@
 """Every setting of a run, in groups, as frozen values that tyro turns into a command line."""
 
 import dataclasses
-import inspect
-from fractions import Fraction
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
+from perceptual_at.commands.words import Amount, Number, Place, option
 
-from perceptual_at import objectives
-
-
-def number(text: str) -> float:
-    """A number, also as a fraction: `8/255`."""
-    try:
-        return float(Fraction(text))
-    except (ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no number") from error
-
-
-Number = Annotated[
-    float,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NUMBER",
-        instance_from_str=lambda words: number(words[0]),
-        is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [str(Fraction(value).limit_denominator(10_000))],
-    ),
-]
+Strength = Literal["full", "reduced", "clean"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +22,71 @@ class Method:
     """Where released code and paper differ, which to follow: see `objectives.preset`."""
     form: Literal["interpolation", "quotient"] | None = None
     """Form of the robust-perception term (rpat only)."""
+    criterion: Literal["mse", "kl", "js", "cosine"] | None = None
+    """What compares two movements of perception (rpat only)."""
+    perceive: Literal["logits", "second_to_last", "third_to_last"] | None = None
+    """The layer whose output counts as perception (rpat only)."""
     weight: float | None = None
     """Weight of the regulariser lambda, where the objective has one."""
-    alpha: float | None = None
-    """Place of the middle on the path, where the objective has one."""
+    alpha: Place = None
+    """Place of the middle on the path, or drawn once a batch: Beta, its smaller (beta-) or larger side (beta+)."""
     beta: float | None = None
     """Weight of the KL, where the objective has one."""
     eta: float | None = None
-    """Size of the reduced perturbation (RAAT family)."""
+    """Size of the reduced perturbation (RAAT family, and perturbations by group)."""
+    misclassified: Literal["standard", "clean", "mart"] | None = None
+    """What misclassified samples are trained on (raat only)."""
+    concentration: float = 0.75
+    """Parameter of the Beta distributions that are drawn from."""
+    temperature: float | None = None
+    """Temperature of the regulariser, where it has one."""
+    consistency_weight: float | None = None
+    """Weight of the consistency term (consistency_at, also as a base)."""
+    average_over: Literal["selected", "selected_everywhere", "all"] | None = None
+    """What DICAR's mean runs over: the pairs in use of each process, of all processes, or all pairs."""
+    boundary_perturbation: Strength | None = None
+    """Perturbation of boundary samples, for RAAT's Fig. 2 (pgd_at only); misclassified ones are then clean."""
+    interior_perturbation: Strength | None = None
+    """Perturbation of the samples inside, for RAAT's Fig. 2 (pgd_at only)."""
+    cutmix: bool = False
+    """Mix images and labels by CutMix, as ReBAT* and RPAT++* do."""
+    options: tuple[str, ...] = ()
+    """Further keywords of the objective, as name=value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The images."""
 
-    data: Literal["cifar10", "cifar100", "tiny_imagenet", "folder", "npz", "digits", "random"] = "cifar10"
+    data: Literal["cifar10", "cifar100", "tiny_imagenet", "folder", "tars", "npz", "digits", "random"] = "cifar10"
     """What to train on; `random` is noise with random labels, to try a machine out."""
     root: Path = Path("data")
     """Where the images are: the data set's folder, a folder of `train` and `test`, or an .npz file."""
+    stream: bool = False
+    """Leave the images on the disk and decode them as they are needed (folder; tars always do)."""
+    size: tuple[int, ...] = ()
+    """Side of the images, or height and width (folder, tars); 224 for streams if left out."""
+    grey: bool = False
+    """One channel instead of three (folder, tars)."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read, with a count and their names, instead of stopping (folder, tars)."""
+    layout: Literal["channels_first", "channels_last"] | None = None
+    """Where the channels of an archive are, if its shape does not tell (npz)."""
+    workers: int = 2
+    """Processes that decode streamed images."""
+    augment: Literal["shift", "resized_crop", "none"] | None = None
+    """`shift` moves and mirrors batches; `resized_crop` crops each image at random and scales it, as for ImageNet
+    (streams, where it is the default)."""
+    extra: Path | None = None
+    """More images to train on, generated or unlabelled: an .npz file with x_train, and y_train unless --init labels."""
+    extra_share: float = 0.5
+    """Share of a batch that comes from --extra."""
     download: bool = False
     """Fetch CIFAR if it is not there."""
     padding: int = 4
-    """Pixels by which an image is shifted at most."""
+    """Pixels by which an image is shifted at most (shift)."""
     padding_mode: Literal["constant", "reflect"] = "constant"
-    """What is seen beyond the edge."""
+    """What is seen beyond the edge (shift)."""
     flip: bool = True
     """Mirror every second image."""
 
@@ -75,16 +95,20 @@ class Data:
 class Network:
     """What is trained."""
 
-    model: Literal[
-        "resnet18", "resnet26_bottleneck", "preact_resnet18", "wide_resnet28_10", "wide_resnet34_10", "digits_cnn"
-    ] = "resnet18"
-    """A network of `perceptual_at.models`; the papers' code trained `resnet26_bottleneck` as "ResNet-18"."""
+    model: str = "resnet18"
+    """A network of `perceptual_at.models` (the papers' code trained `resnet26_bottleneck` as "ResNet-18"),
+    `torchvision:NAME`, `timm:NAME`, or `module:function(...)` with literals, which imports code, also from the
+    working folder."""
     width: int | None = None
-    """Channels of the first layer; the published network's if left out."""
+    """Channels of the first layer; the published network's if left out (networks of this package)."""
     stem_stride: int = 1
-    """2 halves images at once, as the papers' code does for Tiny-ImageNet (residual networks only)."""
-    normalize: bool = False
-    """Shift and scale by CIFAR-10's statistics in the first layer, as ReBAT does."""
+    """2 halves images at once, as the papers' code does for Tiny-ImageNet (residual networks of this package)."""
+    normalize: Literal["none", "cifar10", "imagenet", "own"] = "none"
+    """Shift and scale in the first layer, by these images' statistics or by the training images' own."""
+    init: Path | None = None
+    """Weights to start from; what fits by name and shape is taken, the rest listed."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by name patterns such as "conv1.*"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +122,17 @@ class Budget:
     steps: int = 10
     """Steps of the attack in training."""
     step_size: Number = 2 / 255
-    """Length of a step, in training and in evaluation."""
+    """Length of a step in training; evaluation has its own."""
     start: Literal["random", "clean"] = "random"
     """Where the attack begins, unless the objective says so (TRADES, MART)."""
     model_mode: Literal["eval", "as_is"] = "eval"
     """Mode of the model under attack in training; ReBAT's code attacks in train mode (`as_is`)."""
+    strong_attack_from: int | None = None
+    """Epoch from which the attack is a stronger one, as in ReBAT$ and RPAT++$."""
+    strong_eps: Number = 10 / 255
+    """Budget of the stronger attack."""
+    strong_steps: int = 12
+    """Steps of the stronger attack."""
     lane: Literal["none", "fp32", "bf16"] = "none"
     """Run the attacks on a copy of the network with batch norm folded, in float32 or bfloat16: see `Lane`."""
 
@@ -119,11 +149,15 @@ class Optimisation:
     """Learning rate of SGD, at its highest."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
     weight_decay: float = 5e-4
     """Weight decay of SGD."""
-    schedule: Literal["steps", "rebat", "one_cycle"] = "steps"
+    weight_decay_of: tuple[str, ...] = ()
+    """Other weight decays by name pattern, as "*.bn*=0"; the first that fits a parameter counts."""
+    schedule: Literal["steps", "rebat", "one_cycle", "cosine"] = "steps"
     """`steps` divides by `factor` at each milestone; `rebat` the same, looked up at the end of a step; `one_cycle`
-    rises to `lr` over three tenths of the run and falls to zero."""
+    rises to `lr` over three tenths of the run and falls to zero; `cosine` falls to zero from the start."""
     milestones: tuple[int, ...] = (100, 105)
     """Epochs at which the learning rate drops (`steps`, `rebat`)."""
     factor: float = 10.0
@@ -132,6 +166,10 @@ class Optimisation:
     """Keep averaged weights with this decay and evaluate those; the objectives with a teacher need it."""
     average_start: int = 0
     """Epoch from which weights are averaged; before, the average is the model, and no term uses it."""
+    awp: float | None = None
+    """Size of an adversarial perturbation of the weights (AWP): 0.01 on PGD-AT, 0.005 on TRADES."""
+    awp_start: int = 0
+    """Epoch from which weights are perturbed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +178,14 @@ class Selection:
 
     select_on: Literal["validation", "test"] = "validation"
     """What chooses `best`: images held out of training, or the test set, as the released codes do."""
-    held_out: int = 1000
-    """How many training images to hold out for validation."""
+    held_out: Amount = None
+    """Training images to hold out for validation, as a count or a share; 1,000 if left out, but a tenth at most."""
     select_steps: int = 10
     """Steps of the PGD that chooses."""
     test_steps: int = 20
     """Steps of the PGD in the report on the test set."""
+    eval_step_size: Number | None = None
+    """Length of a step of these two; 2.5 eps / steps if left out, which is what `pgd20` means everywhere here."""
     eval_batch: int = 128
     """Images per batch in evaluation; verdicts do not depend on it."""
 
@@ -168,8 +208,14 @@ class Running:
     """Folder for states, weights, log and result."""
     resume: bool = False
     """Go on from the newest whole state in `out`; from the start where there is none."""
+    extend: bool = False
+    """With --resume: more --epochs than the run had."""
+    change: tuple[str, ...] = ()
+    """With --resume: options that may differ from the run's, by name; what changed is recorded."""
     save_every: int = 500
     """Steps between two saved states; one is saved after every epoch anyway."""
+    track: tuple[str, ...] = ()
+    """Further trackers of Accelerate to log to, such as wandb."""
 
 
 GROUPS = {
@@ -178,10 +224,27 @@ GROUPS = {
 }  # fmt: skip
 GROUP_OF = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
 """The group that each option belongs to."""
+FREE = ("out", "resume", "extend", "change", "save_every", "root", "download", "cpu", "track", "init", "workers")
+"""What may differ when a run goes on."""
 
-AVERAGED = ("rebat", "rpat_plus_plus", "raat_sharp")
-ALIGNED = ("raat", "raat_plus_plus", "raat_sharp")
-TWO_VIEWS = ("consistency_at", "dicar", *ALIGNED)
+# Option: least value, whether that value itself is allowed, greatest value.
+RANGES: dict[str, tuple[float, bool, float]] = {
+    **dict.fromkeys(
+        ("epochs", "batch", "steps", "select_steps", "test_steps", "eval_batch", "save_every", "stem_stride",
+         "strong_steps", "width"), (1, True, math.inf),
+    ),
+    **dict.fromkeys(
+        ("eps", "step_size", "strong_eps", "eval_step_size", "lr", "concentration", "temperature", "held_out"),
+        (0, False, math.inf),
+    ),
+    **dict.fromkeys(
+        ("padding", "average_start", "awp_start", "strong_attack_from", "weight", "beta", "consistency_weight",
+         "weight_decay", "seed", "awp", "workers"), (0, True, math.inf),
+    ),
+    **dict.fromkeys(("momentum", "average_decay", "alpha"), (0, True, 1)),
+    **dict.fromkeys(("extra_share", "eta"), (0, False, 1)),
+    "factor": (1, True, math.inf),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,22 +260,34 @@ class Settings:
     running: Running = Running()
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs", "batch", "steps", "select_steps", "test_steps", "eval_batch", "held_out", "save_every",
-            "stem_stride",
-        ):  # fmt: skip
+        for name, (least, itself, greatest) in RANGES.items():
             value = getattr(getattr(self, GROUP_OF[name]), name)
-            if value < 1:
-                raise ValueError(f"{option(name)} must be at least 1, got {value}.")
-        if self.method.objective in AVERAGED and self.optimisation.average_decay is None:
-            raise ValueError(
-                f"--average-decay is needed by {self.method.objective}, whose term takes averaged weights."
-            )
-        if self.threat.lane != "none" and self.threat.model_mode == "as_is":
+            if isinstance(value, (int, float)) and not (
+                math.isfinite(value) and (value >= least if itself else value > least) and value <= greatest
+            ):
+                wanted = f"{'at least' if itself else 'more than'} {least:g}"
+                wanted += f" and at most {greatest:g}" if math.isfinite(greatest) else ""
+                raise ValueError(f"{option(name)} must be {wanted}, got {value}.")
+        threat, optimisation, running = self.threat, self.optimisation, self.running
+        for name in ("step_size", "eval_step_size"):
+            step = getattr(getattr(self, GROUP_OF[name]), name)
+            if threat.norm == "linf" and step is not None and step > 1:
+                raise ValueError(
+                    f"{option(name)} {step:g} is more than images in [0, 1] are wide; did you mean {step:g}/255?"
+                )
+        if threat.lane != "none" and threat.model_mode == "as_is":
             raise ValueError("--lane runs in eval mode; it cannot be had with --model-mode as_is.")
-        if self.optimisation.schedule == "rebat" and len(self.optimisation.milestones) != 2:
-            raise ValueError(f"--milestones must be two with --schedule rebat, got {self.optimisation.milestones}.")
-        keywords(self.method)
+        milestones = optimisation.milestones
+        if optimisation.schedule == "rebat" and len(milestones) != 2:
+            raise ValueError(f"--milestones must be two with --schedule rebat, got {milestones}.")
+        if list(milestones) != sorted(milestones) or any(milestone < 0 for milestone in milestones):
+            raise ValueError(f"--milestones must be epochs in order, got {' '.join(map(str, milestones))}.")
+        if optimisation.nesterov and not optimisation.momentum:
+            raise ValueError("--nesterov needs a --momentum above 0.")
+        if len(self.data.size) > 2 or any(side < 1 for side in self.data.size):
+            raise ValueError(f"--size must be one side or height and width, got {' '.join(map(str, self.data.size))}.")
+        if (running.extend or running.change) and not running.resume:
+            raise ValueError("--extend and --change go with --resume.")
 
     def changed(self, **changes: Any) -> "Settings":
         """The same settings but for the options named, whatever group they are in."""
@@ -231,34 +306,27 @@ class Settings:
 
     def fixed(self) -> dict[str, Any]:
         """What a run may not change when it goes on: all but where it writes and how often."""
-        free = ("out", "resume", "save_every", "root", "download", "cpu")
-        return {name: value for name, value in self.flat().items() if name not in free}
+        return {name: value for name, value in self.flat().items() if name not in FREE}
+
+
+def settings_from(flat: dict[str, Any]) -> Settings:
+    """The settings that `flat` wrote down; options that are not among them keep their defaults.
+
+    Raises:
+        ValueError: if there is an option that is none here.
+    """
+    unknown = sorted(flat.keys() - GROUP_OF.keys())
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(unknown)}.")
+    defaults = Settings().flat()
+    return Settings().changed(**{
+        name: Path(value) if name in ("root", "out") or (name == "init" and value) else tuple(value)
+        if isinstance(value, list) else value
+        for name, value in (defaults | flat).items()
+    })  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def option(name: str) -> str:
-    """A setting as it is written on the command line."""
-    return f"--{name.replace('_', '-')}"
-
-
-def keywords(method: Method) -> dict[str, Any]:
-    """The keywords of the objective: the preset's, then those given. One that it does not take is refused."""
-    known = inspect.signature(getattr(objectives, method.objective)).parameters
-    chosen: dict[str, Any]
-    if method.objective == "dicar":  # a combination of our own: the presets know its bases only
-        chosen = {} if method.base is None else {"base": method.base, **objectives.preset(method.base, method.source)}
-    else:
-        chosen = objectives.preset(method.objective, method.source, base=method.base)
-    for name in ("form", "weight", "alpha", "beta", "eta"):
-        value = getattr(method, name)
-        if value is None:
-            continue
-        if name not in known and not (name == "beta" and method.base in ("trades", "mart")):
-            raise ValueError(f"{option(name)} has no effect with --objective {method.objective}.")
-        chosen[name] = value
-    return chosen

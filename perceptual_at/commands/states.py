@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,16 +50,16 @@ def written(folder: Path, step: int, *, leader: bool = True, meet: Any = lambda:
             shutil.rmtree(beside, ignore_errors=True)
         raise
     if leader:
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        for old in _named(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     meet()
 
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest state that is exactly as it was written; None where none was ever finished."""
-    for beside in folder.glob(".step-*"):
+    for beside in _named(folder, "."):
         shutil.rmtree(beside, ignore_errors=True)
-    found = sorted(folder.glob("step-*"), reverse=True)
+    found = _named(folder)[::-1]
     damaged = []
     for state in found:
         problem = _problem(state)
@@ -71,6 +72,19 @@ def newest_whole(folder: Path) -> Path | None:
             "folder to start again."
         )
     return None
+
+
+def newest_name(folder: Path) -> str | None:
+    """The name of the newest state that has one, whole or not."""
+    found = _named(folder)
+    return found[-1].name if found else None
+
+
+def _named(folder: Path, before: str = "") -> list[Path]:
+    """Folders whose names this module writes, in the order of their steps; others are not touched."""
+    pattern = re.compile(re.escape(before) + r"step-\d{9}")
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir())
 
 
 def _seal(state: Path) -> None:
@@ -100,7 +114,9 @@ def _sha256(file: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Wait until a file or the names in a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders, and keeps their names itself
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

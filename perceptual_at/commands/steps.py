@@ -1,8 +1,7 @@
-"""What the settings make of one step: its images, its learning rate, its attack and its loss."""
+"""What the settings make of one step: its views, its attack and its loss."""
 
+import dataclasses
 import functools
-import hashlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,41 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import perceptual_at as pat
-from perceptual_at import objectives
-from perceptual_at.augment import random_crop_flip
-from perceptual_at.commands.settings import ALIGNED, AVERAGED, TWO_VIEWS, Budget, Optimisation, Settings, keywords
-from perceptual_at.schedules import rebat_learning_rate
-
-
-def learning_rate(chosen: Optimisation, step: int, steps_per_epoch: int) -> float:
-    """The rate of one optimiser step, counted from 0 over the whole run."""
-    if chosen.schedule == "rebat":
-        first, second = chosen.milestones
-        progress = (step + 1) / steps_per_epoch
-        return rebat_learning_rate(progress, peak=chosen.lr, factor=chosen.factor, milestones=(first, second))
-    if chosen.schedule == "one_cycle":
-        done = (step + 1) / (chosen.epochs * steps_per_epoch + 1)
-        return chosen.lr * min(done / 0.3, (1 - done) / 0.7)
-    drops = sum(step // steps_per_epoch >= milestone for milestone in chosen.milestones)
-    return float(chosen.lr / chosen.factor**drops)
-
-
-def stream(seed: int, what: str, number: int = 0, *, device: torch.device | str = "cpu") -> torch.Generator:
-    """A source of random numbers of its own for each purpose, all from the one seed."""
-    named = hashlib.sha256(f"{seed} {what} {number}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(named[:7], "little"))
-
-
-def rows_of_epoch(seed: int, images: int, batch: int, epoch: int) -> list[Tensor]:
-    """The joint batches of an epoch, the same in every process; what does not fill a batch waits for another epoch."""
-    order = torch.randperm(images, generator=stream(seed, "order", epoch))
-    return list(torch.split(order[: images // batch * batch], batch))
-
+from perceptual_at import diagnostics, models
+from perceptual_at.augment import cutmix, random_crop_flip
+from perceptual_at.averaging import Weights
+from perceptual_at.commands.method import asked, keywords, objective_named
+from perceptual_at.commands.settings import Budget, Settings
+from perceptual_at.weight_perturbation import once
 
 Attack = Callable[..., Tensor]
+Result = tuple[Tensor, dict[str, Tensor]]
 
 LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
 THREATS: dict[str, Callable[[float], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
+TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp")
 
 
 def threat_of(chosen: Budget) -> pat.Threat:
@@ -52,64 +29,143 @@ def threat_of(chosen: Budget) -> pat.Threat:
     return THREATS[chosen.norm](chosen.eps)
 
 
-def attack_of(chosen: Budget, generator: torch.Generator, *, size: float = 1.0) -> Attack:
-    """The attack in training; `size` scales budget and step."""
+def attack_of(chosen: Budget, generator: torch.Generator, *, size: float = 1.0, epoch: int = 0) -> Attack:
+    """The attack in training at some epoch; `size` scales budget and step."""
+    strong = chosen.strong_attack_from is not None and epoch >= chosen.strong_attack_from
+    threat = THREATS[chosen.norm](chosen.strong_eps if strong else chosen.eps)
     return functools.partial(
-        pat.pgd, threat=threat_of(chosen).scaled(size), steps=chosen.steps, step_size=size * chosen.step_size,
-        start=chosen.start, model_mode=chosen.model_mode, lane=LANES[chosen.lane], validate=False,
-        generator=generator,
+        pat.pgd, threat=threat.scaled(size), steps=chosen.strong_steps if strong else chosen.steps,
+        step_size=size * chosen.step_size, start=chosen.start, model_mode=chosen.model_mode, lane=LANES[chosen.lane],
+        validate=False, generator=generator,
     )  # fmt: skip
 
 
-LossOfStep = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where a run draws from: `noise` for the samples of one process, `mixes` for what all processes share."""
+
+    noise: torch.Generator
+    mixes: torch.Generator
+    classes: int
 
 
-def objective_of(settings: Settings, noise: torch.Generator, mixes: torch.Generator) -> LossOfStep:
-    """`(model, x, labels, *, epoch, average) -> (loss, terms)`: one step's loss, augmentation included.
+class Step:
+    """The loss of one batch, which can be computed more than once: views, draws and the attack stay the same.
 
-    `noise` draws for the samples of one process, `mixes` what all processes share. What an objective's signature asks
-    for (`mix`, `generator`, `average`) it gets.
+    Args:
+        settings: of the run.
+        sources: what draws.
+        x: images, on the device.
+        labels: their classes.
+        epoch: counted from 0.
+        average: averaged weights, if there are any.
     """
-    method, data, threat = settings.method, settings.data, settings.threat
-    function, options = getattr(objectives, method.objective), keywords(method)
-    asked = inspect.signature(function).parameters
-    attack = attack_of(threat, noise)
-    if "generator" in asked or method.base in ("trades", "mart"):
-        options["generator"] = noise
-    if method.objective in ALIGNED and method.source == "paper":
-        eta = options.pop("eta", 0.1)
-        options["reduced_attack"] = attack_of(threat, noise, size=eta)
-    two = method.objective in TWO_VIEWS or method.base == "consistency_at"
 
-    def views_of(x: Tensor) -> tuple[Tensor, ...]:
-        views = tuple(
-            random_crop_flip(
-                x, padding=data.padding, padding_mode=data.padding_mode, flip=data.flip, generator=noise
-            )
-            for _ in range(1 + two)
-        )  # fmt: skip
-        if settings.running.channels_last:
-            return tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
-        return views
+    def __init__(
+        self, settings: Settings, sources: Sources, x: Tensor | tuple[Tensor, ...], labels: Tensor, *, epoch: int,
+        average: Weights | None,
+    ) -> None:  # fmt: skip
+        self.function = objective_named(settings.method.objective)
+        self.views, self.labels = views_of(settings, sources, x, labels)
+        self.keywords = keywords(settings.method) | _supplied(settings, sources, epoch, average)
+        self.release = settings.method.source == "release" and settings.threat.model_mode == "as_is"
+        self.perceive = settings.method.perceive
+        attack = _trained_on(settings, attack_of(settings.threat, sources.noise, epoch=epoch))
+        sharp = settings.method.objective == "raat_sharp"
+        if self.release:
+            attack = functools.partial(_as_released, attack)
+        self.attack = once(attack, calls=2 if sharp and self.keywords.get("weight") != 0 else 1)
+        self.logged = "x_adv" if sharp else "x"
 
-    def changing(epoch: int, average: Any) -> dict[str, Any]:
-        drawn: dict[str, Any] = {}
-        if "mix" in asked:
-            drawn["mix"] = pat.draw_beta(fold="max" if method.source == "release" else "none", generator=mixes)
-        if method.objective in AVERAGED:
-            start = settings.optimisation.average_start
-            # Until the end of the first epoch with averaged weights the released code leaves them in train mode.
-            trap = method.source == "release" and epoch <= start
-            drawn["teacher_mode"] = "as_is" if trap else "eval"
-            drawn["average"] = average if epoch >= start or method.objective == "raat_sharp" else None
-            if method.objective == "raat_sharp" and epoch < start:
-                drawn["weight"] = 0.0
-        return drawn
-
-    def loss_of_step(
-        model: nn.Module, x: Tensor, labels: Tensor, *, epoch: int, average: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = function(model, views_of(x), labels, attack, **options, **changing(epoch, average))
+    def __call__(self, model: nn.Module) -> Result:
+        """Compute loss and terms with the model as it is."""
+        options = dict(self.keywords)
+        if self.perceive not in (None, "logits"):
+            options["perceive"] = models.perceive_at(model, self.perceive)
+        loss, terms = self.function(model, self.views, self.labels, self.attack, **options)
         return loss, terms
 
-    return loss_of_step
+    def after(self, model: nn.Module) -> None:
+        """What ReBAT's released code does after the optimiser's step: one more pass, for its log."""
+        if not self.release:
+            return
+        x = self.views[0]
+        with torch.no_grad():
+            model(self.attack(model, x, self.labels) if self.logged == "x_adv" else x)
+
+
+def views_of(
+    settings: Settings, sources: Sources, x: Tensor | tuple[Tensor, ...], labels: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Augmented views of a batch, and their labels; images that came as views are taken as they are."""
+    method, data = settings.method, settings.data
+    if isinstance(x, tuple):
+        views = x
+    else:
+        two = method.objective in TWO_VIEWS or method.base == "consistency_at"
+        shifted = functools.partial(
+            random_crop_flip, padding=data.padding, padding_mode=data.padding_mode, flip=data.flip,
+            generator=sources.noise,
+        )  # fmt: skip
+        views = tuple(shifted(x) for _ in range(1 + two))
+    if method.cutmix:
+        seed = int(torch.randint(2**62, (), generator=sources.mixes))
+        drawn = [
+            cutmix(view, labels, num_classes=sources.classes, generator=torch.Generator().manual_seed(seed))
+            for view in views
+        ]
+        views, labels = tuple(view for view, _ in drawn), drawn[0][1]
+    if settings.running.channels_last:
+        views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
+    return views, labels
+
+
+def _supplied(settings: Settings, sources: Sources, epoch: int, average: Weights | None) -> dict[str, Any]:
+    """What an objective's signature asks for beside the options: draws, averaged weights, the threat."""
+    method, start = settings.method, settings.optimisation.average_start
+    known, given = asked(method), keywords(method)
+    draw = functools.partial(pat.draw_beta, concentration=method.concentration, generator=sources.mixes)
+    found: dict[str, Any] = {}
+    if "mix" in known:
+        found["mix"] = draw(fold="max" if method.source == "release" else "none")
+    if isinstance(method.alpha, str):
+        folds: dict[str, Any] = {"beta": "none", "beta-": "min", "beta+": "max"}
+        found["alpha"] = draw(fold=folds[method.alpha])
+    if "generator" in known:
+        found["generator"] = sources.noise
+    if "threat" in known:
+        found["threat"] = threat_of(settings.threat)
+    if "reduced_attack" in known and method.source == "paper" and given.get("bound", True):
+        found["reduced_attack"] = attack_of(settings.threat, sources.noise, size=method.eta or 0.1, epoch=epoch)
+    if "average" in known:
+        # Until the end of the first epoch with averaged weights the released code leaves them in train mode.
+        trap = method.source == "release" and epoch <= start
+        if "teacher_mode" in known:
+            found["teacher_mode"] = "as_is" if trap else "eval"
+        found["average"] = average if epoch >= start or method.objective == "raat_sharp" else None
+        if method.objective == "raat_sharp" and epoch < start:
+            found["weight"] = 0.0
+    return found
+
+
+def _trained_on(settings: Settings, attack: Attack) -> Attack:
+    """The attack, or for RAAT's Fig. 2 one whose strength depends on where a sample stands."""
+    method = settings.method
+    if method.boundary_perturbation is None and method.interior_perturbation is None:
+        return attack
+    return functools.partial(
+        _by_group, attack=attack, eta=0.1 if method.eta is None else method.eta,
+        boundary=method.boundary_perturbation or "full", interior=method.interior_perturbation or "full",
+    )  # fmt: skip
+
+
+def _by_group(model: nn.Module, x: Tensor, labels: Tensor, *, attack: Attack, **options: Any) -> Tensor:
+    return diagnostics.attacked_by_group(model, x, labels, attack, **options)
+
+
+def _as_released(attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """ReBAT's attack looks at its result once more, in train mode, to choose among restarts (of which it has one)."""
+    x_adv = attack(model, x, labels, **options)
+    with torch.no_grad():
+        model(x_adv)
+    return x_adv

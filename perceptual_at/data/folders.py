@@ -1,5 +1,6 @@
-"""Images on disk, read into memory: class folders, Tiny-ImageNet's own layout, NumPy archives."""
+"""Images on disk, read into memory: class folders, and Tiny-ImageNet's own layout."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,34 +9,40 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._extras import extra
+from perceptual_at.data.decoding import Size, decode
+from perceptual_at.data.listing import Sample, class_files, same_classes
 from perceptual_at.data.tensors import TensorImages
-
-_Sample = tuple[Path, int]
 
 
 def image_folder(
     root: str | Path,
     split: str = "train",
     *,
-    size: int | None = None,
+    size: Size | None = None,
+    grey: bool = False,
+    skip_damaged: bool = False,
     transform: Callable[[Tensor], Any] | None = None,
 ) -> TensorImages:
     """Images in folders named after their classes: `root/split/class/**/image`.
 
     Every image is decoded once and held in memory as uint8 RGB (60,000 of 32 x 32: 184 MB; 100,000 of 64 x
-    64: 1.2 GB). For more than fits, use `torchvision.datasets.ImageFolder` itself.
+    64: 1.2 GB). For more than fits, take `stream_folder`. Grey and palette images become colour images, EXIF's
+    orientation is applied, an opaque alpha channel is dropped; what eight bits of RGB cannot hold (16-bit and
+    floating-point pixels, transparency, CMYK, several frames) is refused. Hidden entries, links that lead back, pipes
+    and files with other suffixes are left out, with a warning that counts and names them.
 
     Args:
         root: the folder that holds one folder per split.
         split: the name of a folder in `root`, such as `"train"`, `"test"` or `"val"`. Classes are numbered in
             the order of their names, and must be those of `train` where that exists.
-        size: side length in pixels: shorter sides are scaled to it, longer ones cropped around the middle.
-            Left out, all images must have one size, and are taken as they are.
+        size: side length in pixels, or height and width: shorter sides are scaled to it, longer ones cropped around
+            the middle. Left out, all images must have one size, and are taken as they are.
+        grey: hold one channel instead of three.
+        skip_damaged: leave out images that cannot be read, with a warning that counts and names them.
         transform: see `TensorImages`.
 
     Returns:
-        Images held as uint8 `(N, 3, H, W)`, served in [0, 1], with labels and class names.
+        Images held as uint8 `(N, 3, H, W)`, or `(N, 1, H, W)`, served in [0, 1], with labels and class names.
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no class folders, or a class has no image.
@@ -43,17 +50,13 @@ def image_folder(
         ImportError: if torchvision is not installed.
     """
     root = Path(root).expanduser()
-    samples, classes = _listed("image_folder", root / split)
+    samples, classes = class_files("image_folder", root / split)
     if split != "train" and (root / "train").is_dir():
-        _, expected = _listed("image_folder", root / "train")
-        if classes != expected:
-            differing = sorted(set(classes) ^ set(expected))
-            raise ValueError(
-                f"image_folder: `{root / split}` has {len(classes)} classes but `{root / 'train'}` has "
-                f"{len(expected)}, so labels would not mean the same; differing: {', '.join(differing[:5])}"
-                f"{', ...' if len(differing) > 5 else ''}. Both need the same class folders."
-            )
-    return _decoded("image_folder", samples, classes, size, transform)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said where that part is read
+            _, expected = class_files("image_folder", root / "train")
+        same_classes("image_folder", root / split, classes, root / "train", expected)
+    return _decoded("image_folder", samples, classes, size, transform, grey=grey, skip_damaged=skip_damaged)
 
 
 def tiny_imagenet(
@@ -107,7 +110,7 @@ def tiny_imagenet(
     if split == "test" and {entry.name for entry in part.iterdir() if entry.is_dir()} == {"images"}:
         samples, names = _annotated(part)
     else:
-        samples, names = _listed("tiny_imagenet", part)
+        samples, names = class_files("tiny_imagenet", part, known=(".txt",))
     _check_counts(part, samples, names, classes, images_per_class)
     if split == "test" and (root / "train").is_dir():
         trained = {folder.name for folder in (root / "train").iterdir() if folder.is_dir()}
@@ -120,7 +123,7 @@ def tiny_imagenet(
     return _decoded("tiny_imagenet", samples, names, None, transform)
 
 
-def _annotated(part: Path) -> tuple[list[_Sample], list[str]]:
+def _annotated(part: Path) -> tuple[list[Sample], list[str]]:
     """The images of `val/images` with the classes that `val_annotations.txt` gives them."""
     path = part / "val_annotations.txt"
     if not path.is_file():
@@ -153,7 +156,7 @@ def _annotated(part: Path) -> tuple[list[_Sample], list[str]]:
 
 
 def _check_counts(
-    part: Path, samples: Sequence[_Sample], names: Sequence[str], classes: int, images_per_class: int
+    part: Path, samples: Sequence[Sample], names: Sequence[str], classes: int, images_per_class: int
 ) -> None:
     if len(names) != classes:
         hint = (
@@ -175,115 +178,47 @@ def _check_counts(
             )
 
 
-def npz_images(
-    path: str | Path,
-    split: str = "train",
-    *,
-    transform: Callable[[Tensor], Any] | None = None,
-) -> TensorImages:
-    """Images in a NumPy archive with the arrays `x_train`, `y_train`, `x_test`, `y_test`.
-
-    Args:
-        path: the `.npz` file. Nothing in it is unpickled.
-        split: what follows `x_` and `y_` in the names of the arrays.
-        transform: see `TensorImages`.
-
-    Returns:
-        Images held as they are stored: uint8, or floating point in [0, 1]; `(N, C, H, W)`, or `(N, H, W, C)`
-        and `(N, H, W)`, which are brought into that form. Served in [0, 1], with labels.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, lacks an array, or the arrays do not fit.
-    """
-    import numpy as np
-
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"npz_images: there is no file `{path}`.")
-    keys = (f"x_{split}", f"y_{split}")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = list(archive.files)
-            arrays = [archive[key] for key in keys if key in names]
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds
-        raise ValueError(
-            f"npz_images: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
-        ) from error
-    if len(arrays) != 2:
-        raise ValueError(
-            f"npz_images: `{path}` must hold the arrays {keys[0]!r} and {keys[1]!r} for `split` {split!r}; it "
-            f"holds {', '.join(map(repr, names))}."
-        )
-    images, labels = map(torch.from_numpy, arrays)
-    if images.ndim == 3:
-        images = images.unsqueeze(1)
-    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
-        images = images.permute(0, 3, 1, 2).contiguous()
-    return TensorImages(images, labels, transform=transform)
-
-
-def _listed(function: str, folder: Path) -> tuple[list[_Sample], list[str]]:
-    """Images and their labels, by torchvision's rules for class folders."""
-    ImageFolder = extra(function, "torchvision.datasets", why="to read image folders").ImageFolder
-    if not folder.is_dir():
-        there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        found = f"it holds {', '.join(map(repr, there[:8]))}" if there else "it is empty or missing"
-        raise FileNotFoundError(
-            f"{function}: there is no folder {folder.name!r} in `{folder.parent}` ({found}). Wanted is "
-            f"`{folder}/<class>/<image>`."
-        )
-    try:
-        listed = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{function}: `{folder}` is no folder of class folders with images ({error}). Wanted is "
-            f"`{folder}/<class>/<image>`."
-        ) from error
-    return [(Path(path), label) for path, label in listed.samples], list(listed.classes)
-
-
 def _decoded(
     function: str,
-    samples: Sequence[_Sample],
+    samples: Sequence[Sample],
     classes: Sequence[str],
-    size: int | None,
+    size: Size | None,
     transform: Callable[[Tensor], Any] | None,
+    *,
+    grey: bool = False,
+    skip_damaged: bool = False,
 ) -> TensorImages:
     """Read all images into one tensor."""
-    if size is not None:
-        _check.count(function, "size", size)
+    for side in () if size is None else (size,) if isinstance(size, int) else size:
+        _check.count(function, "size", side)
     images: Tensor | None = None
-    for index, (path, _) in enumerate(samples):
-        image = _read(function, path, size)
+    kept: list[int] = []
+    damaged: list[tuple[Path, str]] = []
+    for path, label in samples:
+        try:
+            image = decode(function, path, str(path), size=size, grey=grey)
+        except ValueError as error:
+            if not skip_damaged:
+                raise
+            damaged.append((path, str(error)))
+            continue
         if images is None:
-            images = torch.empty(len(samples), *image.shape, dtype=torch.uint8)
+            images, first = torch.empty(len(samples), *image.shape, dtype=torch.uint8), path
         if image.shape != images.shape[1:]:
             advice = "Give one `size=` for all." if function == "image_folder" else "One does not belong here."
             raise ValueError(
                 f"{function}: images differ in size: `{path}` has {image.shape[1]} x {image.shape[2]} "
-                f"pixels, `{samples[0][0]}` has {images.shape[2]} x {images.shape[3]}. {advice}"
+                f"pixels, `{first}` has {images.shape[2]} x {images.shape[3]}. {advice}"
             )
-        images[index] = image
+        images[len(kept)] = image
+        kept.append(label)
     if images is None:
-        raise FileNotFoundError(f"{function}: there are no images to read.")
-    labels = torch.tensor([label for _, label in samples])
-    return TensorImages(images, labels, transform=transform, classes=classes)
-
-
-def _read(function: str, path: Path, size: int | None) -> Tensor:
-    """One image, uint8 `(3, H, W)`."""
-    from PIL import Image
-    from torchvision.transforms.v2 import functional
-
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{function}: `{path}` cannot be read as an image ({error}); it is damaged or incomplete. "
-            "Restore or remove it."
-        ) from error
-    if size is not None and image.size != (size, size):
-        image = functional.center_crop(functional.resize(image, [size]), [size, size])
-    return functional.pil_to_tensor(image)  # type: ignore[no-any-return]
+        raise FileNotFoundError(f"{function}: there are no images to read{f'; {damaged[0][1]}' if damaged else ''}.")
+    if damaged:
+        named = ", ".join(str(path) for path, _ in damaged[:20])
+        warnings.warn(
+            f"{function}: left out {len(damaged)} of {len(samples)} images that cannot be read: {named}"
+            f"{', ...' if len(damaged) > 20 else ''}.",
+            stacklevel=3,
+        )
+    return TensorImages(images[: len(kept)], torch.tensor(kept), transform=transform, classes=classes)

@@ -135,11 +135,11 @@ def loader(
     """A `DataLoader` that fetches each batch by one indexing of the data set.
 
     For `TensorImages` (or a `Subset` of one) and `TensorDataset` this is many times faster than collecting
-    samples one by one. For data sets that decode images sample by sample take `DataLoader` itself, with
-    workers.
+    samples one by one. Other map-style data sets (`ConcatDataset`, `ImageFiles`, torchvision's) are asked for one
+    sample after the other; for those that decode images take `DataLoader` itself, with workers.
 
     Args:
-        dataset: a data set that takes a list of indices.
+        dataset: a map-style data set.
         batch_size: samples per batch.
         shuffle: a new order in each pass.
         drop_last: leave out a last batch that is not full.
@@ -158,13 +158,19 @@ def loader(
         raise ValueError("loader: `generator` has no effect without `shuffle=True`; leave it out.")
     size = cast("Sized", dataset)
     sampler = RandomSampler(size, generator=generator) if shuffle else SequentialSampler(size)
+    batches = BatchSampler(sampler, batch_size, drop_last)
     # At every pass DataLoader draws a seed for workers (there are none): not from the global random state.
-    return DataLoader(
-        dataset,
-        sampler=BatchSampler(sampler, batch_size, drop_last),
-        batch_size=None,
-        generator=torch.Generator() if generator is None else generator,
-    )
+    own = torch.Generator() if generator is None else generator
+    if not _takes_lists(dataset):
+        return DataLoader(dataset, batch_sampler=batches, generator=own)
+    return DataLoader(dataset, sampler=batches, batch_size=None, generator=own)
+
+
+def _takes_lists(dataset: Any) -> bool:
+    """Whether indexing by a list gives a batch."""
+    if isinstance(dataset, Subset):
+        return _takes_lists(dataset.dataset)
+    return isinstance(dataset, (TensorImages, TensorDataset))
 
 
 _Data = TypeVar("_Data", bound=Dataset[Any])
@@ -272,7 +278,9 @@ def _stratified_mask(labels: Tensor, held: int, generator: torch.Generator) -> T
     classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     quota = counts * held  # in units of 1 / N, so that the arithmetic is exact
     share, remainder = quota // labels.numel(), quota % labels.numel()
-    for position in remainder.argsort(descending=True, stable=True)[: held - int(share.sum())].tolist():
+    order = remainder.argsort(descending=True, stable=True).tolist()
+    order.sort(key=lambda position: int(counts[position] - share[position]) == 1)  # a class's last sample stays
+    for position in order[: held - int(share.sum())]:
         share[position] += 1
     mask = torch.zeros(labels.numel(), dtype=torch.bool)
     for position in range(classes.numel()):

@@ -20,8 +20,8 @@ L2: dict[str, Any] = {"norm": "l2", "eps": 128 / 255, "step_size": 32 / 255}
 LONG: dict[str, Any] = {"epochs": 200, "milestones": (100, 150)}
 # ReBAT's code, which RPAT++ and RAAT# run on: mild drops, averaged weights, attacks in train mode.
 REBAT = Settings().changed(
-    model="preact_resnet18", normalize=True, padding_mode="reflect", model_mode="as_is", schedule="rebat", factor=1.5,
-    average_decay=0.999, average_start=105, **LONG,
+    model="preact_resnet18", normalize="cifar10", padding_mode="reflect", model_mode="as_is", schedule="rebat",
+    factor=1.5, average_decay=0.999, average_start=105, **LONG,
 )  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""The state of a run on the disk: saved whole, restored to the last bit."""
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from perceptual_at.averaging import Weights, snapshot
+from perceptual_at.checkpoints import read_weights, save_weights
+from perceptual_at.commands import states
+from perceptual_at.commands.endings import Stopped
+from perceptual_at.commands.run import Run
+from perceptual_at.commands.settings import GROUP_OF, Settings
+from perceptual_at.commands.words import meant, option
+
+
+def save(run: Run) -> None:
+    """Save everything that the rest of the run depends on; what was saved before stays if this fails."""
+    accelerator, folder = run.accelerator, run.settings.running.out / "states"
+    refuse_what_is_not_finite(run)
+    try:
+        with states.written(folder, run.step, leader=run.leader, meet=accelerator.wait_for_everyone) as beside:
+            accelerator.save_state(str(beside))
+            save_file(own_tensors(run), beside / f"process_{accelerator.process_index}.safetensors")
+            if run.leader and run.best is not None:
+                save_weights(beside / "best.safetensors", run.best)
+            if run.leader:
+                (beside / "run.json").write_text(json.dumps(facts(run)))
+    except Exception as error:
+        raise Stopped(
+            f"the state after step {run.step} could not be saved in `{folder}` ({error}). The states there are whole "
+            "and untouched; make room, then start again with --resume."
+        ) from error
+
+
+def refuse_what_is_not_finite(run: Run) -> None:
+    """Stop where the loss or the weights are not finite, in any process; such a state is never kept."""
+    held = [*run.sums.values(), *(value for value in run.bare.state_dict().values() if value.is_floating_point())]
+    well = torch.stack([value.isfinite().all() for value in held]).all()
+    if not run.agreed(well):
+        newest = states.newest_name(run.settings.running.out / "states")
+        kept = f"the newest state, {newest}, is good" if newest else "no state was saved before"
+        raise Stopped(
+            f"the loss or the weights are not finite at step {run.step}; {kept}. Go on from it with --resume --change "
+            "lr --lr and a smaller rate, or start again with a smaller --lr or --weight."
+        )
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The part of the state that is no tensor."""
+    return {
+        "settings": run.settings.fixed(), "data": run.fingerprints, "processes": run.accelerator.num_processes,
+        "epoch": run.epoch, "batch": run.batch, "log": run.log, "seconds": run.seconds, "changes": run.changes,
+    }  # fmt: skip
+
+
+def own_tensors(run: Run) -> Weights:
+    """What differs between processes: random states, batch-norm statistics, averaged weights, sums of terms."""
+    groups = {
+        "random": {"noise": run.sources.noise.get_state(), "mixes": run.sources.mixes.get_state()},
+        "buffer": dict(run.bare.named_buffers()),
+        "average": run.average or {},
+        "sum": run.sums,
+    }
+    return {
+        f"{group}/{name}": value.cpu().contiguous() for group, held in groups.items() for name, value in held.items()
+    }
+
+
+def restore(run: Run) -> bool:
+    """Go back to the newest whole state, if there is one."""
+    folder = run.settings.running.out / "states"
+    state = states.newest_whole(folder)
+    if state is None:
+        return False
+    saved, present = json.loads((state / "run.json").read_text()), facts(run)
+    run.changes = saved["changes"] + changed(run.settings, saved["settings"], saved["epoch"])
+    if saved["processes"] != present["processes"]:
+        raise Stopped(
+            f"the run in `{run.settings.running.out}` was saved by {saved['processes']} processes, not "
+            f"{present['processes']}."
+        )
+    other = [name for name in saved["data"] if saved["data"][name] != present["data"].get(name)]
+    if set(other) - {"test"} or saved["data"].keys() != present["data"].keys():
+        raise Stopped(f"the run in `{run.settings.running.out}` was trained on other images ({', '.join(other)}).")
+    if other:
+        warnings.warn("the test images are others than when the run began.", stacklevel=1)
+    run.accelerator.load_state(str(state))
+    device = run.accelerator.device
+    held = load_file(state / f"process_{run.accelerator.process_index}.safetensors")
+
+    def group(wanted: str) -> dict[str, Tensor]:
+        return {name.partition("/")[2]: value for name, value in held.items() if name.startswith(f"{wanted}/")}
+
+    run.sources.noise.set_state(group("random")["noise"])
+    run.sources.mixes.set_state(group("random")["mixes"])
+    for name, buffer in run.bare.named_buffers():
+        buffer.copy_(group("buffer")[name])
+    like = snapshot(run.model)  # memory layout counts for the last bit
+    if run.average is not None:
+        run.average = {name: _like(run.average[name], value) for name, value in group("average").items()}
+    run.sums = {name: value.to(device) for name, value in group("sum").items()}
+    if (state / "best.safetensors").exists():
+        shape = like if run.average is None else run.average
+        run.best = {name: _like(shape[name], value) for name, value in read_weights(state / "best.safetensors").items()}
+    run.epoch, run.batch, run.log, run.seconds = (saved[name] for name in ("epoch", "batch", "log", "seconds"))
+    return True
+
+
+def _like(tensor: Tensor, value: Tensor) -> Tensor:
+    return tensor.clone().copy_(value)
+
+
+def changed(settings: Settings, saved: dict[str, Any], epoch: int) -> list[dict[str, Any]]:
+    """Settings that differ from the run's, all of them named by --change or --extend.
+
+    Raises:
+        Stopped: if one is not named, or cannot be changed in the middle of a run.
+    """
+    running, present = settings.running, settings.fixed()
+    named = {name.lstrip("-").replace("-", "_") for name in running.change} | ({"epochs"} if running.extend else set())
+    for name in named:
+        if name not in GROUP_OF:
+            raise Stopped(f"--change {name}: there is no such option{meant(name, GROUP_OF)}.")
+        if GROUP_OF[name] in ("data", "network") or name == "seed":
+            raise Stopped(f"--change {name}: the run cannot go on with another {option(name)}; take another --out.")
+    differing = {name: (saved.get(name), value) for name, value in present.items() if saved.get(name) != value}
+    others = [f"{name} {before!r} -> {after!r}" for name, (before, after) in differing.items() if name not in named]
+    if others:
+        raise Stopped(
+            f"the run in `{running.out}` has other settings: {', '.join(others)}. Take another --out, or name what may "
+            "differ in --change."
+        )
+    if running.extend and present["epochs"] < epoch:
+        raise Stopped(f"--extend: the run has done {epoch} epochs already, and --epochs is {present['epochs']}.")
+    return [{"epoch": epoch, "option": name, "from": before, "to": after}
+            for name, (before, after) in differing.items()]  # fmt: skip

@@ -1,0 +1,76 @@
+"""Words of the command line that are no plain numbers or texts: fractions, amounts, places, names."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import Annotated, Any
+
+import tyro
+
+
+def number(text: str) -> float:
+    """A finite number, also as a fraction: `8/255`."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is no number; write it as 0.03 or 8/255") from error
+
+
+def amount(text: str) -> int | float | None:
+    """How many: a count of images, or a share of them between 0 and 1."""
+    if text == "None":
+        return None
+    value = number(text)
+    return value if value < 1 else int(Fraction(text))
+
+
+def place(text: str) -> float | str | None:
+    """A place on the path: a number, or what it is drawn from."""
+    if text == "None":
+        return None
+    return text if text in ("beta", "beta-", "beta+") else number(text)
+
+
+def _spec(metavar: str, read: Any, kinds: type | tuple[type, ...]) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kinds),
+        str_from_instance=lambda value: [shown(value)],
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, float) and value and abs(value) < 1:
+        fraction = Fraction(value).limit_denominator(255)
+        return str(fraction) if fraction.denominator == 255 and float(fraction) == value else f"{value:g}"
+    return str(value)
+
+
+Number = Annotated[float, _spec("NUMBER", number, float)]
+Amount = Annotated[int | float | None, _spec("COUNT|SHARE", amount, (int, float, type(None)))]
+Place = Annotated[float | str | None, _spec("NUMBER|beta|beta-|beta+", place, (float, str, type(None)))]
+
+
+def option(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)` where something known is like the word, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def pairs(name: str, words: Sequence[str]) -> dict[str, str]:
+    """Words of the form `name=value` as a dict."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"{option(name)} takes name=value, got {word!r}.")
+        found[key] = value
+    return found

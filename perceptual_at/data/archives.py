@@ -1,0 +1,99 @@
+"""Images in NumPy archives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at.data.tensors import TensorImages
+
+Layout = Literal["channels_first", "channels_last"]
+
+
+def npz_images(
+    path: str | Path,
+    split: str = "train",
+    *,
+    layout: Layout | None = None,
+    transform: Callable[[Tensor], Any] | None = None,
+) -> TensorImages:
+    """Images in a NumPy archive with the arrays `x_train`, `y_train`, `x_test`, `y_test`.
+
+    Args:
+        path: the `.npz` file. Nothing in it is unpickled.
+        split: what follows `x_` and `y_` in the names of the arrays.
+        layout: where the channels are, `"channels_first"` or `"channels_last"`; needed only where the shape leaves it
+            open, because not exactly one of the two places holds 1 or 3.
+        transform: see `TensorImages`.
+
+    Returns:
+        Images held as uint8 as they are stored, or as float32 in [0, 1] from any floating-point type; `(N, C, H, W)`,
+        into which `(N, H, W, C)` and `(N, H, W)` are brought. Served in [0, 1], with labels.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, lacks an array, the arrays do not fit, labels are negative, the layout is
+            open, or bytes hold nothing but 0 and 1.
+    """
+    path = Path(path).expanduser()
+    keys = (f"x_{split}", f"y_{split}")
+    names, arrays = _read(path, keys)
+    if len(arrays) != 2:
+        raise ValueError(
+            f"npz_images: `{path}` must hold the arrays {keys[0]!r} and {keys[1]!r} for `split` {split!r}; it "
+            f"holds {', '.join(map(repr, names))}."
+        )
+    images, labels = arrays
+    images = _channels_first(path, keys[0], images, layout)
+    if images.is_floating_point():
+        images = images.float()
+    elif images.dtype == torch.uint8 and images.numel() and int(images.max()) <= 1:
+        raise ValueError(
+            f"npz_images: {keys[0]!r} in `{path}` holds bytes of 0 and 1 only, which would be nearly black; store "
+            "pixels as bytes up to 255, or as floating-point numbers in [0, 1]."
+        )
+    if not labels.is_floating_point() and labels.numel() and int(labels.min()) < 0:
+        raise ValueError(f"npz_images: {keys[1]!r} in `{path}` holds the label {int(labels.min())}; they start at 0.")
+    return TensorImages(images, labels, transform=transform)
+
+
+def _read(path: Path, keys: tuple[str, str]) -> tuple[list[str], list[Tensor]]:
+    """The names in an archive, and the wanted arrays that are among them."""
+    import numpy as np
+
+    if not path.is_file():
+        raise FileNotFoundError(f"npz_images: there is no file `{path}`.")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = list(archive.files)
+            arrays = [archive[key] for key in keys if key in names]
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds
+        raise ValueError(
+            f"npz_images: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
+        ) from error
+    for key, array in zip(keys, arrays, strict=False):
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"npz_images: {key!r} in `{path}` holds {array.dtype}, not numbers.")
+    return names, [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+
+
+def _channels_first(path: Path, key: str, images: Tensor, layout: Layout | None) -> Tensor:
+    """Images as `(N, C, H, W)`."""
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    if images.ndim != 4:
+        return images
+    if layout is not None:
+        _check.choice("npz_images", "layout", layout, ("channels_first", "channels_last"))
+    first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+    if layout is None and first == last:
+        raise ValueError(
+            f"npz_images: {key!r} in `{path}` has shape {tuple(images.shape)}, which does not tell where the channels "
+            "are; give layout='channels_first' or 'channels_last'."
+        )
+    if layout == "channels_last" or (layout is None and last):
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images

@@ -1,0 +1,109 @@
+"""One encoded image as a tensor of bytes, by rules that lose nothing without a word.
+
+Eight bits per channel stay as they are: grey and palette images become colour images of the same pixels, EXIF's
+orientation is applied, an alpha channel that is opaque is dropped. What eight bits of RGB cannot hold is refused:
+16-bit and floating-point pixels, transparency, CMYK and other colour spaces, more than one frame.
+"""
+
+import struct
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from perceptual_at._extras import extra
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+"""What files of images are called."""
+_PLAIN = ("1", "L", "P", "RGB", "RGBX", "RGBA", "LA", "PA", "RGBa", "La")
+
+Size = int | tuple[int, int]
+
+
+def decode(function: str, source: Path | IO[bytes], named: str, *, size: Size | None, grey: bool = False) -> Tensor:
+    """One image, uint8 `(3, H, W)`, or `(1, H, W)` if `grey`; scaled and cropped to `size` where there is one.
+
+    Raises:
+        ValueError: if it cannot be read, or holds what bytes of RGB cannot; the message has the name.
+    """
+    image = _opened(function, source, named).convert("L" if grey else "RGB")
+    if size is None:
+        return to_bytes(image)
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.size != (width, height):
+        scale = max(height / image.height, width / image.width)
+        scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        image = image.resize(scaled, _bilinear()).crop((left, top, left + width, top + height))
+    return to_bytes(image)
+
+
+def decode_whole(function: str, source: Path | IO[bytes], named: str, *, grey: bool = False) -> Tensor:
+    """One image as it is, uint8 `(3, H, W)` or `(1, H, W)`."""
+    return to_bytes(_opened(function, source, named).convert("L" if grey else "RGB"))
+
+
+def to_bytes(image: Any) -> Tensor:
+    """The pixels of a PIL image in mode L or RGB, uint8 `(C, H, W)`."""
+    channels = len(image.getbands())
+    raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return raw.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+def _opened(function: str, source: Path | IO[bytes], named: str) -> Any:
+    """The decoded image, upright, in a mode of eight bits without alpha that means anything."""
+    image_module, operations = _pillow(function)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", image_module.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", message="Palette images with Transparency")
+            warnings.filterwarnings("ignore", message="Corrupt EXIF data")
+            with image_module.open(source) as opened:
+                problem = _unfit(opened)
+                if problem is None:
+                    image = operations.exif_transpose(opened)
+                    image.load()
+                    problem = _transparent(image)
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
+        raise ValueError(f"{function}: `{named}` is a decompression bomb ({error}). Remove it.") from error
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{function}: `{named}` cannot be read as an image ({error}); it is damaged or incomplete. "
+            "Restore or remove it."
+        ) from error
+    if problem is not None:
+        raise ValueError(f"{function}: `{named}` has {problem}. Convert or remove it.")
+    return image
+
+
+def _unfit(opened: Any) -> str | None:
+    """What eight bits of RGB cannot hold, judged by the header."""
+    layout = " ".join(str(part) for part in (opened.tile[0][3:] if opened.tile else ()))
+    if opened.mode.startswith("I") or ";16" in layout:
+        return f"pixels of 16 bits or more (mode {opened.mode}), which bytes cannot hold"
+    if opened.mode == "F":
+        return "floating-point pixels, whose range nothing tells"
+    if opened.mode not in _PLAIN:
+        return f"the colour space {opened.mode}, which has no one meaning in RGB"
+    frames = getattr(opened, "n_frames", 1)
+    return f"{frames} frames, of which none is the image" if frames > 1 else None
+
+
+def _transparent(image: Any) -> str | None:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        lowest = image.convert("RGBA").getextrema()[3][0]
+        if lowest < 255:
+            return "transparent pixels, whose colour depends on what is behind them"
+    return None
+
+
+def _bilinear() -> Any:
+    from PIL import Image
+
+    return Image.Resampling.BILINEAR
+
+
+def _pillow(function: str) -> tuple[Any, Any]:
+    return extra(function, "PIL.Image", why="to read images"), extra(function, "PIL.ImageOps", why="to read images")
