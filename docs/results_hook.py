@@ -10,6 +10,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # this file is loaded by its path
 import results_evidence
+import results_methods
 import results_performance
 from results_table import number, spread, table
 
@@ -166,6 +167,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "subset": ("cifar10_subset", subset),
     "subset_final": ("cifar10_subset", subset_final),
     "subset_weights": ("cifar10_subset", subset_weights),
+    **results_methods.TABLES,
     **results_performance.TABLES,
     **results_evidence.TABLES,
 }

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import statistics
 import sys
 import types
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from perceptual_at import objectives
 from perceptual_at.attacks.protocol import standard
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
-OTHERS = ("compiled_pgd",)
-PARTS = ("cases", "passes", "peers", "record", "releases", "timing", "victims")
+OTHERS = ("compiled_pgd", "methods_on_digits")
+PARTS = ("cases", "methods_table", "passes", "peers", "record", "releases", "timing", "victims")
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +316,35 @@ def test_a_peer_that_is_missing_is_listed(scripts):
     assert set(peers.peers(nn.Identity(), torch.zeros(1, 2), torch.zeros(1).long())) == {
         "torchattacks", "foolbox", "adv-lib", "art",
     }  # fmt: skip
+
+
+# Methods on digits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_methods_on_digits_spend_one_budget_and_are_compared_seed_by_seed(scripts, tmp_path):
+    only = ("rpat", "free_at", "raat_awp_wa", "kd", "ikl", "mma", "te", "fat")
+    path = tmp_path / "methods.json"
+    scripts["methods_on_digits"].main(
+        ["--quick", "--threads", "1", "--device", "cpu", "--out", str(path), "--only", *only]
+    )
+    found = json.loads(path.read_text())
+    assert set(only) <= set(found["runs"]) == set(found["titles"])
+    for name, runs in found["runs"].items():
+        assert len(runs) == found["settings"]["seeds"]
+        for run in runs:
+            assert run["spent"] >= found["settings"]["units"], name
+            assert 0 <= run["pgd20"] <= run["clean"] <= 100
+    for name in only:
+        test = found["paired"][name]
+        ours, theirs = (statistics.mean(run["nrr"] for run in found["runs"][n]) for n in (name, test["against"]))
+        assert test["nrr"]["difference"] == pytest.approx(ours - theirs)
+        assert test["nrr"]["low"] <= test["nrr"]["difference"] <= test["nrr"]["high"]
+
+
+def test_every_objective_has_a_row_among_the_methods(scripts):
+    table = scripts["methods_table"].METHODS
+    assert {method.against for method in table.values()} <= set(table)
+    named = {"clp": "clp_attacked"}  # two methods of one name
+    rows = {named.get(name, name) for name in objectives.__all__} - {"preset", "random_noise", "ducat"}
+    assert rows <= set(table)
