@@ -367,7 +367,7 @@ class _Run:
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
     """The decaying sum of all gradients so far, each divided by its L1 norm."""
-    length = rows(grad).abs().sum(dim=1)
+    length = rows(grad).abs().sum(dim=1).clamp_max(torch.finfo(grad.dtype).max)  # huge ones shall not vanish
     unit = grad / per_sample(torch.where(length > 0, length, torch.ones_like(length)), grad)
     return unit if velocity is None else momentum * velocity + unit
 

@@ -25,5 +25,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = importlib.import_module(f"perceptual_at.commands.{words[0]}").command
     except ModuleNotFoundError as error:
-        sys.exit(f"perceptual-at: {error.name} is needed; run `pip install 'perceptual-at[train]'`.")
+        sys.exit(f"perceptual-at: {error.name} is needed; `pip install {error.name}` brings it, the extra `train` all.")
     command(words[1:])

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import sys
 import threading
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from perceptual_at import _check
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Threat, box, check_excess, check_threat, excess
-from perceptual_at.victims.finding import is_sharded, modules_of, unwrapped, watched
+from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, watched
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.twins import FastModel
 
@@ -78,7 +79,7 @@ class Loan:
     model: Model
     model_mode: ModelMode
     lane: Lane | None
-    freezes: bool = False
+    freezes: bool | None = None
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
     modules: list[nn.Module] = dataclasses.field(default_factory=list)
     keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
@@ -89,13 +90,18 @@ class Loan:
         model, evaluating = self.model, self.model_mode == "eval"
         if isinstance(model, FastModel):
             return model
-        model = unwrapped(model) if isinstance(model, nn.Module) else model
-        self.modules = modules_of(model)
+        if isinstance(model, nn.Module):
+            inner: Any = getattr(model, "_orig_mod", model)
+            # Wrappers for distributed training exchange gradients, of which an attack has none.
+            model = inner.module if isinstance(inner, DistributedDataParallel) else model
+            self.modules = [model]
+        else:
+            model = callable_of(model)
+            self.modules = modules_of(model)
         with _LOCK:
             for module in self.modules:
-                parts = list(module.modules())
+                parts, trains = list(module.modules()), False
                 changes: list[tuple[Any, str, Any]] = []
-                trains = False
                 for part in parts:
                     if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
                         changes.append((part, "training", None))
@@ -104,8 +110,9 @@ class Loan:
                         changes += _unusual(part, evaluating)
                 # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
                 # none of theirs in any case.
-                self.freezes = not ("torch.distributed.fsdp" in sys.modules and is_sharded(parts))
-                for parameter in module.parameters() if self.freezes else ():
+                freezes = not ("torch.distributed.fsdp" in sys.modules and is_sharded(parts))
+                self.freezes = freezes and self.freezes is not False
+                for parameter in module.parameters() if freezes else ():
                     if parameter.requires_grad or (id(parameter), "requires_grad") in _HELD:
                         changes.append((parameter, "requires_grad", False))
                 for owner, name, _ in changes:  # first all is noted, then the first thing is changed
@@ -124,9 +131,8 @@ class Loan:
                     if value is not None:
                         setattr(owner, name, value)
         if self.lane is not None:
-            assert isinstance(model, nn.Module)
-            model = self.fast = FastModel(model, self.lane)
-        return model
+            self.fast = FastModel(self.modules[0], self.lane)
+        return self.fast or model
 
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
@@ -151,10 +157,14 @@ def _unusual(part: nn.Module, evaluating: bool) -> list[tuple[Any, str, Any]]:
     """What else has to be changed of parts that are attacked in a way of their own."""
     if isinstance(part, DistributedDataParallel):  # inside of something; an attack has no gradients to exchange
         return [(part, "require_backward_grad_sync", False), (part, "require_forward_param_sync", False)]
-    if evaluating and any(parameter.is_cuda for parameter in part.parameters()):
+    if evaluating and _on_cudnn(part):
         # cuDNN has no backward pass of recurrent layers in eval mode. Without dropout both modes compute the same.
         return [(part, "dropout", 0.0), (part, "training", True)]
     return []
+
+
+def _on_cudnn(part: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in part.parameters())
 
 
 def _evaluate(parts: list[nn.Module]) -> None:
@@ -232,21 +242,25 @@ class Victim:
 
     def gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Answer:
         """Losses, input gradients and logits: one forward and one input-gradient pass, `eot` times."""
-        answers = [self._gradient(x, labels, loss) for _ in range(self.eot)]
-        values, grad, logits = answers[0] if len(answers) == 1 else _mean(answers)
-        return Answer(values.detach(), grad, logits.detach())
+        values, grad, logits = _mean([self._gradient(x, labels, loss) for _ in range(self.eot)])
+        return Answer(values.detach(), grad, logits.detach() if isinstance(logits, Tensor) else logits)
 
     def slope(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
         """The input gradient alone, at the same passes."""
-        if self.eot == 1:
-            return self._gradient(x, labels, loss)[1]
-        return self.gradient(x, labels, loss).grad
+        if self.eot > 1:
+            return self.gradient(x, labels, loss).grad
+        return self._gradient(x, labels, loss)[1]
 
     def value(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor]:
         """Loss of each sample and the logits: one forward pass, `eot` times."""
         with torch.no_grad():
-            passes = [self._logits(self.model, x) for _ in range(self.eot)]
-            values, logits = _mean([(self._values(one, labels, loss), one) for one in passes])
+            passes = []
+            for _ in range(self.eot):
+                logits = self._logits(self.model, x)
+                passes.append((loss(logits, labels), logits))
+            if not self.values_checked:
+                self._check_losses(passes[0][0], len(x))
+            values, logits = _mean(passes)
             return values, logits
 
     def guess(self, x: Tensor) -> Tensor:
@@ -258,7 +272,8 @@ class Victim:
     def logits(self, x: Tensor) -> Tensor:
         """Logits by one forward pass of the model itself, to judge by, `eot` times; at least float32."""
         with torch.no_grad():
-            return _mean([(self._logits(self.exact, x),) for _ in range(self.eot)])[0]
+            logits: Tensor = _mean([(self._logits(self.exact, x),) for _ in range(self.eot)])[0]
+            return logits
 
     def without_lane(self) -> "Victim":
         """The same, asked of the model itself."""
@@ -277,80 +292,92 @@ class Victim:
         Each call of it is one input-gradient pass; `last` says that no other follows.
         """
         point = x.clone().requires_grad_()
-        logits = _widened(self._differentiable(point))
+        logits = _widened(self._output(self.model, point))
 
         def pull_back(weights: Tensor, last: bool = True) -> Tensor:
+            nonlocal logits
             self.gradients += 1
-            return self._defined(self._pulled_back(logits, point, weights, retain_graph=not last))
+            grad = self._pulled_back(logits, point, weights, retain_graph=not last)
+            if grad is None:
+                logits = _widened(self._output(self.model, point))
+                grad = self._pulled_back(logits, point, weights, retain_graph=not last)
+            assert grad is not None
+            return self._defined(grad)
 
         return logits.detach(), pull_back
 
     def _gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor, Tensor]:
         point = x.clone().requires_grad_()  # a copy: what is handed out may be written to
-        raw = self._differentiable(point)
-        logits = _widened(raw)
-        if isinstance(raw, Tensor) and raw.dtype == torch.float16:
-            logits = logits.detach().requires_grad_()
-            values = self._values(logits, labels, loss)
-            slope = self._pulled_back(values, logits, self._ones(values))
-            # In float16 the slope of a confident sample would vanish on its way to the input.
-            grad = self._pulled_back(raw, point, leveled(slope.nan_to_num(nan=0.0)).to(raw.dtype))
-        else:
-            values = self._values(logits, labels, loss)
-            grad = self._pulled_back(values, point, self._ones(values))
+        raw = logits = self._output(self.model, point)
+        half = isinstance(raw, Tensor) and raw.is_floating_point() and raw.dtype.itemsize < 4
+        if half:
+            logits = raw.float()
+            if raw.dtype == torch.float16:
+                logits = logits.detach().requires_grad_()
+        values = loss(logits, labels)
+        if not self.values_checked:
+            self._check_losses(values, len(x))
+        if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
+            self.ones = torch.ones_like(values, requires_grad=False)
+        total, weights = values, self.ones
+        if half and raw.dtype == torch.float16 and values.requires_grad:
+            # The slope of a confident sample would vanish in float16 on its way to the input.
+            (slope,) = torch.autograd.grad(values, logits, weights)
+            total, weights = raw, leveled(slope.nan_to_num(nan=0.0)).to(raw.dtype)
+        grad = self._pulled_back(total, point, weights)
+        if grad is None:  # once more, now that the way is known
+            return self._gradient(x, labels, loss)
         self.gradients += 1
         return values, self._defined(grad), logits
-
-    def _differentiable(self, point: Tensor) -> Any:
-        """What the model gives at a point that needs a gradient."""
-        if not self.writes:
-            try:
-                return self._output(self.model, point)
-            except RuntimeError as error:
-                if "leaf Variable that requires grad" not in str(error):
-                    raise
-                self.writes = True  # which autograd allows on anything but a leaf
-        return self._output(self.model, point.clone())
 
     def _logits(self, model: Model, x: Tensor) -> Any:
         return _widened(self._output(model, x.clone()))
 
     def _output(self, model: Model, x: Tensor) -> Any:
-        """What the model gives, as it gives it."""
+        """What the model gives, as it gives it. It may overwrite `x`, which must be a copy."""
         self.forwards += 1
+        if self.writes and x.requires_grad:
+            x = x.clone()
         if self.unknown:
             self.unknown = False
-            output = watched(self.function, model, x, known=self.loan.modules)
-        else:
+            model = functools.partial(watched, self.function, model, known=self.loan.modules)
+        try:
             output = model(x)
+        except RuntimeError as error:
+            if self.writes or "leaf Variable that requires grad" not in str(error):
+                raise
+            self.writes = True  # which autograd allows on anything but a leaf
+            return self._output(model, x)
         if not self.output_checked:
             self._check_output(output, len(x))
         return output
 
-    def _values(self, logits: Any, labels: Tensor, loss: PerSampleLoss) -> Tensor:
-        values = loss(logits, labels)
-        if not self.values_checked:
-            check_values(self.function, values, len(labels))
-            self.values_checked = True
-        return values
-
-    def _pulled_back(self, total: Tensor, x: Tensor, weights: Tensor, *, retain_graph: bool = False) -> Tensor:
-        """Gradient of the weighted sum of `total`, as autograd gives it."""
+    def _pulled_back(self, total: Tensor, x: Tensor, weights: Any, *, retain_graph: bool = False) -> Tensor | None:
+        """Gradient of the weighted sum of `total`, as autograd gives it; None where it takes another forward pass."""
         grad = None
-        if total.requires_grad:
-            (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
+        if total.requires_grad and self.reentrant:
+            x.grad = None
+            torch.autograd.backward(total, weights, retain_graph=retain_graph)
+            grad = x.grad
+        elif total.requires_grad:
+            try:
+                (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                if not self.loan.freezes:
+                    raise ValueError(
+                        f"{self.function}: `model` uses torch.utils.checkpoint with use_reentrant=True, which has no "
+                        "gradient with respect to inputs alone; pass use_reentrant=False there."
+                    ) from error
+                self.reentrant = True  # whose backward pass writes to the point, and to no parameter: all are frozen
+                return None
         if grad is None:
             raise ValueError(
                 f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
         return grad
-
-    def _ones(self, values: Tensor) -> Tensor:
-        """The weights of a sum, made once."""
-        if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
-            self.ones = torch.ones_like(values, requires_grad=False)
-        return self.ones
 
     def _defined(self, grad: Tensor) -> Tensor:
         """A gradient to follow, at least float32: 0 where undefined; where infinite, larger than all that is finite.
@@ -359,6 +386,10 @@ class Victim:
         """
         most = _MOST[self.width]
         return grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
+
+    def _check_losses(self, values: Any, batch: int) -> None:
+        check_values(self.function, values, batch)
+        self.values_checked = True
 
     def _check_output(self, output: Any, batch: int) -> None:
         self.output_checked = True
@@ -488,10 +519,14 @@ def _widened(output: Any) -> Any:
     return output
 
 
-def _mean(passes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _mean(passes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The mean of equal passes; what is no tensor is that of the first."""
     if len(passes) == 1:
         return passes[0]
-    return tuple(torch.stack(parts).mean(dim=0) for parts in zip(*passes, strict=True))
+    return tuple(
+        torch.stack(parts).mean(dim=0) if isinstance(parts[0], Tensor) else parts[0]
+        for parts in zip(*passes, strict=True)
+    )
 
 
 def _is_own(loss: Any) -> bool:

@@ -23,6 +23,12 @@ _NOTHING = (
 )  # fmt: skip
 
 
+def callable_of(model: Any) -> Any:
+    """What is called for a model that is no module: an exported program as the module that it makes."""
+    export = sys.modules.get("torch.export")
+    return model.module() if export and isinstance(model, export.ExportedProgram) else model
+
+
 def modules_of(model: Any) -> list[nn.Module]:
     """The outermost modules in a callable: itself, or what its partials, closures, attributes and containers hold.
 

@@ -46,7 +46,7 @@ def takes_gradients(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     sys.setprofile(watch)
     try:
         with torch.no_grad():
-            model(x)
+            model(x.clone())
     finally:
         sys.setprofile(before)
     return bool(seen)

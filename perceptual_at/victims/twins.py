@@ -3,8 +3,10 @@
 import collections
 import copy
 import operator
+import threading
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -42,8 +44,10 @@ class FastModel(nn.Module):
         return self._twin(x)
 
     def release(self) -> None:
-        """Give the twin back; the next call gets one anew."""
-        self._twin = None
+        """Give the twin back; the next call takes one anew."""
+        twin, self._twin = self._twin, None
+        if twin is not None:
+            _free(bare(self.exact), twin)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -139,33 +143,75 @@ class _Graphed:
         return graphed
 
 
-_TWINS: WeakKeyDictionary[nn.Module, dict[Lane, _Twin]] = WeakKeyDictionary()
+_LOCK = threading.RLock()
+_TWINS: WeakKeyDictionary[nn.Module, dict[Lane, list[_Twin]]] = WeakKeyDictionary()
+"""Twins that nobody uses at the moment; a borrower takes one away, so that no two ever share one."""
 
 
 def _twin(model: nn.Module, lane: Lane, x: Tensor) -> _Twin:
-    """The twin of a model with its present weights, made where there is none."""
+    """A twin of a model with its present weights, made where none is free."""
     # Whoever asks first, its weights are ordinary tensors and the random state stays as it was.
     with torch.inference_mode(False), torch.no_grad():
-        twins = _TWINS.setdefault(model, {})
-        twin = twins.get(lane)
-        if twin is None or twin.signature != _signature(model):
+        signature = _signature(model)
+        with _LOCK:
+            free = _TWINS.setdefault(model, {}).setdefault(lane, [])
+            free[:] = [twin for twin in free if twin.signature == signature]
+            twin = free.pop() if free else None
+        if twin is None:
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                twin = twins[lane] = _Twin(model, lane, x)
+                twin = _Twin(model, lane, x)
             for note in twin.notes:
                 warnings.warn(f"Lane: {note}.", stacklevel=4)
         twin.renew(model)
     return twin
 
 
+def _free(model: nn.Module, twin: _Twin) -> None:
+    """Let others have the twin."""
+    with _LOCK:
+        _TWINS.setdefault(model, {}).setdefault(twin.lane, []).append(twin)
+
+
 def _signature(model: nn.Module) -> tuple[Any, ...]:
-    """What a twin depends on beside the values of the weights: layers, plain settings, shapes, dtypes, devices."""
-    plain = (bool, int, float, str, tuple, type(None))
-    settings = (
-        (id(part), *(item for item in vars(part).items() if item[0] != "training" and type(item[1]) in plain))
+    """What a twin depends on beside the values of the weights: all that can be seen to change what a part computes."""
+    parts = [
+        (id(part), type(part), *(_seen(name, value) for name, value in vars(part).items() if name not in _OTHERWISE))
         for part in model.modules()
-    )
+    ]
+    kinds = [
+        (kind, *(_seen(name, value) for name, value in vars(kind).items() if not name.startswith("__")))
+        for kind in {base for part in model.modules() for base in type(part).__mro__ if _is_users(base)}
+    ]
     tensors = (*model.named_parameters(), *model.named_buffers())
-    return (*settings, *((name, value.shape, value.dtype, value.device) for name, value in tensors))
+    return (*parts, *kinds, *((name, value.shape, value.dtype, value.device) for name, value in tensors))
+
+
+_OTHERWISE = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def _seen(name: str, value: Any, depth: int = 4) -> Any:
+    """Something that differs when a setting does: its value, or for what has none which object it is."""
+    if isinstance(value, _PLAIN):
+        return name, repr(value)
+    if isinstance(value, Tensor):
+        return name, id(value), value._version
+    if isinstance(value, nn.Module) or depth == 0 or isinstance(value, type | types.FunctionType | types.ModuleType):
+        return name, id(value)
+    if isinstance(value, Mapping):  # hooks too: by their number, and the function
+        return name, *(_seen(repr(key), one, depth - 1) for key, one in list(value.items()))
+    if isinstance(value, list | tuple):
+        return name, *(_seen("", one, depth - 1) for one in value)
+    if isinstance(value, set | frozenset):
+        return name, *sorted(repr(_seen("", one, depth - 1)) for one in value)
+    if isinstance(value, types.MethodType):
+        return name, id(value.__func__), id(value.__self__)
+    return name, id(value), *(_seen(key, one, depth - 1) for key, one in list(getattr(value, "__dict__", {}).items()))
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class is no part of torch, whose classes nobody changes."""
+    return kind is not object and not kind.__module__.startswith("torch.")
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

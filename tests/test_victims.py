@@ -1,0 +1,546 @@
+"""The door to the model: what it finds, lends, calls and gives back, whatever it is given and whatever happens."""
+
+import functools
+import sys
+import threading
+import types
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from perceptual_at import Lane, Linf, apgd, auto_attack, fab, fgsm, frozen, pgd, square
+from perceptual_at.victims import Terms, inspection, modules_of, opened, twins
+from perceptual_at.victims.door import _HELD
+from tests.strategies import generator, uniform
+from tests.test_attack_contract import Net, Picture, classes_of, images
+
+THREAT = Linf(0.1)
+ATTACKS = {
+    "pgd": functools.partial(pgd, steps=3, start="clean"),
+    "pgd search": functools.partial(pgd, steps=3, start="clean", keep="best", early_stop=True),
+    "fgsm": fgsm,
+    "apgd": functools.partial(apgd, steps=4),
+    "fab": functools.partial(fab, steps=3),
+    "square": functools.partial(square, queries=10),
+    "auto_attack": functools.partial(auto_attack, version=[("apgd-ce", {"steps": 3}), ("fab", {"steps": 2})]),
+}
+DRAWS = ("apgd", "square", "auto_attack")
+every = pytest.mark.parametrize("name", ATTACKS)
+
+
+def attacked(name, model, **options):
+    drawn = {"generator": generator(0)} if name in DRAWS else {}
+    return ATTACKS[name](model, images(), classes_of(), THREAT, **drawn, **options)
+
+
+def training_net():
+    net = Net().train()
+    net.dropout.p = 0.0
+    return net
+
+
+# Finding ------------------------------------------------------------------------------------------------------------
+
+
+class Holder:
+    shared: nn.Module
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+    def __call__(self, x):
+        return self.net(x)
+
+    def logits(self, x):
+        return self.net(x)
+
+
+class Slotted:
+    __slots__ = ("net",)
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+class OfTheClass(Holder):
+    def __call__(self, x):
+        return self.shared(x)
+
+
+GLOBAL = None
+
+
+def by_global(x):
+    return GLOBAL(x)
+
+
+def by_another(x):
+    return by_global(x)
+
+
+def by_default(net):
+    def call(x, net=net):
+        return net(x)
+
+    return call
+
+
+def decorated(net):
+    @functools.wraps(by_global)
+    def call(x):
+        return net(x)
+
+    return call
+
+
+def of_the_class(net):
+    OfTheClass.shared = net
+    return OfTheClass()
+
+
+def of_the_module(net):
+    globals()["GLOBAL"] = net
+    return by_another
+
+
+HIDDEN = {
+    "lambda": lambda net: lambda x: net(x),
+    "partial": lambda net: functools.partial(lambda f, x: f(x), net),
+    "keyword of a partial": lambda net: functools.partial(lambda x, f: f(x), f=net),
+    "bound forward": lambda net: net.forward,
+    "bound method of an object": lambda net: Holder(net=net).logits,
+    "callable object": lambda net: Holder(net=net),
+    "object in an object": lambda net: Holder(net=Holder(net=net)),
+    "slots": Slotted,
+    "class attribute": of_the_class,
+    "dictionary": lambda net: (lambda nets: lambda x: nets["a"](x))({"a": net}),
+    "list in a dictionary": lambda net: (lambda nets: lambda x: nets["a"][0](x))({"a": [net]}),
+    "namespace": lambda net: (lambda space: lambda x: space.net(x))(types.SimpleNamespace(net=net)),
+    "default": by_default,
+    "global through functions": of_the_module,
+    "decorated": decorated,
+    "weak reference": lambda net: (lambda ref: lambda x: ref()(x))(weakref.ref(net)),
+    "nested function": lambda net: (lambda f: lambda x: f(x))(lambda x: net(x)),
+    "partial of a method": lambda net: functools.partial(Holder.logits, Holder(net=net)),
+}
+
+
+@pytest.mark.parametrize("way", HIDDEN)
+def test_a_hidden_module_is_found_and_treated_as_a_module(way):
+    net = Net().train()
+    before, expected = Picture(net), pgd(net, images(), classes_of(), THREAT, start="clean")
+    hidden = HIDDEN[way](net)
+    assert net in modules_of(hidden)
+    assert torch.equal(pgd(hidden, images(), classes_of(), THREAT, start="clean"), expected)
+    before.assert_unchanged()
+
+
+def test_looking_for_modules_ends():
+    circle = []
+    circle.append(circle)
+    long = list(range(100_000))
+    data = Holder(rows=[Holder(pixels=long) for _ in range(5000)])
+    assert modules_of(lambda x: (circle, long, data, x)) == []
+
+
+def test_names_of_attributes_are_no_globals():
+    of_the_module(Net())
+    assert modules_of(lambda x: x.GLOBAL) == []
+
+
+def test_as_is_means_without_a_warning_too():
+    hidden = iter([training_net()] * 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(lambda x: next(hidden)(x), images(), classes_of(), THREAT, steps=2, model_mode="as_is")
+
+
+# Models of every kind -----------------------------------------------------------------------------------------------
+
+
+def scripted(net):
+    return torch.jit.script(net.eval())
+
+
+def folded(net):
+    return torch.jit.freeze(torch.jit.script(net.eval()))
+
+
+def exported(net):
+    return torch.export.export(net.eval(), (images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+class Recomputed(nn.Module):
+    def __init__(self, net, use_reentrant):
+        super().__init__()
+        self.net, self.use_reentrant = net, use_reentrant
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=self.use_reentrant)
+
+
+class Overwrites(nn.Module):
+    """Normalises its input in place, by torch or behind its back."""
+
+    def __init__(self, net, behind=False):
+        super().__init__()
+        self.net, self.behind = net, behind
+
+    def forward(self, x):
+        y = x.data if self.behind else x
+        y.mul_(2.0)
+        return self.net(x / 2 if not self.behind else x * 0.5)
+
+
+KINDS = {
+    "scripted": scripted,
+    "frozen script": folded,
+    "exported program": exported,
+    "exported module": lambda net: exported(net).module(),
+    "exported part": lambda net: nn.Sequential(exported(net).module()),
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "compiled function": lambda net: torch.compile(lambda x: net(x), backend="eager"),
+    "checkpoint": lambda net: Recomputed(net, False),
+    "reentrant checkpoint": lambda net: Recomputed(net, True),
+    "writes to its input": Overwrites,
+    "writes behind torch's back": lambda net: Overwrites(net, behind=True),
+    "begins with an in-place layer": lambda net: nn.Sequential(nn.Hardtanh(-9, 9, inplace=True), net),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:None of the inputs have requires_grad")
+@every
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_every_kind_are_attacked_as_the_module_is(kind, name):
+    torch._dynamo.reset()
+    net = training_net()
+    expected = attacked(name, net)
+    model = KINDS[kind](net)
+    x, labels = images(), classes_of()
+    drawn = {"generator": generator(0)} if name in DRAWS else {}
+    found = ATTACKS[name](model, x, labels, THREAT, **drawn)
+    assert torch.equal(x, images()), "the caller's images were written to"
+    if not (name in ("fab", "auto_attack") and "behind" in kind):  # whose gradient is half of what it should be
+        assert_close(found, expected, rtol=0, atol=1e-9)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_reentrant_checkpoints_are_refused_where_parameters_would_get_gradients():
+    hidden = iter([Recomputed(Net().eval(), True)] * 9)
+    with pytest.raises(ValueError, match=r"pgd: `model` uses torch[.]utils[.]checkpoint with use_reentrant=True"):
+        pgd(lambda x: next(hidden)(x), images(), classes_of(), THREAT)
+
+
+def test_recurrent_layers_on_a_gpu_stay_in_train_mode_without_dropout(monkeypatch):
+    from perceptual_at.victims import door
+
+    net = nn.LSTM(2, 3, num_layers=2, dropout=0.5, batch_first=True).eval()
+    seen = []
+
+    def model(x):
+        seen.append((net.training, net.dropout))
+        return net(x)[0][:, -1]
+
+    monkeypatch.setattr(door, "_on_cudnn", lambda part: True)
+    pgd(model, torch.rand(4, 5, 2), torch.tensor([0, 1, 2, 0]), THREAT, steps=2)
+    assert set(seen) == {(True, 0.0)}
+    assert (net.training, net.dropout) == (False, 0.5)
+
+
+# Distributed --------------------------------------------------------------------------------------------------------
+
+
+def sharded(kind, net):
+    if kind == "FSDP2":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        fully_shard(net.last, mesh=mesh)
+        return fully_shard(net, mesh=mesh) or net
+    if kind == "FSDP1":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        net.last = FullyShardedDataParallel(net.last, device_id=torch.device("cpu"))
+        return FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+    return nn.Sequential(nn.Identity(), nn.parallel.DistributedDataParallel(net))
+
+
+def gradients(model, x, labels):
+    model.zero_grad()
+    functional.cross_entropy(model(x), labels).backward()
+    grads = [parameter.grad for parameter in model.parameters()]
+    return [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in grads]
+
+
+def check_training_goes_on(kind, names):
+    x, labels = images(dtype=torch.float32), classes_of()
+    for name in names:
+        model, reference = (sharded(kind, training_net().float()) for _ in range(2))
+        drawn = {"generator": generator(0)} if name in DRAWS else {}
+        ATTACKS[name](model, x, labels, THREAT, **drawn)
+        for _ in range(2):
+            ours, theirs = gradients(model, x, labels), gradients(reference, x, labels)
+            assert len(ours) == len(theirs)
+            for one, other in zip(ours, theirs, strict=True):
+                assert (one is None) == (other is None), name
+                assert one is None or torch.equal(one, other), name
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["FSDP1", "FSDP2", "DDP"])
+def test_training_of_a_sharded_model_goes_on(kind, process_group):
+    check_training_goes_on(kind, ATTACKS)
+
+
+def in_one_of_two_processes(rank, kind, path):
+    warnings.simplefilter("ignore")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    check_training_goes_on(kind, ["pgd", "fgsm"])  # searches take as many passes as the data of a process need
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("kind", ["FSDP1", "FSDP2", "DDP"])
+def test_training_of_a_model_sharded_over_two_processes_goes_on(kind, tmp_path):
+    torch.multiprocessing.spawn(in_one_of_two_processes, args=(kind, tmp_path / "store"), nprocs=2)
+
+
+# Borrowers at once, and interrupts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", [None, Lane()], ids=["plain", "lane"])
+def test_threads_find_what_each_finds_alone(lane):
+    net, x, labels = training_net(), images(), classes_of()
+    before = Picture(net)
+    alone = pgd(net, x, labels, THREAT, start="clean", lane=lane)
+    found, errors = [], []
+
+    def attack():
+        try:
+            found.extend(pgd(net, x, labels, THREAT, start="clean", lane=lane) for _ in range(5))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=attack) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(found) == 20
+    assert all(torch.equal(one, alone) for one in found)
+    before.assert_unchanged()
+    assert not _HELD
+
+
+@pytest.mark.parametrize("lane", [None, Lane(), Lane(dtype=torch.bfloat16)], ids=["plain", "lane", "bf16"])
+def test_an_attack_inside_the_loss_of_another(lane):
+    net, x, labels = training_net().float(), images(dtype=torch.float32), classes_of()
+    before = Picture(net)
+
+    def loss(logits, labels):
+        pgd(net, x, labels, THREAT, steps=1, start="clean", lane=lane)
+        assert not net.norm.training
+        return functional.cross_entropy(logits, labels, reduction="none")
+
+    outer = pgd(net, x, labels, THREAT, steps=2, start="clean", loss=loss, lane=lane)
+    assert torch.equal(outer, pgd(net, x, labels, THREAT, steps=2, start="clean", lane=lane))
+    before.assert_unchanged()
+
+
+def test_borrowers_may_leave_in_any_order():
+    net = training_net()
+    before = Picture(net)
+    first, second = frozen(net), frozen(net.norm)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert not net.norm.training
+    assert net.training
+    second.__exit__(None, None, None)
+    before.assert_unchanged()
+
+
+def interrupted_at(number, call):
+    """Call something, and raise an interrupt at the so manieth line of the library's door."""
+    lines = 0
+
+    def trace(frame, event, argument):
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith(("door.py", "frozen.py", "finding.py")):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == number:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["module", "callable"])
+def test_an_interrupt_at_any_line_leaves_the_model_as_found(hidden):
+    net = training_net()
+    model = (lambda x: net(x)) if hidden else net
+    before, number = Picture(net), 1
+
+    def borrow():
+        with frozen(model) as f:
+            f(images())
+
+    while interrupted_at(number, borrow):
+        before.assert_unchanged()
+        assert not _HELD, number
+        number += 1
+    assert number > 50
+
+
+def test_an_interrupt_at_any_line_of_an_attack_leaves_the_model_as_found():
+    net, x, labels = training_net(), images(), classes_of()
+    before, number = Picture(net), 1
+    attack = functools.partial(pgd, net, x, labels, THREAT, steps=1, start="clean")
+    while interrupted_at(number, attack):
+        before.assert_unchanged()
+        assert not _HELD, number
+        number += 1
+    assert number > 100
+    before.assert_unchanged()
+
+
+# Twins --------------------------------------------------------------------------------------------------------------
+
+
+class Settings(nn.Module):
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5))
+        self.scales, self.table, self.config = [1.0, 2.0], {"shift": 0.5}, types.SimpleNamespace(sign=1.0)
+        self.mean, self.last = torch.zeros(5), torch.tanh
+
+    def forward(self, x):
+        out = self.layer(x) * self.factor * self.scales[1] + self.table["shift"] - self.mean
+        return self.config.sign * self.last(out)
+
+
+def set_class(model):
+    type(model).factor = 3.0
+
+
+CHANGES = {
+    "hook added": lambda m: m.layer.register_forward_hook(lambda part, given, out: out * 3),
+    "forward replaced": lambda m: vars(m).update(forward=lambda x: 3 * type(m).forward(m, x)),
+    "forward of a part": lambda m: vars(m.layer[1]).update(forward=lambda x: 3 * nn.Linear.forward(m.layer[1], x)),
+    "class attribute": set_class,
+    "list": lambda m: m.scales.__setitem__(1, 7.0),
+    "dictionary": lambda m: m.table.update(shift=4.0),
+    "namespace": lambda m: setattr(m.config, "sign", -1.0),
+    "tensor": lambda m: m.mean.add_(3.0),
+    "function": lambda m: setattr(m, "last", torch.sin),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_after_a_lanes_first_call_counts(change, monkeypatch):
+    monkeypatch.setattr(Settings, "factor", 1.0)
+    model, x = Settings().eval(), uniform(0, 4, 12, dtype=torch.float32)
+    with frozen(model, lane=Lane()) as f:
+        f(x)
+    CHANGES[change](model)
+    with frozen(model, lane=Lane()) as f, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a hook may be none that can be traced
+        assert_close(f(x), f.exact(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_that_was_removed_is_gone_from_the_twin():
+    model, x = Settings().eval(), uniform(0, 4, 12, dtype=torch.float32)
+    handle = model.layer.register_forward_hook(lambda part, given, out: out * 3)
+    with frozen(model, lane=Lane()) as f, pytest.warns(UserWarning, match="forward hooks"):
+        f(x)
+    handle.remove()
+    with frozen(model, lane=Lane()) as f:
+        assert_close(f(x), f.exact(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_twin_serves_one_borrower_at_a_time():
+    model, x = Settings().eval(), uniform(0, 4, 12, dtype=torch.float32)
+    with frozen(model, lane=Lane()) as first, frozen(model, lane=Lane()) as second:
+        first(x), second(x)
+        assert first._twin is not second._twin
+    assert len(twins._TWINS[model][Lane()]) == 2
+
+
+# What a victim answers ----------------------------------------------------------------------------------------------
+
+
+def test_passes_are_counted():
+    with opened("pgd", training_net(), images(), classes_of(), THREAT, Terms(functional.mse_loss)) as victim:
+        loss = functools.partial(functional.cross_entropy, reduction="none")
+        victim.gradient(victim.x, victim.labels, loss)
+        victim.logits(victim.x)
+        assert (victim.forwards, victim.gradients) == (2, 1)
+        _, pull_back = victim.linearized(victim.x)
+        pull_back(torch.ones(6, 5, dtype=torch.float64), last=False)
+        pull_back(torch.ones(6, 5, dtype=torch.float64))
+        assert (victim.forwards, victim.gradients) == (3, 3)
+
+
+def root(x):
+    """Infinite slopes at 0."""
+    score = x.flatten(1).sqrt() @ torch.linspace(-1, 1, 12, dtype=x.dtype)
+    return torch.stack([score, -score], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "keep": "best"}], ids=str)
+def test_infinite_gradients_are_followed(options, dtype):
+    x = uniform(3, 40, 12, dtype=dtype)
+    x[:, ::3] = 0
+    labels = root(x).argmax(dim=1)
+    found = pgd(root, x, labels, THREAT, start="clean", verdict=True, **options)
+    plain = pgd(root, x, labels, THREAT, start="clean", verdict=True)
+    assert plain.success.sum() > 10
+    assert found.success.sum() >= plain.success.sum() - 2
+
+
+def test_finite_gradients_that_are_huge_do_not_overflow():
+    x, labels = uniform(0, 4, 12, dtype=torch.float32), torch.zeros(4, dtype=torch.long)
+
+    def model(x):
+        score = x.flatten(1).sum(dim=1) * 1e38
+        return torch.stack([score, -score], dim=1)
+
+    x_adv = pgd(model, x, labels, THREAT, momentum=0.9, start="clean", loss=lambda z, y: z[:, 1])
+    assert (x_adv < x).all()
+
+
+def test_rooms_may_look_at_a_victim():
+    with opened("x", training_net(), images(), classes_of(), THREAT) as victim:
+        assert inspection.passes_differ(victim, victim.x) == 0
+        assert not inspection.gives_probabilities(victim.logits(victim.x))
