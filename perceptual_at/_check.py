@@ -4,12 +4,16 @@ They read metadata only (shapes, dtypes, devices, Python numbers), so nothing he
 with one exception: labels that already lie in CPU memory are compared with the number of classes.
 """
 
+import contextlib
 import math
 import numbers
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+NO_LABEL = -100
+"""A label of this value at a place of a dense output is none: the place does not count. torch's `ignore_index`."""
 
 
 def tensor(function: str, name: str, value: Any) -> None:
@@ -58,40 +62,61 @@ def same_device(function: str, name: str, device: torch.device, other_name: str,
 
 
 def logits(function: str, **tensors: Tensor) -> None:
-    """Require logits `(B, K)` of one shape with at least two classes."""
+    """Require logits `(B, K)`, or dense ones `(B, K, *S)`, of one shape with at least two classes."""
     same_shape(function, **tensors)
     name, value = next(iter(tensors.items()))
-    if value.ndim != 2 or value.shape[1] < 2:
+    if value.ndim < 2 or value.shape[1] < 2:
+        one = value.ndim >= 2 and value.shape[1] == 1
+        hint = " One logit z for two classes is the pair [0, z]: `torch.cat([torch.zeros_like(z), z], dim=1)`."
         raise ValueError(
-            f"{function}: `{name}` must be logits of shape (B, K) with K >= 2 classes, got shape {tuple(value.shape)}."
+            f"{function}: `{name}` must be logits of shape (B, K), or (B, K, *places), with K >= 2 classes, got shape "
+            f"{tuple(value.shape)}.{hint if one else ''}"
         )
 
 
-def labels(function: str, value: Tensor, *, classes: int | None = None, name: str = "labels", **like: Tensor) -> None:
+def labels(function: str, value: Tensor, *, classes: int | None = None, name: str = "labels", **like: Tensor) -> Tensor:
     """Require integer class indices `(B,)` for the one tensor `like`, named as the caller knows it, on its device.
 
-    With `classes`, also require them in range where that can be read without waiting.
+    With `classes`, also require them in range where that can be read without waiting. Gives them as int64.
     """
     ((other_name, other),) = like.items()
-    batch = other.shape[0]
-    tensor(function, name, value)
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(
-            f"{function}: `{name}` must be integer class indices of shape ({batch},), got {value.dtype} of "
-            f"shape {tuple(value.shape)}."
+    value = _indices(function, name, value, other.shape[:1], other_name, other.device)
+    if classes is not None and _readable(value):
+        _in_range(function, name, value, classes)
+    return value
+
+
+def indices(function: str, value: Tensor, *, name: str = "labels", read: bool = True, **logits: Tensor) -> Tensor:
+    """Require class indices `(B, *S)` for the one tensor of logits `(B, K, *S)`; gives them as int64.
+
+    With places, `NO_LABEL` is allowed. Values are looked at only if `read`, and where that does not wait.
+    """
+    ((other_name, other),) = logits.items()
+    value = _indices(function, name, value, (other.shape[0], *other.shape[2:]), other_name, other.device)
+    if read and _readable(value):
+        _in_range(function, name, value, other.shape[1])
+    return value
+
+
+def soft_labels(function: str, value: Tensor, *, read: bool = True, **logits: Tensor) -> Tensor:
+    """Require class indices `(B, *S)` or class probabilities `(B, K, *S)` for logits `(B, K, *S)`.
+
+    Gives indices as int64, probabilities as they are. Values are looked at as in `indices`.
+    """
+    ((other_name, other),) = logits.items()
+    tensor(function, "labels", value)
+    if not value.is_floating_point():
+        return indices(function, value, read=read, **{other_name: other})  # type: ignore[arg-type]
+    if value.shape != other.shape:
+        raise (TypeError if value.ndim != other.ndim else ValueError)(
+            f"{function}: `labels` must be integer class indices of shape {(other.shape[0], *other.shape[2:])} or "
+            f"class probabilities of shape {tuple(other.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
         )
-    if value.shape != (batch,):
-        raise ValueError(
-            f"{function}: `{name}` must be integer class indices of shape ({batch},), got shape {tuple(value.shape)}."
-        )
-    same_device(function, name, value.device, other_name, other.device)
-    if classes is None or batch == 0 or value.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    try:
-        low, high = (int(extreme) for extreme in torch.aminmax(value))
-    except RuntimeError:  # inside vmap, or traced: the values cannot be read
-        return
-    label_range(function, low, high, classes)
+    same_device(function, "labels", value.device, other_name, other.device)
+    if read and _readable(value):
+        with contextlib.suppress(RuntimeError):  # inside vmap, or traced: the values cannot be read
+            probabilities(function, value)
+    return value
 
 
 def targets(function: str, value: Tensor, **like: Tensor) -> None:
@@ -108,6 +133,71 @@ def targets(function: str, value: Tensor, **like: Tensor) -> None:
     same_device(function, "labels", value.device, other_name, other.device)
 
 
+def row_labels(function: str, value: Tensor, *, classes: bool = True, name: str = "labels", **like: Tensor) -> None:
+    """Require labels with a row per sample of the one tensor `like`, on its device; the outputs will tell the rest.
+
+    With `classes` they are indices or probabilities, so no truth values, and floating ones have a dimension of classes.
+    """
+    ((other_name, other),) = like.items()
+    batch = other.shape[0]
+    tensor(function, name, value)
+    soft = value.is_floating_point()
+    if classes and (value.is_complex() or value.dtype == torch.bool or (soft and value.ndim < 2)):
+        raise TypeError(
+            f"{function}: `{name}` must be integer class indices of shape ({batch},) or class probabilities, got "
+            f"{value.dtype} of shape {tuple(value.shape)}."
+        )
+    if value.shape[:1] != other.shape[:1]:
+        raise ValueError(
+            f"{function}: `{name}` has {len(value) if value.ndim else 'no'} rows but `{other_name}` has {batch} "
+            f"samples; class indices are of shape ({batch},), got shape {tuple(value.shape)}."
+        )
+    same_device(function, name, value.device, other_name, other.device)
+
+
+def probabilities(function: str, value: Tensor, *, name: str = "labels") -> None:
+    """Require labels `(B, K, *S)` that are distributions over the classes; reads three numbers."""
+    if not value.numel():
+        return
+    sums = value.double().sum(dim=1) if value.device.type != "mps" else value.float().sum(dim=1)
+    low, least, most = torch.stack([value.min().to(sums.dtype), *torch.aminmax(sums)]).tolist()
+    rounding = max(1e-3, 4 * torch.finfo(value.dtype).eps * math.sqrt(value.shape[1]))
+    if not (low >= 0 and abs(least - 1) <= rounding and abs(most - 1) <= rounding):
+        got = f"a smallest entry of {low:.4g} and sums from {least:.4g} to {most:.4g}"
+        raise ValueError(
+            f"{function}: `{name}` of a floating dtype must be class probabilities, at least 0 and of sum 1 over the "
+            f"classes, got {got}. Labels of another kind (several classes at once, numbers) need a `loss` of your own."
+        )
+
+
+def _indices(
+    function: str, name: str, value: Tensor, shape: tuple[int, ...], other_name: str, device: torch.device
+) -> Tensor:
+    wanted = f"must be integer class indices of shape {tuple(shape)}"
+    tensor(function, name, value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{function}: `{name}` {wanted}, got {value.dtype} of shape {tuple(value.shape)}.")
+    if value.shape != shape:
+        raise ValueError(f"{function}: `{name}` {wanted}, got shape {tuple(value.shape)}.")
+    same_device(function, name, value.device, other_name, device)
+    return value.long()
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether values can be looked at without waiting."""
+    return value.numel() > 0 and value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _in_range(function: str, name: str, value: Tensor, classes: int) -> None:
+    """Require indices in range; those of places may be `NO_LABEL`."""
+    try:
+        known = value if value.ndim == 1 else value.where(value != NO_LABEL, value.new_zeros(()))
+        low, high = (int(extreme) for extreme in torch.aminmax(known))
+    except RuntimeError:  # inside vmap, or traced: the values cannot be read
+        return
+    label_range(function, low, high, classes, name=name)
+
+
 def label_range(function: str, low: int, high: int, classes: int, *, name: str = "labels") -> None:
     """Require labels in `[0, classes)`, given their extremes."""
     if low < 0 or high >= classes:
@@ -117,14 +207,15 @@ def label_range(function: str, low: int, high: int, classes: int, *, name: str =
         )
 
 
-def mask(function: str, name: str, value: Tensor, **like: Tensor) -> None:
-    """Require a boolean mask `(B,)` for the one tensor `like`, on its device."""
+def mask(function: str, name: str, value: Tensor, *, places: tuple[int, ...] = (), **like: Tensor) -> None:
+    """Require a boolean mask `(B,)`, or `(B, *places)`, for the one tensor `like`, on its device."""
     ((other_name, other),) = like.items()
-    batch = other.shape[0]
     tensor(function, name, value)
-    if value.dtype != torch.bool or value.shape != (batch,):
+    shapes = {tuple(other.shape[:1]), (*other.shape[:1], *places)}
+    if value.dtype != torch.bool or tuple(value.shape) not in shapes:
+        wanted = " or ".join(str(shape) for shape in sorted(shapes, key=len))
         raise ValueError(
-            f"{function}: `{name}` must be a boolean mask of shape ({batch},), got {value.dtype} of shape "
+            f"{function}: `{name}` must be a boolean mask of shape {wanted}, got {value.dtype} of shape "
             f"{tuple(value.shape)}."
         )
     same_device(function, name, value.device, other_name, other.device)

@@ -11,7 +11,7 @@ Images stay in [0, 1]; labels keep their meaning. Flips are wrong for digits and
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -20,14 +20,35 @@ from perceptual_at import _check, _random
 from perceptual_at._extras import extra
 
 
+@overload
+def random_crop_flip(
+    x: Tensor,
+    *,
+    padding: int = ...,
+    padding_mode: Literal["constant", "reflect"] = ...,
+    flip: bool = ...,
+    labels: None = ...,
+    generator: torch.Generator | None = ...,
+) -> Tensor: ...
+@overload
+def random_crop_flip(
+    x: Tensor,
+    *,
+    padding: int = ...,
+    padding_mode: Literal["constant", "reflect"] = ...,
+    flip: bool = ...,
+    labels: Tensor,
+    generator: torch.Generator | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 def random_crop_flip(
     x: Tensor,
     *,
     padding: int = 4,
     padding_mode: Literal["constant", "reflect"] = "constant",
     flip: bool = True,
+    labels: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Each image of a batch shifted by up to `padding` pixels and mirrored or not, drawn for each by itself.
 
     The same as padding by `padding`, cropping back to the old size at a random place and mirroring every
@@ -39,24 +60,31 @@ def random_crop_flip(
         padding_mode: what is seen beyond the edge: `"constant"` is black (RPAT, RAAT, Consistency-AT),
             `"reflect"` the mirrored image (ReBAT, RPAT++, RAAT#).
         flip: mirror left and right with probability one half.
+        labels: one per pixel, `(B, H, W)`, which move with their images; -100, no label, beyond a black edge.
         generator: what draws, on the device of `x`; torch's global generator if absent.
 
     Returns:
-        New images of the shape and dtype of `x`. Gradients flow back to the pixels shown.
+        New images of the shape and dtype of `x`, and with `labels` a pair of these and the new labels. Gradients flow
+        back to the pixels shown.
 
     Raises:
         TypeError: if `x` is no tensor, `padding` no integer, or `generator` no generator.
         ValueError: if `x` is not of shape `(B, C, H, W)`, `padding` is negative, or no smaller than the
-            image where that is reflected; if the generator is on another device.
+            image where that is reflected; if labels are of another size, or something is on another device.
 
     Examples:
         >>> x = torch.rand(8, 3, 32, 32)
         >>> views = random_crop_flip(x), random_crop_flip(x)
         >>> views[0].shape
         torch.Size([8, 3, 32, 32])
+        >>> images, marks = random_crop_flip(x, labels=torch.zeros(8, 32, 32, dtype=torch.long))
+        >>> marks.shape
+        torch.Size([8, 32, 32])
     """
     home = _check_images("random_crop_flip", x, generator)
     batch, _, height, width = x.shape
+    if labels is not None:
+        _check.indices("random_crop_flip", labels, read=False, x=x)
     _check_padding("random_crop_flip", padding, padding_mode, min(height, width))
 
     def places(size: int) -> Tensor:
@@ -71,10 +99,15 @@ def random_crop_flip(
     if padding_mode == "reflect":
         rows = height - 1 - (height - 1 - rows.abs()).abs()
         columns = width - 1 - (width - 1 - columns.abs()).abs()
-        return _pick(x, rows, columns)
+        shown = _pick(x, rows, columns)
+        return shown if labels is None else (shown, _pick(labels.unsqueeze(1), rows, columns).squeeze(1))
     inside = _both((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
-    shown = _pick(x, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
-    return torch.where(inside, shown, torch.zeros_like(shown))
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    shown = _pick(x, rows, columns)
+    shown = torch.where(inside, shown, torch.zeros_like(shown))
+    if labels is None:
+        return shown
+    return shown, _pick(labels.unsqueeze(1), rows, columns).masked_fill(~inside, _check.NO_LABEL).squeeze(1)
 
 
 def cutout(x: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tensor:

@@ -1,13 +1,19 @@
 """Per-sample distances between two perceptions: the alphabet of the losses.
 
-Each takes two tensors `(B, ...)` and gives one value per sample, `(B,)`, in the dtype of its inputs.
+Each takes two tensors `(B, K)` and gives one value per sample, `(B,)`, in the dtype of its inputs. Tensors with
+more dimensions, `(B, K, *S)`, have places S with a vector of length K at each, and the value of a sample is the mean
+over its places: dense logits, or the feature maps of an inner layer. For other readings reshape first:
+`.flatten(1)` makes one vector of a sample.
+
 Sixteen-bit inputs are widened to float32 inside. The two that compare distributions take logits, and
-work on their logarithms throughout: no constant is added to anything.
+work on their logarithms throughout: no constant is added to anything. A logit of minus infinity is a class without
+probability: 0 log 0 is 0.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from einops import reduce
@@ -15,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
+from perceptual_at._places import labelled, over_places
 from perceptual_at._rounding import common, wide
-from perceptual_at._shapes import rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """`(a, b) -> (B,)`: a distance of each sample."""
@@ -29,13 +35,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Cross entropy of each sample, $-\log p_y$.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`, or class probabilities `(B, K)` (mixed images).
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label; or class probabilities of the shape of the
+            logits (mixed images).
 
     Returns:
-        Shape `(B,)`, in nats.
+        Shape `(B,)`, in nats; of dense logits the mean over the labelled places, 0 where there is none.
 
     Raises:
+        TypeError: if logits or labels are of another kind.
+        ValueError: if shapes or devices differ.
         IndexError: if a label is out of range (by torch, on the CPU).
 
     Source:
@@ -47,8 +56,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: the logits' difference
         tensor([100.])
     """
-    target = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
-    return functional.cross_entropy(logits, target, reduction="none")
+    _check.logits("cross_entropy", logits=logits)
+    labels = _check.soft_labels("cross_entropy", labels, read=False, logits=logits)
+    if labels.is_floating_point():
+        shares = labels.to(logits.dtype)
+        return over_places(-_times_log(shares, functional.log_softmax(logits, dim=1)).sum(dim=1))
+    return over_places(functional.cross_entropy(logits, labels, reduction="none"), labelled(labels))
 
 
 def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,7 +130,7 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    r"""One minus the cosine of the angle between two perceptions, each flattened to a vector.
+    r"""One minus the cosine of the angle between two perceptions.
 
     $$ 1 - \cos(a, b) = \tfrac12 \Big\| \frac{a}{\|a\|} - \frac{b}{\|b\|} \Big\|^2 $$
 
@@ -146,28 +159,32 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     _check.same_shape("cosine_distance", a=a, b=b)
     a, b, dtype = _widen(a, b)
-    a, b = (functional.normalize(rows(v), dim=1, eps=1e-8) for v in (a, b))
-    return ((a - b).square().sum(dim=1) / 2).to(dtype)
+    a, b = (functional.normalize(_vectors(v), dim=1, eps=1e-8) for v in (a, b))
+    return over_places((a - b).square().sum(dim=1) / 2).to(dtype)
 
 
-def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+def kl_divergence(
+    p_logits: Tensor, q_logits: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
     r"""Information lost when the distribution of `p_logits` is described by that of `q_logits`.
 
     $$ \mathrm{KL}(p \,\|\, q) = \sum_k p_k (\log p_k - \log q_k), \qquad p = \mathrm{softmax}(z_p / T) $$
 
-    Zero exactly when the logits differ by a constant. All entries of a sample form one distribution.
+    Zero exactly when the logits differ by a constant, and infinite where $q$ gives no probability to something that
+    $p$ does.
 
     Args:
-        p_logits: logits of the reference distribution, shape `(B, ...)`.
+        p_logits: logits of the reference distribution, shape `(B, K)` or `(B, K, *S)`.
         q_logits: logits of its description, the same shape.
         temperature: divides both logits.
+        mask: boolean `(B,)`, or `(B, *S)`: the places that count, e.g. those with a label; None counts all.
 
     Returns:
-        Shape `(B,)`, in nats.
+        Shape `(B,)`, in nats; 0 for a sample where nothing counts.
 
     Raises:
         TypeError: if an input is no floating-point tensor.
-        ValueError: if shapes or devices differ, or `temperature` is not positive.
+        ValueError: if shapes or devices differ, `temperature` is not positive, or `mask` is no boolean mask.
 
     Source:
         TRADES (Zhang et al. 2019), Eq. 5; `p_logits` are the clean ones there.
@@ -180,8 +197,11 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float = 1.
     """
     _check.same_shape("kl_divergence", p_logits=p_logits, q_logits=q_logits)
     _check.number("kl_divergence", "temperature", temperature, above=0.0)
+    if mask is not None:
+        _check.mask("kl_divergence", "mask", mask, places=p_logits.shape[2:], p_logits=p_logits)
     p, q, dtype = _widen(p_logits, q_logits)
-    return kl_of_logs(log_distribution(p, temperature), log_distribution(q, temperature)).to(dtype)
+    apart = kl_of_logs(log_distribution(p, temperature), log_distribution(q, temperature))
+    return over_places(apart, mask).to(dtype)
 
 
 def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -195,7 +215,7 @@ def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.
     $K \cdot 10^{-8} / e$ for K classes.
 
     Args:
-        a_logits: shape `(B, ...)`.
+        a_logits: shape `(B, K)` or `(B, K, *S)`.
         b_logits: the same shape.
         temperature: divides both logits; below 1 it sharpens. There is no factor $T^2$.
 
@@ -218,7 +238,7 @@ def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.
     _check.same_shape("js_divergence", a_logits=a_logits, b_logits=b_logits)
     _check.number("js_divergence", "temperature", temperature, above=0.0)
     a, b, dtype = _widen(a_logits, b_logits)
-    return js_of_logs(log_distribution(a, temperature), log_distribution(b, temperature)).to(dtype)
+    return over_places(js_of_logs(log_distribution(a, temperature), log_distribution(b, temperature))).to(dtype)
 
 
 def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
@@ -248,43 +268,61 @@ def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
     """
     _check.same_shape("prediction_squared_error", a_logits=a_logits, b_logits=b_logits)
     a, b, dtype = _widen(a_logits, b_logits)
-    return (log_distribution(a).exp() - log_distribution(b).exp()).square().sum(dim=1).to(dtype)
+    return over_places((log_distribution(a).exp() - log_distribution(b).exp()).square().sum(dim=1)).to(dtype)
 
 
 def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities `(B, N)` of all entries of a sample."""
-    return functional.log_softmax(rows(logits) / temperature, dim=1)
+    """Log-probabilities `(B, K, *S)` over the classes; -inf for a class without probability."""
+    return functional.log_softmax(_vectors(logits) / temperature, dim=1)
 
 
 def kl_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) per sample from log-probabilities `(B, N)`."""
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    """KL(p || q) at each place, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
+    return _times_log(log_p.exp(), log_p - log_q).sum(dim=1)
 
 
 def js_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """JS(p, q) per sample from log-probabilities `(B, N)`."""
+    """JS(p, q) at each place, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
+    # The smallest number instead of -inf: its exponential is 0 too, and its difference to itself is 0 and not NaN.
+    log_p, log_q = (value.clamp_min(torch.finfo(value.dtype).min) for value in (log_p, log_q))
     log_mean = torch.logaddexp(log_p, log_q) - math.log(2.0)
     return (kl_of_logs(log_p, log_mean) + kl_of_logs(log_q, log_mean)) / 2
 
 
-CRITERIA = ("mse", "kl", "js", "cosine")
+def _times_log(shares: Tensor, logs: Tensor) -> Tensor:
+    """Shares times logarithms, with 0 log 0 = 0, in the gradient too."""
+    return shares * torch.where(shares == 0, torch.zeros_like(logs), logs)
+
+
+def _vectors(value: Tensor) -> Tensor:
+    """What is compared at a place along dimension 1: a sample that is one number has a vector of one."""
+    return value if value.ndim > 1 else value[:, None]
+
+
+Criterion = Literal["mse", "kl", "reverse_kl", "js", "cosine"]
+"""What can be called by its name (RPAT, Fig. 4a)."""
+
+DISTRIBUTIONS: tuple[Criterion, ...] = ("kl", "reverse_kl", "js")
+"""Those that compare distributions: they have a temperature, and classes may be without probability."""
 
 
 def named(function: str, criterion: str | Divergence, temperature: float) -> Divergence:
-    """Resolve a criterion (RPAT, Fig. 4a) into `(value, target) -> (B,)`; KL is KL(target || value)."""
+    """Resolve a criterion into `(a, b) -> (B,)`; `"kl"` is KL(b || a), `"reverse_kl"` is KL(a || b)."""
     if callable(criterion):
         chosen: Divergence = criterion
     else:
-        _check.choice(function, "criterion", criterion, CRITERIA)
+        _check.choice(function, "criterion", criterion, get_args(Criterion))
         if criterion == "kl":
-            return lambda value, target: kl_divergence(target, value, temperature=temperature)
+            return lambda a, b: kl_divergence(b, a, temperature=temperature)
+        if criterion == "reverse_kl":
+            return functools.partial(kl_divergence, temperature=temperature)
         if criterion == "js":
             return functools.partial(js_divergence, temperature=temperature)
         chosen = squared_error if criterion == "mse" else cosine_distance
     if temperature != 1.0:
         raise ValueError(
-            f"{function}: `temperature`={temperature} has no effect with `criterion`={criterion!r}; only 'kl' and "
-            "'js' compare distributions."
+            f"{function}: `temperature`={temperature} has no effect with `criterion`={criterion!r}; only "
+            "'kl', 'reverse_kl' and 'js' compare distributions."
         )
     return chosen
 

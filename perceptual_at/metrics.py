@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import labelled, over_places, right
+from perceptual_at._shapes import rows
 
 Share = TypeVar("Share", float, Tensor)
 
@@ -18,11 +20,11 @@ NO_LABEL = -100
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Share of samples whose largest logit is that of their label.
+    r"""Share of samples whose largest logit is that of their label; of dense logits, the mean of `pixel_accuracy`.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices, shape `(B,)`.
+        logits: shape `(B, K)` or `(B, K, *S)`.
+        labels: class indices, shape `(B,)` or `(B, *S)`.
 
     Returns:
         A scalar tensor, a fraction in [0, 1]; 0 for an empty batch.
@@ -37,10 +39,95 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> accuracy(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
         tensor(1.)
     """
-    _check.logits("accuracy", logits=logits)
-    _check.labels("accuracy", labels, classes=logits.shape[1], logits=logits)
-    correct = (logits.argmax(dim=1) == labels).float()
+    correct = pixel_accuracy(logits, labels)
     return correct.sum() / max(1, correct.shape[0])
+
+
+def pixel_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Share of a sample's labelled places whose largest logit is that of their label: a score for `evaluate`.
+
+    Args:
+        logits: shape `(B, K, *S)`; of `(B, K)` a sample is right, 1, or wrong, 0.
+        labels: class indices, shape `(B, *S)`, where -100 is no label.
+
+    Returns:
+        Shape `(B,)`, in [0, 1]; 0 for a sample without labels. Logits with NaN are wrong.
+
+    Raises:
+        TypeError: if `labels` are no integers.
+        ValueError: if shapes do not fit, or labels in CPU memory are outside `[0, K)`.
+
+    Examples:
+        >>> logits = torch.tensor([[[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])  # one sample, two classes, three places
+        >>> pixel_accuracy(logits, torch.tensor([[0, 0, -100]]))
+        tensor([0.5000])
+        >>> pixel_accuracy(logits, torch.tensor([[0, 1, 1]]))
+        tensor([1.])
+    """
+    _check.logits("pixel_accuracy", logits=logits)
+    labels = _check.indices("pixel_accuracy", labels, logits=logits)
+    return over_places(right(logits, labels).float(), labelled(labels))
+
+
+def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""How often each class is taken for each, for every sample: add them up over a data set for `mean_iou`.
+
+    Args:
+        logits: shape `(B, K, *S)`, or `(B, K)`.
+        labels: class indices, shape `(B, *S)`, where -100 is no label.
+
+    Returns:
+        Shape `(B, K, K)`, int64: entry `[i, k, j]` counts the places of sample i that are of class k and taken for j.
+
+    Raises:
+        TypeError: if `labels` are no integers.
+        ValueError: if shapes do not fit, or labels in CPU memory are outside `[0, K)`.
+
+    Examples:
+        >>> logits = torch.tensor([[[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])
+        >>> confusion_counts(logits, torch.tensor([[0, 0, 1]]))
+        tensor([[[1, 1],
+                 [0, 1]]])
+    """
+    _check.logits("confusion_counts", logits=logits)
+    labels = rows(_check.indices("confusion_counts", labels, logits=logits))
+    classes = logits.shape[1]
+    pairs = labels.clamp_min(0) * classes + rows(logits.argmax(dim=1))
+    counts = torch.zeros(len(labels), classes * classes, dtype=torch.long, device=labels.device)
+    counts.scatter_add_(1, pairs, (labels != _check.NO_LABEL).long())
+    return counts.view(-1, classes, classes)
+
+
+def mean_iou(counts: Tensor) -> Tensor:
+    r"""Mean over classes of intersection over union of what is of a class and what is taken for it.
+
+    $$ \mathrm{mIoU} = rac1{|C|} \sum_{k \in C} rac{n_{kk}}{\sum_j n_{kj} + \sum_j n_{jk} - n_{kk}} $$
+
+    C are the classes that occur among labels or predictions.
+
+    Args:
+        counts: shape `(K, K)`, or `(..., K, K)`: classes by labels (rows) and predictions, as from `confusion_counts`.
+
+    Returns:
+        A scalar, or shape `(...)`, in [0, 1]; 0 where nothing was counted.
+
+    Raises:
+        ValueError: if the last two dimensions differ.
+
+    Examples:
+        >>> mean_iou(torch.tensor([[1, 1], [0, 1]]))  # 1 of 2 for both classes
+        tensor(0.5000)
+        >>> mean_iou(torch.tensor([[3, 0, 0], [0, 1, 0], [0, 0, 0]]))  # the third class does not occur
+        tensor(1.)
+    """
+    _check.tensor("mean_iou", "counts", counts)
+    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2]:
+        raise ValueError(f"mean_iou: `counts` must be of shape (K, K) or (..., K, K), got {tuple(counts.shape)}.")
+    shared = counts.diagonal(dim1=-2, dim2=-1)
+    union = counts.sum(dim=-1) + counts.sum(dim=-2) - shared
+    present = union > 0
+    ratios = torch.where(present, shared / union.clamp_min(1), torch.zeros_like(shared, dtype=torch.float32))
+    return ratios.sum(dim=-1) / present.sum(dim=-1).clamp_min(1)
 
 
 def mean_score(clean: Share, robust: Share) -> Share:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import right, wrong
 from perceptual_at._values import same
 
 
 class Partition(NamedTuple):
-    """Three boolean masks `(B,)`, disjoint and covering the batch.
+    """Three boolean masks `(B,)`, disjoint and covering the batch; of dense labels `(B, *S)`, what is labelled.
 
     Examples:
         >>> parts = Partition(torch.tensor([True, False]), torch.tensor([False, True]), torch.tensor([False, False]))
@@ -52,9 +53,9 @@ def boundary_partition(
     one fixed model in eval mode.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`. Logits with NaN are wrong.
         reduced_logits: $f(x'')$, the same shape.
-        labels: class indices, shape `(B,)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label: such a place is in none of the masks.
         adv_logits: $f(x_{\mathrm{adv}})$; given, a boundary sample must be wrong there too, as in the released
             code of RAAT. For $x'' = x + \eta (x_{\mathrm{adv}} - x)$ this removes samples that are wrong
             part-way and right again at the end.
@@ -79,13 +80,13 @@ def boundary_partition(
         False
     """
     _check.logits("boundary_partition", clean_logits=clean_logits, reduced_logits=reduced_logits)
-    _check.labels("boundary_partition", labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
-    right = clean_logits.argmax(dim=1) == labels
-    boundary = right & (reduced_logits.argmax(dim=1) != labels)
+    labels = _check.indices("boundary_partition", labels, clean_logits=clean_logits)
+    clean_right = right(clean_logits, labels)
+    boundary = clean_right & ~right(reduced_logits, labels)
     if adv_logits is not None:
         _check.same_shape("boundary_partition", clean_logits=clean_logits, adv_logits=adv_logits)
-        boundary = boundary & (adv_logits.argmax(dim=1) != labels)
-    return Partition(~right, boundary, right & ~boundary)
+        boundary = boundary & ~right(adv_logits, labels)
+    return Partition(wrong(clean_logits, labels), boundary, clean_right & ~boundary)
 
 
 def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) -> Tensor:

@@ -1,5 +1,6 @@
 """The straight path from a clean to an adversarial input."""
 
+import math
 import random
 from typing import Literal
 
@@ -86,8 +87,22 @@ def draw_beta(
     home = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
     generator = _random.source("draw_beta", generator, home)
     seed = int(torch.randint(2**62, (), generator=generator, device=home))
-    draw = random.Random(seed).betavariate(concentration, concentration)
+    draw = _beta(random.Random(seed), float(concentration))
     return {"none": draw, "min": min(draw, 1 - draw), "max": max(draw, 1 - draw)}[fold]
+
+
+def _beta(source: random.Random, concentration: float) -> float:
+    """A draw of Beta(c, c), also where the quotient of two Gamma draws would under- or overflow."""
+    if concentration > 1e12:  # normal around 1/2
+        return 0.5 + source.gauss(0.0, 1.0) / (math.sqrt(8.0) * math.sqrt(concentration))
+    if concentration >= 0.05:
+        return source.betavariate(concentration, concentration)
+    # X / (X + Y) for Gamma draws X, Y, whose logarithms are log U / c + log G with U uniform and G of Gamma(c + 1)
+    uniforms = [math.log(1.0 - source.random()) for _ in range(2)]
+    gammas = [math.log(source.gammavariate(concentration + 1.0, 1.0) or 5e-324) for _ in range(2)]
+    apart = (uniforms[0] - uniforms[1]) / concentration + (gammas[0] - gammas[1])
+    smaller = math.exp(-min(abs(apart), 800.0))
+    return (1.0 if apart >= 0 else smaller) / (1.0 + smaller)
 
 
 def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> float | Tensor:

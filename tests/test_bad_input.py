@@ -291,8 +291,8 @@ ROWS = [
      lambda w: robust_perception_kl_loss(w.z, w.z2, w.z3, alpha=0.0)),
     (ValueError, "robust_perception_kl_loss: `alpha` (0.0, 1.0] 2",
      lambda w: robust_perception_kl_loss(w.z, w.z2, w.z3, alpha=2)),
-    (ValueError, "robust_perception_kl_loss: `clean_logits` (B, K) (6, 3, 2, 2)",
-     lambda w: robust_perception_kl_loss(w.x, w.x, w.x)),
+    (ValueError, "robust_perception_kl_loss: `clean_logits` (B, K) (6,)",
+     lambda w: robust_perception_kl_loss(w.z[:, 0], w.z[:, 0], w.z[:, 0])),
     (ValueError, "dicar_loss: `mix` [0.0, 1.0] 1.2", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=1.2)),
     (ValueError, "dicar_loss: `mix` nan", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=math.nan)),
     (ValueError, "dicar_loss: `mix` (6,) (6, 5)", lambda w: dicar_loss(w.z, w.z2, w.z3, mix=w.z)),
@@ -347,7 +347,11 @@ ROWS = [
             (TypeError, "`labels` integer (6,) torch.float32", lambda w, call=call: call(w, w.labels.float())),
             (TypeError, "`labels` integer torch.bool", lambda w, call=call: call(w, w.labels > 2)),
             (ValueError, "`labels` (6,) (2,)", lambda w, call=call: call(w, w.labels[:2])),
-            (TypeError, "`labels` integer (6,)", lambda w, call=call: call(w, w.z.softmax(dim=1))),
+            *(
+                [(TypeError, "`labels` integer (6,)", lambda w, call=call: call(w, w.z.softmax(dim=1)))]
+                if loss is not trades_loss  # whose terms need no single class
+                else [(ValueError, "`labels` probabilities sum 1", lambda w, call=call: call(w, w.z))]
+            ),
             (TypeError, "`labels` Tensor list", lambda w, call=call: call(w, [0] * 6)),
             (ValueError, "`labels` meta", lambda w, call=call: call(w, w.labels.to("meta"))),
             *(

@@ -151,3 +151,14 @@ def test_draws_leave_the_global_random_states_alone():
     assert len(values) == 20
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
+
+
+@pytest.mark.parametrize("concentration", [5e-324, 1e-308, 1e-3, 0.04, 0.05, 1e12, 1e13, 1e200, 1.7e308])
+def test_every_concentration_above_zero_is_drawn_from(concentration):
+    drawn = draws(400, concentration=concentration)
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    assert abs(drawn.mean() - 0.5) < 0.1
+    variance = 1 / (4 * (2 * min(concentration, 1e300) + 1))
+    assert drawn.var(unbiased=False) == pytest.approx(variance, rel=0.3, abs=1e-18)
+    folded = draws(20, concentration=concentration, fold="max")
+    assert (folded >= 0.5).all()

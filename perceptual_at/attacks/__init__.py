@@ -9,6 +9,7 @@ from perceptual_at.attacks.n_fgsm import n_fgsm
 from perceptual_at.attacks.pgd import cw, fgsm, pgd
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
+from perceptual_at.attacks.segmentation import cospgd_loss, segpgd_loss
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import dlr, kl_to, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Verdict
@@ -24,6 +25,7 @@ __all__ = [
     "apgd",
     "auto_attack",
     "bisect_margins",
+    "cospgd_loss",
     "cross_entropy",
     "cw",
     "dlr",
@@ -37,6 +39,7 @@ __all__ = [
     "n_fgsm",
     "pgd",
     "pure_pgd",
+    "segpgd_loss",
     "soft_logit_margin",
     "square",
     "targeted_dlr",

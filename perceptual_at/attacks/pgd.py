@@ -63,14 +63,16 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
     sixteen-bit inputs perturbation and projection are float32, and the model sees what is returned.
 
     Args:
-        model: maps inputs `(B, ...)` to logits `(B, K)`; normalisation belongs inside it.
+        model: maps inputs `(B, ...)` to logits `(B, K)`, dense logits `(B, K, *S)`, or whatever else `loss` takes;
+            normalisation belongs inside it.
         x: clean inputs, shape `(B, ...)`, inside the bounds of the threat model.
-        labels: class indices `(B,)` (or class probabilities `(B, K)` if `loss` takes them).
+        labels: class indices `(B,)`, or `(B, *S)`, where -100 is no label; class probabilities of the logits' shape;
+            with a `loss` of your own, whatever it takes, with a row per sample.
         threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat`.
         steps: number of gradient steps K; costs K forward passes and K input-gradient passes.
         step_size: length s of a step in input units, one number or one per sample `(B,)`; None means
             `2.5 * eps / steps`, 2/255 for ten steps at 8/255.
-        loss: per-sample function `(logits, labels) -> (B,)`.
+        loss: per-sample function `(outputs, labels) -> (B,)`.
         targets: classes `(B,)` to be taken for; the attack then descends the loss towards them, and success means
             being classified as the target.
         start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from. The first

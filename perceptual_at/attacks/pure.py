@@ -1,7 +1,10 @@
 """PGD as a pure function of tensors, for `torch.compile` as one graph and for `torch.vmap`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
@@ -9,7 +12,7 @@ from perceptual_at.attacks.pgd import visible
 from perceptual_at.attacks.steps import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget
-from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, leveled
+from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own, leveled
 
 
 def pure_pgd(
@@ -33,10 +36,10 @@ def pure_pgd(
     options. With torch older than 2.15 less of it compiles, and inference mode is not supported.
 
     Args:
-        f: maps inputs `(B, ...)` to logits `(B, K)` and changes nothing; a module must be in eval mode, for example
-            that of `frozen(model)`. A module in a lane must have been called once before.
+        f: maps inputs `(B, ...)` to logits, or to what `loss` takes, and changes nothing; a module must be in eval
+            mode, for example that of `frozen(model)`. A module in a lane must have been called once before.
         x: clean inputs, shape `(B, ...)`, inside the bounds of the threat model (not checked).
-        labels: class indices `(B,)` (or class probabilities `(B, K)` if `loss` takes them).
+        labels: class indices `(B,)`, or `(B, *S)` for dense logits, or what else `loss` takes; see `pgd`.
         threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat` that computes with torch alone.
         start: where to begin, the shape of `x`; see `pgd`.
         steps: number of gradient steps, each of which becomes part of the graph.
@@ -86,22 +89,25 @@ def pure_pgd(
 def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
     """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
 
-    def logits_at(x: Tensor) -> Tensor:
-        logits: Tensor = f(x)
-        check_logits(function, logits, x.shape[0], labels)
-        if not logits.requires_grad:
+    def outputs_at(x: Tensor) -> Any:
+        outputs = f(x)
+        if is_own(loss):
+            check_logits(function, outputs, x.shape[0], labels)
+        if not any(part.requires_grad for part in tree_leaves(outputs) if isinstance(part, Tensor)):
             raise ValueError(
-                f"{function}: the logits of `f` do not depend on its input; they must be computed from `x` by "
+                f"{function}: what `f` returns does not depend on its input; it must be computed from `x` by "
                 "differentiable operations, outside torch.no_grad()."
             )
-        return logits
+        return outputs
 
-    def total(logits: Tensor) -> Tensor:
-        values = loss(logits, labels)
-        check_values(function, values, logits.shape[0])
+    def total(outputs: Any) -> Tensor:
+        values = loss(outputs, labels)
+        check_values(function, values, x.shape[0])
         return values.sum()
 
-    raw, pull_back, *_ = torch.func.vjp(logits_at, x)
+    raw, pull_back, *_ = torch.func.vjp(outputs_at, x)
+    if not isinstance(raw, Tensor):
+        return pull_back(torch.func.grad(total)(raw))[0].nan_to_num(nan=0.0)  # type: ignore[no-any-return]
     slope: Tensor = torch.func.grad(total)(raw.to(wide(raw)))
     if raw.dtype == torch.float16:
         slope = leveled(slope)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._values import Value
 from perceptual_at.divergences import PerSampleLoss, kl_divergence
 
@@ -21,11 +22,11 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     $$ \max_{k \ne y} z_k - z_y $$
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)`, or `(B, *S)`, where -100 is no label.
 
     Returns:
-        Shape `(B,)`.
+        Shape `(B,)`; of dense logits the mean over the labelled places.
 
     Raises:
         TypeError: if `labels` are no class indices.
@@ -41,10 +42,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-2.])
     """
     _check.logits("margin", logits=logits)
-    _check.labels("margin", labels, logits=logits)
-    index = labels.long()[:, None]
-    right = logits.gather(1, index).squeeze(1)
-    return logits.scatter(1, index, -math.inf).amax(dim=1) - right
+    labels = _check.indices("margin", labels, read=False, logits=logits)
+    return over_places(_margins(logits, labels), labelled(labels))
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -56,11 +55,11 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     no third logit: there the margin itself is returned.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)`, or `(B, *S)`, where -100 is no label.
 
     Returns:
-        Shape `(B,)`.
+        Shape `(B,)`; of dense logits the mean over the labelled places.
 
     Raises:
         TypeError: if `labels` are no class indices.
@@ -76,11 +75,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-0.5000])
     """
     _check.logits("dlr", logits=logits)
-    _check.labels("dlr", labels, logits=logits)
+    labels = _check.indices("dlr", labels, read=False, logits=logits)
     if logits.shape[1] < 3:
         return margin(logits, labels)
     top = logits.topk(3, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+    ratios = _margins(logits, labels) / _spread(top[:, 0], top[:, 2])
+    return over_places(ratios, labelled(labels))
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     It needs four classes. With fewer it is the difference $z_t - z_y$ alone.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`.
-        targets: the wrong classes to move to, indices `(B,)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)`, or `(B, *S)`, where -100 is no label.
+        targets: the wrong classes to move to, of the shape of `labels`.
 
     Returns:
-        Shape `(B,)`; positive where the target is ahead of the label.
+        Shape `(B,)`; positive where the target is ahead of the label. Of dense logits the mean over labelled places.
 
     Raises:
         TypeError: if `labels` or `targets` are no class indices.
@@ -113,13 +113,13 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         tensor([-4.])
     """
     _check.logits("targeted_dlr", logits=logits)
-    _check.labels("targeted_dlr", labels, logits=logits)
-    _check.labels("targeted_dlr", targets, name="targets", logits=logits)
-    ahead = logits.gather(1, targets.long()[:, None]) - logits.gather(1, labels.long()[:, None])
-    if logits.shape[1] < 4:
-        return ahead.squeeze(1)
-    top = logits.topk(4, dim=1).values
-    return ahead.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    labels = _check.indices("targeted_dlr", labels, read=False, logits=logits)
+    targets = _check.indices("targeted_dlr", targets, name="targets", read=False, logits=logits)
+    ahead = (_at(logits, targets) - _at(logits, labels)).squeeze(1)
+    if logits.shape[1] >= 4:
+        top = logits.topk(4, dim=1).values
+        ahead = ahead / _spread(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
+    return over_places(ahead, labelled(labels))
 
 
 def kl_to(reference_logits: Tensor) -> PerSampleLoss:
@@ -128,17 +128,17 @@ def kl_to(reference_logits: Tensor) -> PerSampleLoss:
     $$ z \mapsto \mathrm{KL}\big( \mathrm{softmax}(z_{\mathrm{ref}}) \,\|\, \mathrm{softmax}(z) \big) $$
 
     Its gradient vanishes where the prediction equals the reference, so an attack on it must not start at the
-    clean input. Labels are ignored.
+    clean input. Labels are ignored, except that dense ones `(B, *S)` say which places count.
 
     Args:
-        reference_logits: shape `(B, K)`; held fixed.
+        reference_logits: shape `(B, K)`, or dense `(B, K, *S)`; held fixed.
 
     Returns:
         A function `(logits, labels) -> (B,)` for batches in the same order.
 
     Raises:
         TypeError: if `reference_logits` are no floating-point tensor.
-        ValueError: if they are not of shape `(B, K)`.
+        ValueError: if they are no logits.
 
     Source:
         Zhang et al. 2019 (TRADES), Algorithm 1.
@@ -162,12 +162,30 @@ class _KLTo(Value):
 
     reference: Tensor
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
-        return kl_divergence(self.reference, logits)
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        dense = logits.ndim > 2 and labels.shape == logits[:, 0].shape
+        return kl_divergence(self.reference, logits, mask=labelled(labels) if dense else None)
 
     def select(self, rows: Tensor) -> "_KLTo":
         """The function for some samples of its batch, by index or mask."""
         return _KLTo(self.reference[rows.to(self.reference.device)])
+
+
+def _at(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logit of each label, `(B, 1, *S)`; that of class 0 where there is no label."""
+    return logits.gather(1, known(labels).unsqueeze(1))
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one at each place, `(B, *S)`."""
+    index = known(labels).unsqueeze(1)
+    return logits.scatter(1, index, -math.inf).amax(dim=1) - logits.gather(1, index).squeeze(1)
+
+
+def _spread(largest: Tensor, low: Tensor) -> Tensor:
+    """What the difference of logits is divided by; 1 where masked classes leave no third logit."""
+    spread = largest - low + 1e-12
+    return torch.where(low.isneginf(), torch.ones_like(spread), spread)
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -15,7 +15,14 @@ from perceptual_at.evaluation.loop import evaluate
 from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.quantization import quantize, still_adversarial
 from perceptual_at.evaluation.report import Cost, Evaluation
-from perceptual_at.evaluation.statistics import Interval, mcnemar, mean_interval, paired_interval, wilson_interval
+from perceptual_at.evaluation.statistics import (
+    Interval,
+    bootstrap_interval,
+    mcnemar,
+    mean_interval,
+    paired_interval,
+    wilson_interval,
+)
 
 __all__ = [
     "Aggregate",
@@ -29,6 +36,7 @@ __all__ = [
     "PublishedDifference",
     "against_published",
     "aggregate",
+    "bootstrap_interval",
     "compare",
     "evaluate",
     "mcnemar",

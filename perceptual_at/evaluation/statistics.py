@@ -2,8 +2,12 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from perceptual_at import _check
 
@@ -166,6 +170,58 @@ def mean_interval(mean: float, std: float, n: int, *, confidence: float = 0.95) 
     _check.number("mean_interval", "std", std, at_least=0.0)
     half = z * std / math.sqrt(n)
     return Interval(max(0.0, mean - half), min(1.0, mean + half))
+
+
+def bootstrap_interval(
+    values: Tensor,
+    *,
+    statistic: Callable[[Tensor], Tensor] | None = None,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a statistic over samples, by drawing the samples again: the percentiles of what comes out.
+
+    For scores that are not right or wrong, such as pixel accuracies, or that no sample has by itself, such as mIoU.
+
+    Args:
+        values: one row per sample, `(N, ...)`, e.g. scores `(N,)` or the counts `(N, K, K)` of `confusion_counts`.
+        statistic: what is computed of drawn rows, a scalar; None is their mean.
+        confidence: share of the drawn values inside the interval.
+        draws: how often N samples are drawn, with replacement.
+        seed: of the draws.
+
+    Returns:
+        Both ends, in the unit of the statistic.
+
+    Raises:
+        TypeError: if `values` is no tensor.
+        ValueError: if there are no values, or a number is out of range.
+
+    Source:
+        Efron 1979; percentile interval.
+
+    Examples:
+        >>> low, high = bootstrap_interval(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+        >>> bool(0.2 <= low < 0.5 < high <= 0.8)
+        True
+        >>> bootstrap_interval(torch.full((9,), 0.5))
+        Interval(low=0.5, high=0.5)
+    """
+    name = "bootstrap_interval"
+    _check.tensor(name, "values", values)
+    _check.count(name, "draws", draws)
+    _check.number(name, "confidence", confidence, above=0.0, below=1.0)
+    if not values.ndim or not len(values):
+        raise ValueError(f"{name}: `values` must hold one row per sample, got shape {tuple(values.shape)}.")
+    generator = torch.Generator().manual_seed(seed)
+    values = values.detach().cpu()
+    compute = statistic or (lambda some: some.double().mean(dim=0))
+    rows = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(draws))
+    drawn = torch.stack([torch.as_tensor(compute(values[row]), dtype=torch.float64).reshape(()) for row in rows])
+    tail = (1.0 - confidence) / 2
+    low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    return Interval(low, high)
 
 
 def binomial_tail(successes: int, n: int, probability: Fraction) -> float:

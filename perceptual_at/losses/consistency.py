@@ -18,7 +18,8 @@ def consistency_loss(
     Symmetric; gradients flow into both. There is no factor $T^2$.
 
     Args:
-        adv_logits_1: logits of the first attacked view, shape `(B, K)`.
+        adv_logits_1: logits of the first attacked view, shape `(B, K)`, or dense `(B, K, *S)`, for views that show the
+            same at each place; the loss runs over all places.
         adv_logits_2: logits of the second, the same shape.
         temperature: divides the logits; 0.5 sharpens both predictions.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._reduce import Reduction, masked, reduce
+from perceptual_at._places import over_places
+from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
+from perceptual_at._shapes import rows
 from perceptual_at.divergences import js_of_logs, log_distribution
 from perceptual_at.paths import fraction
 
@@ -37,13 +39,15 @@ def dicar_loss(
     on the path has zero loss in logit space only. Gradients flow into all three arguments.
 
     Args:
-        mixed_logits: $f(\beta x_1^{\mathrm{adv}} + (1 - \beta) x_2^{\mathrm{adv}})$, shape `(B, K)`.
+        mixed_logits: $f(\beta x_1^{\mathrm{adv}} + (1 - \beta) x_2^{\mathrm{adv}})$, shape `(B, K)`, or dense
+            `(B, K, *S)`, for views that show the same at each place.
         clean_logits_1: $f(x_1)$, the same shape.
         clean_logits_2: $f(x_2)$, the same shape.
         mix: weight of view 1 in [0, 1], the one used for the inputs; a tensor `(B,)` is taken as it is.
         space: where the clean predictions are mixed.
         temperature: divides all logits.
-        mask: boolean mask `(B,)` of the pairs that count; the others give exactly 0.
+        mask: boolean mask `(B,)` of the pairs that count, or `(B, *S)` of their places; the others give exactly 0, and
+            a pair's value is the mean over those of its places that count.
         average_over: with `reduction="mean"`, divide by the number of `"selected"` pairs (the released code) or
             of `"all"` pairs (the paper's average over n samples).
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
@@ -74,22 +78,30 @@ def dicar_loss(
     if average_over == "all" and reduction != "mean":
         raise ValueError(f"{name}: `average_over`='all' has no effect with `reduction`={reduction!r}.")
     if mask is not None:
-        _check.mask(name, "mask", mask, mixed_logits=mixed_logits)
+        _check.mask(name, "mask", mask, places=mixed_logits.shape[2:], mixed_logits=mixed_logits)
     given = mixed_logits, clean_logits_1, clean_logits_2
     dtype = common(*given)
     mixed, clean_1, clean_2 = (logits.to(wide(*given)) for logits in given)
     weight = fraction(name, "mix", mix, mixed)
     if space == "logits":
-        target = log_distribution(weight * clean_1 + (1 - weight) * clean_2, temperature)
+        target = log_distribution(_share(weight, clean_1) + _share(1 - weight, clean_2), temperature)
     else:
+        lowest = torch.finfo(mixed.dtype).min  # logaddexp of minus infinities has no gradient
         target = torch.logaddexp(
-            _log(weight) + log_distribution(clean_1, temperature),
-            _log(1 - weight) + log_distribution(clean_2, temperature),
+            (_log(weight) + log_distribution(clean_1, temperature)).clamp_min(lowest),
+            (_log(1 - weight) + log_distribution(clean_2, temperature)).clamp_min(lowest),
         )
-    per_sample = masked(js_of_logs(log_distribution(mixed, temperature), target), mask)
+    per_sample = over_places(js_of_logs(log_distribution(mixed, temperature), target), mask)
     if mask is None or average_over == "all" or reduction != "mean":
         return reduce(name, per_sample.to(dtype), reduction)
-    return (per_sample.sum() / mask.sum().clamp_min(1)).to(dtype)
+    return (per_sample.sum() / rows(mask).any(dim=1).sum().clamp_min(1)).to(dtype)
+
+
+def _share(weight: float | Tensor, logits: Tensor) -> Tensor:
+    """A view's part of the mixed logits: a class that it masks stays masked, unless the view has weight 0."""
+    absent = logits.isneginf()
+    part = weight * logits.masked_fill(absent, 0.0)
+    return part.masked_fill(absent & (weight > 0), -math.inf)
 
 
 def _log(weight: float | Tensor) -> float | Tensor:

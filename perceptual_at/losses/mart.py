@@ -2,12 +2,14 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import cross_entropy, kl_divergence
+from perceptual_at.divergences import cross_entropy, kl_of_logs, log_distribution
 
 
 def mart_loss(
@@ -26,9 +28,9 @@ def mart_loss(
     The sum of `boosted_cross_entropy` and `beta` times `weighted_kl_loss`; nothing is detached.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
-        labels: class indices, shape `(B,)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label; the loss runs over the labelled places.
         beta: weight of the KL term, at least 0. MART's own ResNet-18 script uses 5; RPAT and RAAT use 6.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -69,8 +71,8 @@ def boosted_cross_entropy(adv_logits: Tensor, labels: Tensor, *, reduction: Redu
     to $p_k = 0.99$, and cannot exceed 9.21.
 
     Args:
-        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`.
-        labels: class indices, shape `(B,)`.
+        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label; the loss runs over the labelled places.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
     Returns:
@@ -91,11 +93,13 @@ def boosted_cross_entropy(adv_logits: Tensor, labels: Tensor, *, reduction: Redu
     """
     name = "boosted_cross_entropy"
     _check.logits(name, adv_logits=adv_logits)
-    _check.labels(name, labels, classes=adv_logits.shape[1], adv_logits=adv_logits)
+    labels = _check.indices(name, labels, adv_logits=adv_logits)
     logits = adv_logits.to(wide(adv_logits))
-    wrong = logits.scatter(1, labels.long()[:, None], -math.inf).argmax(dim=1, keepdim=True)
+    index = known(labels).unsqueeze(1)
+    wrong = logits.scatter(1, index, -math.inf).argmax(dim=1, keepdim=True)
+    wrong = torch.where(wrong == index, (index + 1) % logits.shape[1], wrong)  # all others may be masked
     margin = logits.logsumexp(dim=1) - logits.scatter(1, wrong, -math.inf).logsumexp(dim=1)
-    per_sample = cross_entropy(logits, labels) + margin
+    per_sample = cross_entropy(logits, labels) + over_places(margin, labelled(labels))
     return reduce(name, per_sample.to(adv_logits.dtype), reduction)
 
 
@@ -110,9 +114,9 @@ def weighted_kl_loss(
     the weight) change the value by about 1e-7 times the KL.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
-        labels: class indices, shape `(B,)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label; the loss runs over the labelled places.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
     Returns:
@@ -134,9 +138,10 @@ def weighted_kl_loss(
     """
     name = "weighted_kl_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
-    _check.labels(name, labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
+    labels = _check.indices(name, labels, clean_logits=clean_logits)
     # 1 - p_y as the sum of the other probabilities, which keeps its digits when p_y is close to 1.
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    unsure = clean.softmax(dim=1).scatter(1, labels.long()[:, None], 0.0).sum(dim=1)
-    return reduce(name, (kl_divergence(clean, adv) * unsure).to(common(*given)), reduction)
+    unsure = clean.softmax(dim=1).scatter(1, known(labels).unsqueeze(1), 0.0).sum(dim=1)
+    weighted = kl_of_logs(log_distribution(clean), log_distribution(adv)) * unsure
+    return reduce(name, over_places(weighted, labelled(labels)).to(common(*given)), reduction)

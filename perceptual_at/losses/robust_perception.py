@@ -1,5 +1,7 @@
 """RPAT's terms: perception should change evenly along the straight path from clean to adversarial."""
 
+import functools
+import math
 from typing import Any, Literal
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import Divergence, kl_divergence, named
+from perceptual_at.divergences import DISTRIBUTIONS, Criterion, Divergence, kl_divergence, named
 from perceptual_at.paths import fraction
 
 
@@ -18,7 +20,7 @@ def robust_perception_loss(
     adv_logits: Tensor,
     *,
     alpha: float | Tensor = 0.5,
-    criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
+    criterion: Criterion | Divergence = "mse",
     form: Literal["quotient", "interpolation", "relative"] = "quotient",
     temperature: float = 1.0,
     reduction: Reduction = "mean",
@@ -47,13 +49,15 @@ def robust_perception_loss(
     detach what you hold fixed.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`, or any perception tensor `(B, ...)` such as an inner layer's.
+        clean_logits: $f(x)$, shape `(B, K)` or dense `(B, K, *S)`, or any perception tensor `(B, ...)` such as an
+            inner layer's. A class whose logit is minus infinity in all three does not count.
         mid_logits: $f(x_\alpha)$ for the same `alpha`, the same shape.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
         alpha: place on the path; 0 is clean, 1 is adversarial. Open interval (0, 1) for `"quotient"`. A tensor
             of shape `(B,)` gives each sample its own; its values are not checked.
-        criterion: $D$: `"mse"` (mean over entries), `"kl"` (of the second from the first), `"js"`,
-            `"cosine"`, or a function `(a, b) -> (B,)`.
+        criterion: $D(a, b)$: `"mse"` (mean over entries), `"kl"` for $\mathrm{KL}(b \,\|\, a)$, `"reverse_kl"` for
+            $\mathrm{KL}(a \,\|\, b)$ as Eq. 3 orders them, `"js"`, `"cosine"`, or a function `(a, b) -> (B,)`. With
+            places, see `perceptual_at.divergences`.
         form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
         temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
@@ -89,14 +93,17 @@ def robust_perception_loss(
     if form == "relative" and criterion != "mse":
         raise ValueError(f"{name}: `criterion`={criterion!r} has no effect with form='relative', which is a ratio.")
     given = clean_logits, mid_logits, adv_logits
-    clean, mid, adv = (logits.to(wide(*given)) for logits in given)
+    (clean, mid, adv), absent = _without_absent(*(logits.to(wide(*given)) for logits in given))
     weight = fraction(name, "alpha", alpha, clean)
     if form == "quotient":
-        per_sample = divergence((mid - clean) / weight, (adv - mid) / (1 - weight))
-    elif form == "relative":
-        per_sample = _share(divergence(mid, torch.lerp(clean, adv, weight)), divergence(clean, adv))
+        a, b = (mid - clean) / weight, (adv - mid) / (1 - weight)
     else:
-        per_sample = divergence(mid, torch.lerp(clean, adv, weight))
+        a, b = mid, torch.lerp(clean, adv, weight)
+    if criterion in DISTRIBUTIONS:
+        a, b = (value.masked_fill(absent, -math.inf) for value in (a, b))
+    per_sample = divergence(a, b)
+    if form == "relative":
+        per_sample = _share(per_sample, divergence(clean, adv))
     _check_per_sample(name, per_sample, clean.shape[0])
     return reduce(name, per_sample.to(common(*given)), reduction)
 
@@ -119,7 +126,7 @@ def robust_perception_kl_loss(
     under `no_grad`, so that only the third gets a gradient.
 
     Args:
-        clean_logits: $f(x)$ (of the averaged model), shape `(B, K)`.
+        clean_logits: $f(x)$ (of the averaged model), shape `(B, K)` or dense `(B, K, *S)`.
         mid_logits: $f(x_\alpha)$ (of the averaged model), the same shape.
         adv_logits: $f(x_{\mathrm{adv}})$ of the model in training, the same shape.
         alpha: place on the path, in (0, 1].
@@ -147,7 +154,8 @@ def robust_perception_kl_loss(
     _check.number(name, "alpha", alpha, above=0.0, at_most=1.0)
     given = clean_logits, mid_logits, adv_logits
     clean, mid, adv = (logits.to(wide(*given)) for logits in given)
-    per_sample = kl_divergence(mid - (1 - alpha) * clean, alpha * adv)
+    (clean, mid), absent = _without_absent(clean, mid)
+    per_sample = kl_divergence((mid - (1 - alpha) * clean).masked_fill(absent, -math.inf), alpha * adv)
     return reduce(name, per_sample.to(common(*given)), reduction)
 
 
@@ -155,6 +163,12 @@ def _share(part: Tensor, rest: Tensor) -> Tensor:
     """The part of the sum of both; 0 where both are."""
     total = part + rest
     return part / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The logits with 0 for a class that has minus infinity in all of them, and where these are."""
+    absent = functools.reduce(torch.logical_and, (value.isneginf() for value in logits))
+    return [value.masked_fill(absent, 0.0) for value in logits], absent
 
 
 def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import cross_entropy, kl_divergence
@@ -25,9 +26,10 @@ def trades_loss(
     attack with `kl_to(clean_logits)` from a start beside `x`, where its gradient is zero.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
-        labels: class indices, shape `(B,)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label, or class probabilities of the shape of the
+            logits. Both terms run over the labelled places.
         beta: weight of the KL term, at least 0.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -35,7 +37,7 @@ def trades_loss(
         The loss in nats, a scalar unless `reduction="none"`.
 
     Raises:
-        TypeError: if logits are no floating-point tensors, or `labels` no integers.
+        TypeError: if logits are no floating-point tensors, or `labels` of another kind.
         ValueError: if shapes or devices differ, `beta` is negative, or labels in CPU memory are out of range.
 
     Source:
@@ -50,9 +52,9 @@ def trades_loss(
         tensor(1.3863)
     """
     _check.logits("trades_loss", clean_logits=clean_logits, adv_logits=adv_logits)
-    _check.labels("trades_loss", labels, classes=clean_logits.shape[1], clean_logits=clean_logits)
+    labels = _check.soft_labels("trades_loss", labels, clean_logits=clean_logits)
     _check.number("trades_loss", "beta", beta, at_least=0.0)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    per_sample = cross_entropy(clean, labels) + beta * kl_divergence(clean, adv)
+    per_sample = cross_entropy(clean, labels) + beta * kl_divergence(clean, adv, mask=labelled(labels))
     return reduce("trades_loss", per_sample.to(common(*given)), reduction)

@@ -14,6 +14,8 @@ from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
 from perceptual_at.models.taps import perceive_at, perception_taps, tap
 from perceptual_at.models.trained_networks import trained, trained_card
+from perceptual_at.models.unet import UNet
+from perceptual_at.models.vision_transformers import VisionTransformer, vit_small
 from perceptual_at.models.wide_resnets import WideResNet, wide_resnet28_10, wide_resnet34_10
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "DigitsCNN",
     "Normalize",
     "ResNet",
+    "UNet",
+    "VisionTransformer",
     "WideResNet",
     "fold_classes",
     "logits_of",
@@ -33,6 +37,7 @@ __all__ = [
     "tap",
     "trained",
     "trained_card",
+    "vit_small",
     "wide_resnet28_10",
     "wide_resnet34_10",
     "with_cosine_logits",

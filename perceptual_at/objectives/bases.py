@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, consistency_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
@@ -102,11 +103,10 @@ def trades(
     """
     _check.number("trades", "beta", beta, at_least=0.0)
     x, labels = joined("trades", views, labels)
-    check_indices("trades", labels)
     x_adv = kl_attacked("trades", attack, model, x, labels, noise, generator)
     clean, adv = model(x), model(x_adv)
     again = model(x) if repeat_clean_forward else clean
-    ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(again, adv).mean()
+    ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(again, adv, mask=labelled(labels)).mean()
     return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 
 

@@ -40,7 +40,7 @@ def check_views(function: str, views: Any, labels: Any, *, expected: tuple[int, 
             f"{function}: `views` must be a tuple {wanted} of augmentations of the same images, got {got}."
         )
     _check.same_shape(function, **{f"views[{i}]": view for i, view in enumerate(views)})
-    _check.targets(function, labels, **{"views[0]": views[0]})
+    _check.row_labels(function, labels, **{"views[0]": views[0]})
 
 
 def check_indices(function: str, labels: Tensor) -> None:

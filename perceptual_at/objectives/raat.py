@@ -7,12 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._check import NO_LABEL
+from perceptual_at._places import labelled, over_places
+from perceptual_at._places import wrong as where_wrong
 from perceptual_at._reduce import masked
-from perceptual_at._shapes import per_sample
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
-from perceptual_at.objectives.alignment import AverageOver, Boundary, Dicar, Space, check_options, choose, dicar_term
+from perceptual_at.objectives.alignment import (
+    AverageOver,
+    Bound,
+    Boundary,
+    Dicar,
+    ReducePer,
+    Space,
+    check_options,
+    choose,
+    composed,
+    dicar_term,
+)
 from perceptual_at.objectives.combination import Base, run_base
 from perceptual_at.objectives.passes import (
     Attack,
@@ -42,6 +55,7 @@ def raat(
     eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
+    reduce_per: ReducePer = "sample",
     misclassified: Misclassified = "standard",
     beta: float | None = None,
     supervise: Supervise = "both",
@@ -77,13 +91,17 @@ def raat(
             `partial(pgd, threat=threat.scaled(0.1), ...)`.
         boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
             right on x, wrong on $x''$ (Eq. 9). `"objective"`: wrong on $x''$, whatever x (Table 4).
+        reduce_per: of dense labels, what gets $x''$ where a sample's places disagree. `"sample"`: the sample, moved
+            from $x_{\mathrm{adv}}$ towards $x''$ by its share of such places. `"place"`: the entries at such places,
+            while the others are those of $x_{\mathrm{adv}}$.
         misclassified: the loss of samples that are wrong on x. `"standard"`: as the rule above has it. `"clean"`:
             cross entropy on x (MMA's choice). `"mart"`: cross entropy on $x_{\mathrm{adv}}$ plus `beta` times the
             weighted KL.
         beta: weight of that KL, 6 by default; refused otherwise.
         supervise: the supervised terms run over `"both"` views (released) or the `"first"`.
-        mask: boolean mask `(B,)` of the pairs DICAR uses. None, as released, means the pairs whose two views are
-            both right; the paper's indicator, whether the image without augmentation is right, is a mask to pass.
+        mask: boolean mask `(B,)` of the pairs DICAR uses, or `(B, *S)` of their places. None, as released, means the
+            pairs (or places) whose two views are both right; the paper's indicator, whether the image without
+            augmentation is right, is a mask to pass.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
         average_over: see `dicar_loss`; `"selected_everywhere"` is the mean over the selected pairs of all processes
@@ -109,7 +127,9 @@ def raat(
         ['cross_entropy']
     """
     function = "raat"
-    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
+    settings = Dicar(mix, mask, space, temperature, average_over)
+    check_options(function, weight, labels, rule, settings)
     _check.choice(function, "misclassified", misclassified, ("standard", "clean", "mart"))
     _check.choice(function, "supervise", supervise, ("both", "first"))
     if beta is not None and misclassified != "mart":
@@ -118,27 +138,35 @@ def raat(
     check_indices(function, labels)
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = misclassified != "standard" or (weight > 0 and mask is None)
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
+    choice = choose(function, model, x, x_adv, labels, rule, ask_wrong=ask_wrong)
     supervised = choice.supervised
     if misclassified != "standard":
         assert choice.wrong is not None
-        supervised = torch.where(per_sample(choice.wrong, x), x if misclassified == "clean" else x_adv, supervised)
+        instead = x if misclassified == "clean" else x_adv
+        supervised = composed(function, choice.wrong, instead, supervised, labels, reduce_per)
 
     rows = slice(views[0].shape[0] if supervise == "first" else None)
     logits = model(supervised[rows])
     terms = {"cross_entropy": cross_entropy(logits, labels[rows]).mean()}
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
-        settings = Dicar(mix, mask, space, temperature, average_over)
-        terms["dicar"], clean = dicar_term(function, model, x, x_adv, choice.wrong, None, settings)
+        terms["dicar"], clean = dicar_term(function, model, x, x_adv, labels, choice.wrong, None, settings)
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
         assert choice.wrong is not None
         clean = model(x) if clean is None else clean
-        kl = weighted_kl_loss(clean[rows], logits, labels[rows], reduction="none")
-        terms["weighted_kl"] = masked(kl, choice.wrong[rows]).mean()
+        terms["weighted_kl"] = _weighted_kl_of_wrong(clean[rows], logits, labels[rows], choice.wrong[rows])
         loss = loss + (6.0 if beta is None else beta) * terms["weighted_kl"]
     return finish(loss, **terms)
+
+
+def _weighted_kl_of_wrong(clean: Tensor, adv: Tensor, labels: Tensor, wrong: Tensor) -> Tensor:
+    """Mean of the weighted KL, 0 where the clean prediction is right."""
+    counted = labelled(labels)
+    if counted is None:
+        return masked(weighted_kl_loss(clean, adv, labels, reduction="none"), wrong).mean()
+    over_wrong = weighted_kl_loss(clean, adv, labels.masked_fill(~wrong, NO_LABEL), reduction="none")
+    return (over_wrong * over_places(wrong.to(adv.dtype), counted)).mean()
 
 
 def raat_plus_plus(
@@ -154,6 +182,7 @@ def raat_plus_plus(
     eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
+    reduce_per: ReducePer = "sample",
     mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
@@ -183,6 +212,7 @@ def raat_plus_plus(
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
+        reduce_per: see `raat`.
         mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
@@ -210,14 +240,16 @@ def raat_plus_plus(
         ['boosted_cross_entropy', 'weighted_kl', 'dicar']
     """
     function = "raat_plus_plus"
-    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
+    settings = Dicar(mix, mask, space, temperature, average_over)
+    check_options(function, weight, labels, rule, settings)
     _check.number(function, "beta", beta, at_least=0.0)
     x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
     x_adv = attacked(function, attack, model, x, labels, start=start)
     ask_wrong = weight > 0 and mask is None
-    choice = choose(function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, ask_wrong=ask_wrong)
+    choice = choose(function, model, x, x_adv, labels, rule, ask_wrong=ask_wrong)
 
     adv, clean = model(x_adv), model(x)
     terms = {
@@ -226,9 +258,8 @@ def raat_plus_plus(
     }
     loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
     if weight > 0:
-        settings = Dicar(mix, mask, space, temperature, average_over)
         again = None if repeat_clean_forward else clean
-        terms["dicar"], _ = dicar_term(function, model, x, x_adv, choice.wrong, again, settings)
+        terms["dicar"], _ = dicar_term(function, model, x, x_adv, labels, choice.wrong, again, settings)
         loss = loss + weight * terms["dicar"]
     return finish(loss, **terms)
 
@@ -246,6 +277,7 @@ def raat_sharp(
     eta: float | Tensor | None = None,
     reduced_attack: Attack | None = None,
     boundary: Boundary = "release",
+    reduce_per: ReducePer = "sample",
     mask: Tensor | None = None,
     space: Space = "logits",
     temperature: float = 0.5,
@@ -270,6 +302,7 @@ def raat_sharp(
         eta: see `raat`.
         reduced_attack: see `raat`.
         boundary: see `raat`.
+        reduce_per: see `raat`.
         mask: see `raat`.
         space: see `dicar_loss`.
         temperature: see `dicar_loss`.
@@ -295,17 +328,16 @@ def raat_sharp(
         ['cross_entropy', 'dicar']
     """
     function = "raat_sharp"
-    check_options(function, mix, weight, bound, eta, reduced_attack, boundary)
+    rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
+    settings = Dicar(mix, mask, space, temperature, average_over)
+    check_options(function, weight, labels, rule, settings)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
     check_views(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     x, as_is = views[0], teacher_mode == "as_is"
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = weight > 0 and mask is None
-    choice = choose(
-        function, model, x, x_adv, labels, bound, eta, reduced_attack, boundary, average, as_is,
-        ask_wrong=ask_wrong,
-    )  # fmt: skip
+    choice = choose(function, model, x, x_adv, labels, rule, average, as_is, ask_wrong=ask_wrong)
     ce = cross_entropy(model(choice.supervised), labels).mean()
     if weight == 0:
         return finish(ce, cross_entropy=ce)
@@ -314,9 +346,9 @@ def raat_sharp(
     if mask is None:
         assert choice.wrong is not None
         (clean_2,) = predictions(model, views[1], weights=average, as_is=as_is)
-        wrong = torch.cat([choice.wrong, clean_2.argmax(dim=1) != labels])
-    settings = Dicar(mix, mask, space, temperature, average_over)
-    term, _ = dicar_term(function, model, torch.cat([x, views[1]]), torch.cat([x_adv, x2_adv]), wrong, None, settings)
+        wrong = torch.cat([choice.wrong, where_wrong(clean_2, labels)])
+    both, both_adv, twice = (torch.cat(pair) for pair in ((x, views[1]), (x_adv, x2_adv), (labels, labels)))
+    term, _ = dicar_term(function, model, both, both_adv, twice, wrong, None, settings)
     return finish(ce + weight * term, cross_entropy=ce, dicar=term)
 
 
@@ -373,15 +405,16 @@ def dicar(
         >>> list(dicar(model, (x, x.flip(1)), labels, attack, mix=0.5, base="mart")[1])
         ['boosted_cross_entropy', 'weighted_kl', 'dicar']
     """
-    _check.number("dicar", "weight", weight, at_least=0.0)
+    settings = Dicar(mix, mask, space, temperature, average_over)
+    check_options("dicar", weight, labels, None, settings)
     check_views("dicar", views, labels, expected=(2,))
-    check_indices("dicar", labels)
+    if mask is None:
+        check_indices("dicar", labels)
     passes = run_base("dicar", base, base_options, model, views, labels, attack, term="dicar")
     wrong = None
     if mask is None:
         (clean,) = predictions(model, passes.x)
-        wrong = clean.argmax(dim=1) != passes.labels
-    settings = Dicar(mix, mask, space, temperature, average_over)
+        wrong = where_wrong(clean, passes.labels)
     own = None if passes.clean is None else passes.clean[0]
-    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, wrong, own, settings)
+    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, passes.labels, wrong, own, settings)
     return finish(passes.loss + weight * term, **passes.terms, dicar=term)

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
@@ -65,7 +66,7 @@ def rebat(
     if not _uses_average("rebat", average, beta, teacher_mode):
         return finish(ce, cross_entropy=ce)
     (teacher,) = predictions(model, x_adv, weights=average, as_is=teacher_mode == "as_is")
-    kl = kl_divergence(teacher, adv).mean()
+    kl = kl_divergence(teacher, adv, mask=labelled(labels)).mean()
     return finish(ce + beta * kl, cross_entropy=ce, averaged_kl=kl)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.divergences import Divergence
+from perceptual_at.divergences import Criterion, Divergence
 from perceptual_at.losses import robust_perception_loss
 from perceptual_at.objectives.combination import Base, logits_as_perception, run_base
 from perceptual_at.objectives.passes import Attack, Perceive, Result, finish
@@ -25,7 +25,7 @@ def rpat(
     weight: float = 1.0,
     alpha: float = 0.5,
     form: Literal["quotient", "interpolation", "relative"] = "interpolation",
-    criterion: Literal["mse", "kl", "js", "cosine"] | Divergence = "mse",
+    criterion: Criterion | Divergence = "mse",
     temperature: float = 1.0,
     perceive: Perceive | None = None,
     **base_options: Any,

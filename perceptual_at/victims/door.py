@@ -225,7 +225,7 @@ class Victim:
         model = loan.take()
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
-        self.aimed, self.classes = terms.targets is not None, terms.judged or _is_own(terms.loss)
+        self.aimed, self.classes = terms.targets is not None, terms.judged or is_own(terms.loss)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
         self.writes = self.reentrant = self.output_checked = self.values_checked = False
         self.forwards = self.gradients = 0
@@ -393,10 +393,10 @@ class Victim:
 
     def _check_output(self, output: Any, batch: int) -> None:
         self.output_checked = True
+        name = "targets" if self.aimed else "labels"
         if self.classes:
-            check_logits(self.function, output, batch, self.labels)
-        if self.label_range is not None and isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
-            name = "targets" if self.aimed else "labels"
+            check_logits(self.function, output, batch, self.labels[:batch], name=name)
+        if self.label_range is not None and isinstance(output, Tensor) and output.ndim >= 2 and output.shape[1] > 1:
             _check.label_range(self.function, *self.label_range, output.shape[1], name=name)
 
     def _check_values(self, threat: Threat, start: str | Tensor) -> None:
@@ -404,7 +404,8 @@ class Victim:
         x, labels = self.x, self.labels
         if (x.is_cuda and torch.cuda.is_current_stream_capturing()) or torch.compiler.is_compiling():
             return
-        read = [excess(threat, x), *torch.aminmax(x), *torch.aminmax(labels)]
+        indices = self.classes and not labels.is_floating_point()
+        read = [excess(threat, x), *torch.aminmax(x), *(_range(labels) if indices else x.new_zeros(2))]
         read += torch.aminmax(start) if isinstance(start, Tensor) else ()
         beyond, low, high, first, last, *starts = torch.stack([value.to(self.width) for value in read]).tolist()
         for name, extremes in (("x", (low, high)), ("start", starts)):
@@ -413,8 +414,17 @@ class Victim:
         if beyond > 0:
             check_excess(self.function, threat, x, beyond)  # a few roundings are let in
             self.x = x.clamp(*box(threat, x))
-        if labels.ndim == 1 and not labels.is_floating_point():
+        if indices:
             self.label_range = int(first), int(last)
+        elif self.classes:
+            _check.probabilities(self.function, labels, name="targets" if self.aimed else "labels")
+
+
+def _range(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Extremes of class indices, without places that have no label."""
+    known = labels if labels.ndim == 1 else labels.masked_fill(labels == _check.NO_LABEL, 0)
+    low, high = torch.aminmax(known)
+    return low, high
 
 
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
@@ -451,19 +461,15 @@ def check_arguments(
         )
     _check.floating(function, x=x)
     check_threat(function, threat)
-    if terms.judged or terms.targets is not None:
+    if terms.judged:
         _check.labels(function, labels, x=x)
-    elif _is_own(terms.loss):
-        _check.targets(function, labels, x=x)
     else:
-        _check.tensor(function, "labels", labels)
-        if labels.shape[:1] != x.shape[:1]:
-            raise ValueError(
-                f"{function}: `labels` must have a row for each of the {len(x)} samples of `x`, got shape "
-                f"{tuple(labels.shape)}."
-            )
+        _check.row_labels(function, labels, classes=is_own(terms.loss), x=x)
     if terms.targets is not None:
-        _check.labels(function, terms.targets, name="targets", x=x)
+        if terms.judged:
+            _check.labels(function, terms.targets, name="targets", x=x)
+        else:
+            _check.row_labels(function, terms.targets, classes=is_own(terms.loss), name="targets", x=x)
     if isinstance(terms.start, Tensor):
         _check.same_shape(function, x=x, start=terms.start)
     else:
@@ -472,19 +478,29 @@ def check_arguments(
     _check.count(function, "eot", terms.eot)
 
 
-def check_logits(function: str, logits: Any, batch: int, labels: Tensor) -> None:
-    """Require logits `(B, K)` of as many samples as the batch has, and of the classes that labels have."""
+def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name: str = "labels") -> None:
+    """Require logits `(B, K)`, or dense ones, of as many samples as the batch has, that fit the labels."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}.")
-    if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
-        raise ValueError(
-            f"{function}: `model` must return logits of shape ({batch}, K) with K >= 2 classes, got shape "
-            f"{tuple(logits.shape)}."
+        raise TypeError(
+            f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}; take them out with "
+            "perceptual_at.models.logits_of, or give a `loss` of such outputs."
         )
-    if labels.ndim == 2 and labels.shape != logits.shape:
+    if logits.ndim < 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        one = logits.ndim >= 2 and logits.shape[1] == 1
+        hint = " One logit z for two classes is the pair [0, z]." if one else ""
         raise ValueError(
-            f"{function}: `labels` are class probabilities of shape {tuple(labels.shape)} but `model` "
+            f"{function}: `model` must return logits of shape ({batch}, K), or ({batch}, K, *places), with K >= 2 "
+            f"classes, got shape {tuple(logits.shape)}.{hint} Other outputs need a `loss` of your own."
+        )
+    if labels.is_floating_point() and labels.shape != logits.shape:
+        raise ValueError(
+            f"{function}: `{name}` are class probabilities of shape {tuple(labels.shape)} but `model` "
             f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+        )
+    if not labels.is_floating_point() and labels.shape != (batch, *logits.shape[2:]):
+        raise ValueError(
+            f"{function}: `{name}` must be integer class indices of shape {(batch, *logits.shape[2:])} for logits of "
+            f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}."
         )
 
 
@@ -499,11 +515,11 @@ def check_values(function: str, values: Any, batch: int) -> None:
 
 
 def leveled(slope: Tensor) -> Tensor:
-    """Slopes of logits `(B, K)`, scaled for each sample so that the largest entry is 1.
+    """Slopes of logits `(B, ...)`, scaled for each sample so that the largest entry is 1.
 
     Attacks follow a gradient's direction, so each sample may be given a slope of its own.
     """
-    steepest = slope.abs().amax(dim=1, keepdim=True)
+    steepest = slope.abs().amax(dim=tuple(range(1, slope.ndim)), keepdim=True)
     return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
 
 
@@ -529,6 +545,6 @@ def _mean(passes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     )
 
 
-def _is_own(loss: Any) -> bool:
+def is_own(loss: Any) -> bool:
     """Whether a loss is one of the library's, which are about logits and classes."""
     return getattr(loss, "__module__", "").startswith("perceptual_at.")

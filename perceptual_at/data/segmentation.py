@@ -1,0 +1,179 @@
+"""Images with a label at every pixel: digits on a canvas, and folders of images and masks."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perceptual_at import _check
+from perceptual_at._check import NO_LABEL
+from perceptual_at.data.sklearn_digits import digits
+
+BACKGROUND = 10
+"""The label of a pixel of `digit_canvases` that belongs to no digit."""
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def digit_canvases(
+    count: int,
+    split: Literal["train", "validation", "test"] = "train",
+    *,
+    size: int = 24,
+    per_canvas: int = 3,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Handwritten digits at random places of an empty canvas, every pixel labelled: a small task for segmentation.
+
+    The digits are those of `digits(split)`, so canvases of two splits share none. They may overlap: a pixel belongs to
+    the digit with more ink there, and to the background where none has any.
+
+    Args:
+        count: number of canvases.
+        split: which digits to place.
+        size: side of the canvas in pixels, at least 8, the side of a digit.
+        per_canvas: digits on each canvas.
+        seed: which digits go where.
+
+    Returns:
+        `(x, labels)`: float32 `(count, 1, size, size)` in [0, 1], and int64 `(count, size, size)`, 0 to 9 for the
+        digits and 10 for the background.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+        TypeError: if a number is no integer.
+        ValueError: if a number is too small or the split unknown.
+
+    Examples:
+        >>> x, labels = digit_canvases(5, "test")
+        >>> x.shape, labels.shape, int(labels.max())
+        (torch.Size([5, 1, 24, 24]), torch.Size([5, 24, 24]), 10)
+    """
+    _check.choice("digit_canvases", "split", split, ("train", "validation", "test"))
+    for name, value in (("count", count), ("size", size), ("per_canvas", per_canvas)):
+        _check.count("digit_canvases", name, value)
+    if size < 8:
+        raise ValueError(f"digit_canvases: `size` must be at least 8, the side of a digit, got {size}.")
+    pictures, classes = digits(split)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(pictures), (count, per_canvas), generator=generator)
+    corners = torch.randint(size - 8 + 1, (count, per_canvas, 2), generator=generator)
+    x, labels = torch.zeros(count, 1, size, size), torch.full((count, size, size), BACKGROUND)
+    for canvas, marks, places, numbers in zip(x[:, 0], labels, corners.tolist(), chosen.tolist(), strict=True):
+        for (top, left), number in zip(places, numbers, strict=True):
+            part = slice(top, top + 8), slice(left, left + 8)
+            inked = pictures[number, 0] > canvas[part]
+            canvas[part] = torch.where(inked, pictures[number, 0], canvas[part])
+            marks[part] = torch.where(inked, classes[number], marks[part])
+    return x, labels
+
+
+def mask_folder(
+    root: str | Path, split: str = "train", *, size: int | None = None, ignored: int | None = 255
+) -> tuple[Tensor, Tensor]:
+    """Images and the masks beside them: `root/split/images/NAME.*` with `root/split/masks/NAME.png`.
+
+    A mask is a PNG of class indices, grey or with a palette, of the size of its image. Everything is read into memory.
+
+    Args:
+        root: the folder that holds one folder per split.
+        split: the name of a folder in `root`.
+        size: side length in pixels that images (bilinear) and masks (nearest) are scaled to. Left out, all images must
+            have one size.
+        ignored: the index of pixels without a label, -100 in what is returned; None if there are none. 255 is usual.
+
+    Returns:
+        `(x, labels)`: float32 `(N, 3, H, W)` in [0, 1], and int64 `(N, H, W)`, in the order of the names.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or empty, or an image has no mask or a mask no image.
+        ValueError: if a file cannot be read, is no mask of indices, or sizes differ.
+        ImportError: if Pillow is not installed.
+    """
+    if size is not None:
+        _check.count("mask_folder", "size", size)
+    folder = Path(root).expanduser() / split
+    images, masks = (_by_stem(folder / name, kinds) for name, kinds in (("images", _IMAGES), ("masks", (".png",))))
+    unpaired = sorted(images.keys() ^ masks.keys())
+    if unpaired:
+        raise FileNotFoundError(
+            f"mask_folder: {len(unpaired)} names in `{folder}` have an image or a mask but not both, such as "
+            f"{unpaired[0]!r}; wanted are `images/{unpaired[0]}.*` and `masks/{unpaired[0]}.png`."
+        )
+    pairs = [(_image(images[name], size), _mask(masks[name], size)) for name in sorted(images)]
+    height_and_width = pairs[0][0].shape[1:]
+    for name, (image, mask) in zip(sorted(images), pairs, strict=True):
+        if image.shape[1:] != height_and_width or mask.shape != height_and_width:
+            raise ValueError(
+                f"mask_folder: `{images[name]}` has {tuple(image.shape[1:])} pixels and its mask {tuple(mask.shape)}, "
+                f"but the first image has {tuple(height_and_width)}; all must be equal. Give one `size=` for all."
+            )
+    labels = torch.stack([mask for _, mask in pairs])
+    if ignored is not None:
+        labels = labels.masked_fill(labels == ignored, NO_LABEL)
+    return torch.stack([image for image, _ in pairs]), labels
+
+
+def _by_stem(folder: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"mask_folder: there is no folder `{folder}`; wanted are `images` and `masks` in it.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in kinds or not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(f"mask_folder: `{found[path.stem]}` and `{path}` have one name; which one is meant?")
+        found[path.stem] = path
+    if not found:
+        raise FileNotFoundError(f"mask_folder: `{folder}` holds no {' or '.join(kinds)} files.")
+    return found
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError(
+            "mask_folder: Pillow is needed to read images; run `pip install 'perceptual-at[vision]'`."
+        ) from error
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"mask_folder: `{path}` cannot be read as an image ({error}). Restore or remove it."
+        ) from error
+
+
+def _image(path: Path, size: int | None) -> Tensor:
+    """Float32 `(3, H, W)` in [0, 1]."""
+    from PIL import Image
+
+    image = _opened(path)
+    if image.mode not in ("RGB", "L", "P", "1"):
+        raise ValueError(f"mask_folder: `{path}` must be 8-bit grey or colour without alpha, got mode {image.mode!r}.")
+    image = image.convert("RGB")
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return _pixels(image, 3).movedim(-1, 0).float() / 255
+
+
+def _mask(path: Path, size: int | None) -> Tensor:
+    """Indices `(H, W)`, int64."""
+    from PIL import Image
+
+    mask = _opened(path)
+    if mask.mode not in ("L", "P", "1"):
+        raise ValueError(
+            f"mask_folder: `{path}` must be a mask of class indices (grey or with a palette), got mode {mask.mode!r}."
+        )
+    if size is not None:
+        mask = mask.resize((size, size), Image.Resampling.NEAREST)
+    return _pixels(mask.convert("L") if mask.mode == "1" else mask, 1)[..., 0].long()
+
+
+def _pixels(image: Any, channels: int) -> Tensor:
+    """The bytes of an image, `(H, W, channels)`."""
+    width, height = image.size
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, channels)
