@@ -13,11 +13,13 @@ from perceptual_at.victims.finding import bare
 Weights = dict[str, Tensor]
 
 
-def snapshot(model: nn.Module) -> Weights:
+def snapshot(model: nn.Module, *, dtype: torch.dtype | None = None) -> Weights:
     """Copy of a model's parameters and buffers, detached.
 
     Args:
         model: any module; the names carry no prefix of `torch.compile` or of distributed wrappers.
+        dtype: of the floating tensors; None keeps each tensor's own. Averages of a sixteen-bit model need
+            `torch.float32`: in sixteen bits most of their steps are rounded away.
 
     Returns:
         Name to tensor, as in `state_dict()`.
@@ -32,7 +34,10 @@ def snapshot(model: nn.Module) -> Weights:
         False
     """
     _check.module("snapshot", model)
-    return {name: value.detach().clone() for name, value in bare(model).state_dict().items()}
+    return {
+        name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
+        for name, value in _tensors(model).items()
+    }
 
 
 def ema_update(
@@ -146,7 +151,7 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
     name = "refresh_batch_norm"
     _check.module(name, model)
     own = bare(model)
-    _check_names(name, weights, own.state_dict())
+    _check_names(name, weights, _tensors(own))
     refreshed = {key: value.clone() for key, value in weights.items()}
     norms = [(key, m) for key, m in own.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
     norms = [(key, m) for key, m in norms if m.running_mean is not None]
@@ -186,7 +191,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
 
     Args:
         model: any module.
-        weights: parameters and buffers by name, as from `snapshot`.
+        weights: parameters and buffers by name, as from `snapshot`, cast to the dtypes of the model's own. Of a tensor
+            that the model holds under several names, the first name's counts.
         *args: what the model takes.
 
     Returns:
@@ -205,12 +211,18 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
         tensor([[1.5000]])
     """
     _check.module("call_with", model)
-    _check_names("call_with", weights, bare(model).state_dict())
-    inner = bare(model)
+    inner, own = bare(model), _tensors(model)
+    _check_names("call_with", weights, own)
     # Of weights that the model uses under several names, the first name counts, as in the model itself.
-    own = {name for name, _ in (*inner.named_parameters(), *inner.named_buffers())}
-    output: Tensor = torch.func.functional_call(inner, {n: w for n, w in weights.items() if n in own}, args)
+    first = {name for name, _ in (*inner.named_parameters(), *inner.named_buffers())}
+    used = {name: weights[name].to(own[name].dtype) for name in own if name in first}
+    output: Tensor = torch.func.functional_call(inner, used, args)
     return output
+
+
+def _tensors(model: nn.Module) -> Weights:
+    """The model's own parameters and buffers, by their names without prefixes; tied ones under each of theirs."""
+    return {name: value for name, value in bare(model).state_dict().items() if isinstance(value, Tensor)}
 
 
 def _check_names(function: str, weights: Weights, own: dict[str, Tensor]) -> None:
@@ -227,7 +239,7 @@ def _check_names(function: str, weights: Weights, own: dict[str, Tensor]) -> Non
 def _moved(function: str, average: Weights, model: nn.Module, share: float, buffers: str) -> Weights:
     """The average, with parameters a share of the way towards the model's."""
     own = bare(model)
-    current = own.state_dict()
+    current = _tensors(own)
     parameters = {name for name, _ in own.named_parameters(remove_duplicate=False)}
     _check_names(function, average, current)
     updated = {}

@@ -258,3 +258,51 @@ def test_without_batch_norm_nothing_is_run():
 def test_a_bad_call_of_another_average_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call(net())
+
+
+class Twice(nn.Module):
+    """A block that is used twice, under two names, and an output tied to the input's embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.block = nn.Embedding(7, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.again = self.block
+        self.output = nn.Linear(4, 7, bias=False)
+        self.output.weight = self.words.weight
+
+    def forward(self, tokens):
+        return self.output(self.again(self.block(self.words(tokens)).relu()))
+
+
+def test_weights_under_two_names_are_averaged_and_called():
+    torch.manual_seed(0)
+    model, tokens = Twice().eval(), torch.arange(5)
+    average = snapshot(model)
+    assert {"again.0.weight", "block.0.weight", "output.weight", "words.weight"} <= average.keys()
+    assert torch.equal(call_with(model, average, tokens), model(tokens))
+    with torch.no_grad():
+        model.words.weight.add_(1.0)
+        model.block[0].bias.add_(1.0)
+    moved = ema_update(average, model, decay=0.5)
+    expected = Twice().eval()
+    expected.load_state_dict(moved)
+    assert torch.equal(call_with(model, moved, tokens), expected(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_float32_average_follows_a_sixteen_bit_model(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).to(dtype)
+    average = snapshot(model, dtype=torch.float32)
+    assert all(value.dtype == torch.float32 for value in average.values())
+    start = {name: value.clone() for name, value in average.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    for _ in range(200):
+        average = ema_update(average, model, decay=0.999)
+    share = 1 - 0.999**200
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(average[name], torch.lerp(start[name], value.float(), share), rtol=1e-4, atol=1e-5)
+    x = torch.rand(4, 3).to(dtype)
+    assert call_with(model, average, x).dtype == dtype
