@@ -3,7 +3,7 @@
     python examples/segmentation.py --seeds 5 --out segmentation.json --figure segmentation.png
 
 Canvases of two handwritten digits, a U-Net of 118,475 parameters, Linf 0.05. PGD-AT, with RPAT, and RAAT in both
-readings of a reduced perturbation where a sample's places disagree. Attacked by PGD, SegPGD and CosPGD on test canvases.
+readings of a reduced perturbation where a sample's places disagree. Attacked by PGD, SegPGD and CosPGD.
 """
 
 import argparse

@@ -19,7 +19,10 @@ def common(*tensors: Tensor) -> torch.dtype:
 
 def accumulator(tensor: Tensor) -> torch.dtype:
     """Dtype for sums over a sample: float64, except on devices without it."""
-    return torch.float64 if has_float64(tensor.device.type) else torch.float32
+    kind = tensor.device.type
+    if kind in ("cpu", "cuda"):  # without a question, which a compiled graph could not ask
+        return torch.float64
+    return torch.float64 if has_float64(kind) else torch.float32
 
 
 @functools.cache

@@ -227,6 +227,7 @@ class Victim:
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
         self.aimed, self.classes = terms.targets is not None, terms.judged or is_own(terms.loss)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
+        self.validate = terms.validate
         self.writes = self.reentrant = self.output_checked = self.values_checked = False
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
@@ -389,6 +390,9 @@ class Victim:
 
     def _check_losses(self, values: Any, batch: int) -> None:
         check_values(self.function, values, batch)
+        soft = self.classes and self.validate and self.labels.is_floating_point()
+        if soft and not torch.compiler.is_compiling():
+            _check.probabilities(self.function, self.labels, name="targets" if self.aimed else "labels")
         self.values_checked = True
 
     def _check_output(self, output: Any, batch: int) -> None:
@@ -416,8 +420,6 @@ class Victim:
             self.x = x.clamp(*box(threat, x))
         if indices:
             self.label_range = int(first), int(last)
-        elif self.classes:
-            _check.probabilities(self.function, labels, name="targets" if self.aimed else "labels")
 
 
 def _range(labels: Tensor) -> tuple[Tensor, Tensor]:
