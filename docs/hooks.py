@@ -1,6 +1,7 @@
 """Build steps of the documentation: mathematics become MathML, so that pages need no script and no network."""
 
 import html
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -20,6 +21,8 @@ REWRITES = (
     (r"\\arg\b", r"\\operatorname{arg}"),
     (r"\\operatorname\*", r"\\operatorname"),
 )
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+HEAD = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
 LIMITS = {"max", "min", "sup", "inf", "mean"}
 FUNCTIONS = {"cos", "exp", "log", "sin", "tanh"}
 ROWS = {"math", "mrow", "mstyle", "mtd"}
@@ -43,9 +46,21 @@ def on_page_content(content, page, **_):
 
     content = DISPLAY.sub(lambda match: typeset(match[1], display=True), content)
     content = INLINE.sub(inline, content)
+    content = TABLE.sub(as_cards, content)
     if 'class="arithmatex"' in content:
         raise PluginError(f"{page.file.src_uri}: some mathematics were not recognised.")
     return content
+
+
+def as_cards(match):
+    """Name a table's columns in every cell, if there are three or more: narrow screens show its rows as cards."""
+    table = match[0]
+    heads = [html.escape(re.sub("<[^>]+>", "", head).strip(), quote=True) for head in HEAD.findall(table)]
+    if len(heads) < 3:
+        return table
+    names = itertools.cycle(heads)
+    table = re.sub(r"<td\b", lambda _: f'<td data-head="{next(names)}"', table)
+    return table.replace("<table>", '<table class="cards">', 1)
 
 
 def mathml(latex, *, display):

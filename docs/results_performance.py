@@ -46,6 +46,21 @@ def training_steps(run: Run) -> str:
     return f"{table(head, rows)}\n\n{what} {made(run)}"
 
 
+def costs(run: Run) -> str:
+    """One training step of every objective in units of PGD-AT's."""
+    rows = []
+    unit = run["rows"][0]["ways"]["plain"]["wall_s"]["median"]
+    for row in run["rows"]:
+        ways = row["ways"]
+        lanes = [way for way in ways if way.startswith("bf16")]
+        rows.append((
+            row["name"], counted(ways["plain"]["passes"]), f"{ways['plain']['wall_s']['median'] / unit:.2f}",
+            *(f"{ways[way]['wall_s']['median'] / unit:.2f}" for way in lanes[:1]),
+        ))  # fmt: skip
+    head = ("objective", "passes F / Bx / Bp", "time of PGD-AT", "in a bfloat16 lane")
+    return f"{table(head, rows)}\n\n{made(run)}"
+
+
 def training_memory(run: Run) -> str:
     """What attack and training passes hold at their worst."""
     rows = [
@@ -215,6 +230,7 @@ def compiled(rows: dict[str, Run]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "attack_passes": ("attack_passes", attack_passes),
     "training_steps": ("training_steps", training_steps),
+    "costs": ("training_steps", costs),
     "training_steps_wide": ("training_steps_wide", training_steps),
     "training_memory": ("training_steps", training_memory),
     "autoattack_time": ("autoattack_time", autoattack_time),

@@ -1,0 +1,36 @@
+"""Build step of the reference: its index lists what its pages hold; overloads are shown as one function."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+REFERENCE = Path(__file__).parent / "reference"
+MARK = "<!-- reference: names -->"
+ENTRY = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the index."""
+    return markdown.replace(MARK, index()) if page.file.src_uri == "reference/index.md" else markdown
+
+
+def index() -> str:
+    """A table of all pages of the reference with the names that each documents, linked."""
+    lines = ["| page | names |", "|---|---|"]
+    for path in sorted(REFERENCE.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# (?:Reference: )?(.+)$", text, re.MULTILINE)
+        names = [f"[`{name.rpartition('.')[2]}`][{name}]" for name in ENTRY.findall(text)]
+        if title and names:
+            lines.append(f"| [{title[1]}]({path.relative_to(REFERENCE).as_posix()}) | {', '.join(names)} |")
+    return "\n".join(lines)
+
+
+class OneSignature(griffe.Extension):
+    """Show the implementation's signature, which holds for every call, in the place of the overloads."""
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        """Forget a function's overloads."""
+        func.overloads = None
