@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from perceptual_at import L1, L2, Linf
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.fab_projections import (
+from perceptual_at.threats.hyperplanes import (
     _level_by_climbing,
     _level_by_sorting,
     shift_l1,
@@ -569,9 +569,9 @@ def without_slope(x):
         ({"steps": 0}, ValueError, "`steps` must be at least 1"),
         ({"restarts": 1.5}, TypeError, "`restarts` must be an integer"),
         ({"target_classes": 0}, ValueError, "`target_classes` must be at least 1"),
-        ({"alpha_max": 1.5}, ValueError, "`alpha_max` must lie in"),
-        ({"eta": 0.9}, ValueError, "`eta` must lie in"),
-        ({"beta": -0.1}, ValueError, "`beta` must lie in"),
+        ({"clean_share": 1.5}, ValueError, "`clean_share` must lie in"),
+        ({"overshoot": 0.9}, ValueError, "`overshoot` must lie in"),
+        ({"backward_step": -0.1}, ValueError, "`backward_step` must lie in"),
         ({"model_mode": "train"}, ValueError, "`model_mode` must be one of"),
         ({"generator": SampleGenerator(0, range(3))}, ValueError, "for 3 samples but `x` has 4"),
         ({"generator": 0}, TypeError, "`generator` must be"),
@@ -586,8 +586,8 @@ def test_malformed_calls_are_refused(change, error, message):
 
 
 def test_a_step_waits_for_the_device_once_while_nothing_is_in_reach(monkeypatch):
-    fab_projections = importlib.import_module("perceptual_at.attacks.fab_projections")
-    monkeypatch.setattr(fab_projections, "_level_by_climbing", _level_by_sorting)  # as on devices
+    hyperplanes = importlib.import_module("perceptual_at.threats.hyperplanes")
+    monkeypatch.setattr(hyperplanes, "_level_by_climbing", _level_by_sorting)  # as on devices
     model, x = linear(), uniform(3, 5, 3, 2, 2)
 
     def reads(steps):

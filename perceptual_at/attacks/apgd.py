@@ -1,9 +1,10 @@
 """Auto-PGD: projected gradient ascent that chooses its step size by itself."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -13,12 +14,15 @@ from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.pgd import visible
 from perceptual_at.attacks.search import Search
-from perceptual_at.attacks.starts import far_start
-from perceptual_at.attacks.targets import likely_targets, targeted_dlr
+from perceptual_at.attacks.targets import likely_targets, loss_of, targeted_dlr, towards
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import L1, Threat, around, budget, budgets, check_threat, select
-from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened, plain
+from perceptual_at.threats import Threat, around, budget, budgets, check_threat, select
+from perceptual_at.threats import start as start_of
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened, plain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,15 +34,44 @@ _CHECK_L1, _FIRST_SHARE, _DENSER, _SHRINK, _SMALLEST = 0.04, 0.2, 1.5, 1.5, 10.0
 _PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
 
+class ApgdOptions(TypedDict, total=False):
+    """What `apgd` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    steps: int
+    loss: PerSampleLoss | TargetedLoss | None
+    targets: Tensor | None
+    target_classes: int | None
+    start: Literal["random"] | Tensor
+    restarts: int
+    rho: float
+    from_larger_eps: bool
+    eot: int
+    early_stop: bool
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: _random.Generator | None
+
+
 @overload
 def apgd(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[ApgdOptions]",
 ) -> Tensor: ...
 @overload
 def apgd(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: "Unpack[ApgdOptions]"
 ) -> Verdict: ...
-def apgd(  # type: ignore[misc]  # the options of the overloads are checked by the call
+@overload
+def apgd(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: bool, **options: "Unpack[ApgdOptions]"
+) -> Tensor | Verdict: ...
+def apgd(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -46,6 +79,7 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
     *,
     steps: int = 100,
     loss: PerSampleLoss | TargetedLoss | None = None,
+    targets: Tensor | None = None,
     target_classes: int | None = None,
     start: Literal["random"] | Tensor = "random",
     restarts: int = 1,
@@ -80,6 +114,8 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
         steps: number of gradient steps of each run; costs `steps + 1` gradients.
         loss: per-sample function `(logits, labels) -> (B,)`, with `target_classes` a function
             `(logits, labels, targets) -> (B,)`. None means `cross_entropy`, or `targeted_dlr`.
+        targets: classes `(B,)` to be taken for, as in `pgd`: the loss towards them is descended (`targeted_dlr`
+            ascended), and success means being classified as the target.
         target_classes: attack towards each of this many wrong classes in turn, most likely first (all of them
             where there are fewer); None attacks without a target.
         start: `"random"`, or a tensor to start from.
@@ -117,58 +153,119 @@ def apgd(  # type: ignore[misc]  # the options of the overloads are checked by t
         tensor([[0.3750],
                 [0.1250]])
     """
-    _check_options(target_classes, start, rho, from_larger_eps, threat)
-    chosen: Any = loss if loss is not None else (cross_entropy if target_classes is None else targeted_dlr)
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        _check.count("apgd", name, value)
-    if restarts > 1 and isinstance(start, Tensor):
-        raise ValueError(
-            f"apgd: `restarts`={restarts} has no effect with a fixed start; pass start='random' or drop it."
-        )
-    check_threat("apgd", threat)
-    budget("apgd", threat)
-    terms = Terms(chosen, None, start, model_mode, lane, eot, validate)
-    with opened("apgd", model, x, labels, threat, terms) as victim:
-        x, labels = victim.x, victim.labels
-        search = Search(x, labels)
+    name = "apgd"
+    _check_call(threat, steps, targets, target_classes, start, restarts, rho, from_larger_eps)
+    chosen = _Aim(loss, targets is not None, target_classes)
+    terms = Terms(chosen.loss, targets, start, model_mode, lane, eot, validate)
+    with opened(name, model, x, labels, threat, terms) as victim:
+        numbers = _random.per_sample_generator(name, generator, x)
+        search = Search(victim.x, victim.labels, misclassified if targets is None else classified)
         if not len(x):
             return search.result(verdict)
-        numbers = _random.per_sample_generator("apgd", generator, x)
         everyone = torch.arange(len(x), device=x.device)
-        clean_logits = victim.logits(x)
+        clean_logits = victim.logits(victim.x)
         search.spend(everyone, forwards=eot)
-        search.judge(everyone, x, clean_logits, 0)
-        targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
-        for target in range(1 if targets is None else targets.shape[1]):
-            for restart in range(restarts):
-                at = search.remaining() if early_stop else everyone
-                if not len(at):
-                    break
-                climb = _Climb(
-                    victim, chosen, x[at], labels[at], None if targets is None else targets[at, target],
-                    select(threat, at), at, rho=rho,
-                )  # fmt: skip
-                first = plain(start)[at] if isinstance(start, Tensor) else None
-                drawn = numbers.take(at).fork(restart if targets is None else target * restarts + restart)
-                _run(climb, search, first, drawn, steps, early_stop=early_stop, larger=from_larger_eps)
+        search.judge(everyone, victim.x, clean_logits, 0)
+        labels = victim.labels if targets is None else plain(labels).long()
+        rivals = chosen.rivals(clean_logits, labels, victim.labels)
+        for rank, restart in itertools.product(range(len(rivals)), range(restarts)):
+            at = search.remaining() if early_stop else everyone
+            if not len(at):
+                break
+            given = start if isinstance(start, Tensor) else None
+            ascent = _Ascent(victim, search, threat, chosen.taken(labels, rivals[rank], at), at, rho)
+            _climb(
+                ascent, None if given is None else plain(given)[at], numbers.take(at).fork(rank * restarts + restart),
+                steps, early_stop=early_stop, larger=from_larger_eps,
+            )  # fmt: skip
     return search.result(verdict)
 
 
-def _check_options(target_classes: Any, start: Any, rho: Any, from_larger_eps: bool, threat: Any) -> None:
-    _check.number("apgd", "rho", rho, above=0.0, at_most=1.0)
+def _check_call(
+    threat: Any,
+    steps: Any,
+    targets: Any,
+    target_classes: Any,
+    start: Any,
+    restarts: Any,
+    rho: Any,
+    from_larger_eps: bool,
+) -> None:
+    name = "apgd"
+    check_threat(name, threat)
+    budget(name, threat)
+    for what, value in (("steps", steps), ("restarts", restarts)):
+        _check.count(name, what, value)
+    _check.number(name, "rho", rho, above=0.0, at_most=1.0)
     if target_classes is not None:
-        _check.count("apgd", "target_classes", target_classes)
+        _check.count(name, "target_classes", target_classes)
+        if targets is not None:
+            raise ValueError(f"{name}: `target_classes` has no effect with given `targets`; drop one of them.")
     if not isinstance(start, Tensor):
-        _check.choice("apgd", "start", start, ("random",))
-    if from_larger_eps and not isinstance(threat, L1):
-        raise ValueError(f"apgd: `from_larger_eps` is for L1 threat models, got {threat!r}.")
+        _check.choice(name, "start", start, ("random",))
+    elif restarts > 1:
+        raise ValueError(
+            f"{name}: `restarts`={restarts} has no effect with a fixed start; pass start='random' or drop it."
+        )
+    if from_larger_eps and not hasattr(threat, "sparse"):
+        raise ValueError(f"{name}: `from_larger_eps` is for L1 threat models, got {threat!r}.")
     if from_larger_eps and isinstance(start, Tensor):
-        raise ValueError("apgd: `from_larger_eps` has no effect with a given `start`; drop one of them.")
+        raise ValueError(f"{name}: `from_larger_eps` has no effect with a given `start`; drop one of them.")
 
 
-def _run(
-    climb: "_Climb",
-    search: Search,
+class _Aim:
+    """What is ascended: a loss away from the labels, towards given targets, or towards wrong classes in turn."""
+
+    def __init__(self, loss: PerSampleLoss | TargetedLoss | None, given: bool, target_classes: int | None) -> None:
+        chosen: Any = loss
+        if chosen is None:
+            chosen = cross_entropy if target_classes is None else targeted_dlr
+        self.loss = chosen
+        self.given, self.target_classes = given, target_classes
+        if given:
+            towards("apgd", self.loss)  # which refuses those that lead nowhere
+
+    def rivals(self, clean_logits: Tensor, labels: Tensor, aims: Tensor) -> list[Tensor | None]:
+        """The classes to move to, one tensor for each round."""
+        if self.given:
+            return [aims]
+        if self.target_classes is None:
+            return [None]
+        return list(likely_targets(clean_logits, labels, self.target_classes).unbind(dim=1))
+
+    def taken(self, labels: Tensor, rivals: Tensor | None, rows: Tensor) -> "_Objective":
+        """What some of the samples ascend in a round."""
+        turned = self.given and self.loss is not targeted_dlr
+        return _Objective(loss_of(self.loss, rows), labels[rows], None if rivals is None else rivals[rows], turned)
+
+
+class _Objective(NamedTuple):
+    """A loss with the classes of the samples that it is for."""
+
+    loss: Any
+    labels: Tensor
+    rivals: Tensor | None
+    turned: bool
+    """Whether the loss is that of the rivals, to be descended."""
+
+    def values(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One value per sample."""
+        if self.turned:
+            value: Tensor = -self.loss(logits, self.rivals)
+        elif self.rivals is None:
+            value = self.loss(logits, labels)
+        else:
+            value = self.loss(logits, labels, self.rivals)
+        return value
+
+    def take(self, rows: Tensor) -> "_Objective":
+        """The same for some of the samples."""
+        rivals = None if self.rivals is None else self.rivals[rows]
+        return self._replace(loss=loss_of(self.loss, rows), labels=self.labels[rows], rivals=rivals)
+
+
+def _climb(
+    ascent: "_Ascent",
     first: Tensor | None,
     numbers: _random.SampleGenerator,
     steps: int,
@@ -177,38 +274,39 @@ def _run(
     larger: bool,
 ) -> None:
     """One run of all steps, from one start, towards one target."""
+    search = ascent.search
     phases = _PHASES if larger else ((1.0, 1.0),)
     lengths = [math.ceil(share * steps) for _, share in phases[:-1]]
     lengths.append(max(steps - sum(lengths), 0))
-    goal = climb.threat
+    goal = ascent.threat
     for (factor, _), length in zip(phases, lengths, strict=True):
-        climb.threat = goal.scaled(factor) if factor != 1 else goal
+        ascent.threat = goal.scaled(factor) if factor != 1 else goal
         if first is None:
-            point = far_start(climb.threat, climb.center, numbers)
+            point = start_of("apgd", ascent.threat, ascent.center, numbers, far=True)
         else:
-            point = climb.threat.project(first.to(climb.center.dtype), climb.center)
-        climb.begin(point, fresh=first is None and not larger)
+            point = ascent.threat.project(first.to(ascent.center.dtype), ascent.center)
+        ascent.begin(point, fresh=first is None and not larger)
         counts = factor == 1  # points of the larger balls are no result
         for index in range(length + 1):
             if index:
-                climb.advance(index, length)
-            seen, wrong = climb.look(index)
+                ascent.advance(index, length)
+            seen, wrong = ascent.look(index)
             if counts and not early_stop:
-                wrong = search.confirmed(climb.victim, climb.at, seen, wrong)
-                search.offer(climb.at, seen, climb.state.values, wrong, index)
+                wrong = search.confirmed(ascent.victim, ascent.at, seen, wrong)
+                search.offer(ascent.at, seen, ascent.state.values, wrong, index)
             elif counts and bool(wrong.any()):
-                wrong = search.confirmed(climb.victim, climb.at, seen, wrong)
-                search.record(climb.at, seen, wrong, index)
-                climb.take(~wrong, search)
-                if not len(climb.at):
+                wrong = search.confirmed(ascent.victim, ascent.at, seen, wrong)
+                search.record(ascent.at, seen, wrong, index)
+                ascent.take(~wrong)
+                if not len(ascent.at):
                     return
             if index and index < length:
-                climb.check(length)
-        first = climb.state.best_point  # where the next phase goes on
-    climb.spend(search)
+                ascent.check(length)
+        first = ascent.state.best_point  # where the next phase goes on
+    ascent.spend()
     if early_stop:  # of samples that all points of the run left right, the point of largest loss
-        best = visible(climb.state.best_point, climb.x, climb.threat)
-        search.offer(climb.at, best, climb.state.best_values, None, steps)
+        best = visible(ascent.state.best_point, ascent.x, ascent.threat)
+        search.offer(ascent.at, best, ascent.state.best_values, None, steps)
 
 
 @dataclasses.dataclass
@@ -234,42 +332,34 @@ class _State:
         return _State(*(getattr(self, field.name)[kept] for field in dataclasses.fields(self)))
 
 
-class _Climb:
-    """The samples that are still climbing in one run."""
+class _Ascent:
+    """The samples that are still climbing in one run, `at` their rows of the batch."""
 
     state: _State
 
     def __init__(
-        self,
-        victim: Victim,
-        loss: Any,
-        x: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
-        threat: Threat,
-        at: Tensor,
-        *,
-        rho: float,
+        self, victim: Victim, search: Search, threat: Threat, objective: _Objective, at: Tensor, rho: float
     ) -> None:
-        self.victim, self.loss, self.x, self.labels, self.targets = victim, loss, x, labels, targets
-        self.threat, self.at, self.rho = threat, at, rho
-        self.center = x.to(wide(x))
-        self.sparse = isinstance(threat, L1)
+        self.victim, self.search, self.objective, self.at, self.rho = victim, search, objective, at, rho
+        self.x, self.threat = victim.x[at], select(threat, at)
+        self.center = self.x.to(wide(self.x))
+        self.sparse: Callable[..., Tensor] | None = getattr(self.threat, "sparse", None)
         self.gradients = 0  # passes that are not yet in the books, of each sample that is still climbing
 
-    def take(self, kept: Tensor, search: Search) -> None:
+    def take(self, kept: Tensor) -> None:
         """Go on with some of the samples."""
-        self.spend(search)
+        self.spend()
         kept = places(kept)
-        self.x, self.center, self.labels, self.at = (v[kept] for v in (self.x, self.center, self.labels, self.at))
-        self.targets = None if self.targets is None else self.targets[kept]
+        self.x, self.center, self.at = self.x[kept], self.center[kept], self.at[kept]
+        self.objective = self.objective.take(kept)
         self.threat = select(self.threat, kept)
+        self.sparse = getattr(self.threat, "sparse", None)
         self.project = around(self.threat, self.center)
         self.state = self.state.take(kept)
 
-    def spend(self, search: Search) -> None:
+    def spend(self) -> None:
         """Enter the passes into the books."""
-        search.spend(self.at, gradients=self.gradients)
+        self.search.spend(self.at, gradients=self.gradients)
         self.gradients = 0
 
     def begin(self, point: Tensor, *, fresh: bool) -> None:
@@ -291,9 +381,8 @@ class _Climb:
     def look(self, index: int) -> tuple[Tensor, Tensor]:
         """Ask for loss and gradient at the current points; gives what was seen, and the mask of the misclassified."""
         state = self.state
-        seen, targets = visible(state.point, self.x, self.threat), self.targets
-        loss = self.loss if targets is None else lambda logits, labels: self.loss(logits, labels, targets)
-        values, grad, logits = self.victim.gradient(seen, self.labels, loss)
+        seen = visible(state.point, self.x, self.threat)
+        values, grad, logits = self.victim.gradient(seen, self.objective.labels, self.objective.values)
         values, grad = values.to(state.rises.dtype), grad.to(state.point.dtype)
         self.gradients += self.victim.eot
         # The original compares the first step's loss with 0 instead of the start's; its step sizes depend on it.
@@ -308,7 +397,7 @@ class _Climb:
         state.best_values = torch.where(improved, defined, state.best_values)
         state.best_point.lerp_(state.point, per_sample(improved, grad).to(grad.dtype))  # exact for shares of 0 and 1
         state.best_grad = torch.where(per_sample(improved, grad), grad, state.best_grad)
-        return seen, misclassified(logits, self.labels)
+        return seen, self.search.wrong(self.at, logits)
 
     def advance(self, index: int, length: int) -> None:
         """One step of every sample."""
@@ -317,7 +406,7 @@ class _Climb:
             self.since_check, self.interval = 0, max(int(share * length), 1)
         state = self.state
         step_size = per_sample(state.step_size.to(state.point.dtype), state.point)
-        direction = self._sparse(state.grad, state.share) if self.sparse else self.threat.steepest(state.grad)
+        direction = self.sparse(state.grad, state.share) if self.sparse else self.threat.steepest(state.grad)
         target = self.project(torch.addcmul(state.point, direction, step_size))
         if not self.sparse and index > 1:
             inertia = (1 - _MOMENTUM) * (state.point - state.previous)
@@ -362,14 +451,3 @@ class _Climb:
     def _moved(self, point: Tensor) -> Tensor:
         """How many entries differ from the clean input."""
         return (rows(point) != rows(self.center)).sum(dim=1)
-
-    def _sparse(self, grad: Tensor, share: Tensor) -> Tensor:
-        """Signs of the largest entries of the gradient, of L1 norm one."""
-        flat = rows(grad).abs()
-        entries = flat.shape[1]
-        place = ((1 - share) * entries).long().clamp(0, entries - 1)
-        rank = entries - 1 - place  # from the largest; how many to look at is known without waiting on CPUs only
-        few = int(rank.max()) + 1 if rank.device.type == "cpu" else entries
-        least = flat.topk(few, dim=1).values.gather(1, rank[:, None])
-        signs = rows(grad).sign() * (flat >= least)
-        return (signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)).reshape(grad.shape)

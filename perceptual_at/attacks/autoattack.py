@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -12,16 +12,19 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._progress import Bar
 from perceptual_at.attacks import official
-from perceptual_at.attacks.apgd import apgd
-from perceptual_at.attacks.fab import fab
+from perceptual_at.attacks.apgd import ApgdOptions, apgd
+from perceptual_at.attacks.fab import FabOptions, fab
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
 from perceptual_at.attacks.search import Search
-from perceptual_at.attacks.square import square
+from perceptual_at.attacks.square import SquareOptions, square
 from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, check_threat, select
+from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, as_released, budgets, check_threat, norm_name, select
 from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, misclassified, opened
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
@@ -54,6 +57,7 @@ class AutoAttackVerdict(Verdict):
     def robust_after(self) -> dict[str, float]:
         """Share of samples that are still robust after each attack, in their order."""
         right = ~(self.success & (self.attack < 0))
+        right = right if self.undefined is None else right & ~self.undefined
         shares = {"clean": _share(right)}
         for place, name in enumerate(self.protocol.attacks):
             right = right & (self.attack != place)
@@ -61,15 +65,50 @@ class AutoAttackVerdict(Verdict):
         return shares
 
 
+class AutoAttackOptions(TypedDict, total=False):
+    """What `auto_attack` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    version: Version
+    backend: Literal["native", "pyautoattack"]
+    batch_size: int
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    progress: bool
+    generator: _random.Generator | None
+
+
 @overload
 def auto_attack(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[AutoAttackOptions]",
 ) -> Tensor: ...
 @overload
 def auto_attack(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[True],
+    **options: "Unpack[AutoAttackOptions]",
 ) -> AutoAttackVerdict: ...
-def auto_attack(  # type: ignore[misc]  # the options of the overloads are checked by the call
+@overload
+def auto_attack(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: bool,
+    **options: "Unpack[AutoAttackOptions]",
+) -> Tensor | AutoAttackVerdict: ...
+def auto_attack(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -136,6 +175,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
     check_threat("auto_attack", threat)
     as_ball("auto_attack", threat)
     _check.floating("auto_attack", x=x)
+    budgets("auto_attack", threat, x)
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.count("auto_attack", "batch_size", batch_size)
@@ -173,7 +213,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
                     found = attack(x[at], labels[at], at)
                     _enter(search, at, found)
                     broken_by[at[found.success]] = place
-                    bar.advance(len(at), robust=f"{_share(~search.success):.2%}")
+                    bar.advance(len(at), robust=f"{_share(~(search.success | search.undefined)):.2%}")
             broken = before - len(search.remaining())
             if name == "square" and place and broken > 0.002 * len(x):
                 warnings.append(_SQUARE.format(broken, len(x)))
@@ -183,7 +223,7 @@ def auto_attack(  # type: ignore[misc]  # the options of the overloads are check
         return search.x_adv
     return AutoAttackVerdict(
         search.x_adv, search.success, search.step, search.gradients, search.forwards, broken_by, protocol,
-        tuple(dict.fromkeys(warnings)),
+        tuple(dict.fromkeys(warnings)), undefined=search.undefined & ~search.success,
     )  # fmt: skip
 
 
@@ -194,11 +234,10 @@ _SQUARE = (
 
 
 def _native(
-    model: Model, composition: Composition, threat: Threat, numbers: _random.SampleGenerator, classes: int
+    model: Model, composition: Composition, threat: Linf | L2 | L1, numbers: _random.SampleGenerator, classes: int
 ) -> list[Callable[[Tensor, Tensor, Tensor], Verdict]]:
     """The attacks of a composition as functions of inputs, labels and their rows."""
-    if isinstance(threat, L2):
-        threat = dataclasses.replace(threat, projection="ball_box")  # the original's order; the same set
+    threat = as_released(threat)
     functions: dict[str, Callable[..., Any]] = {
         "apgd-ce": functools.partial(apgd, loss=cross_entropy),
         "apgd-dlr": functools.partial(apgd, loss=dlr if classes > 3 else margin),
@@ -212,11 +251,11 @@ def _native(
     for name, options in composition:
         drawn = numbers.fork(NAMES.index(name) + len(NAMES) * seen[name])  # the same numbers in any company
         seen[name] += 1
-        attacks.append(functools.partial(_run, functions[name], model, threat, drawn, options))
+        attacks.append(functools.partial(_called, functions[name], model, threat, drawn, options))
     return attacks
 
 
-def _run(
+def _called(
     function: Callable[..., Any],
     model: Model,
     threat: Threat,
@@ -237,6 +276,8 @@ def _enter(search: Search, at: Tensor, found: Verdict) -> None:
     """Take over what one attack found."""
     search.record(at, found.x_adv, found.success, 0)
     search.step[at] = torch.where(found.success, found.step, search.step[at])
+    if found.undefined is not None:
+        search.undefined[at] |= found.undefined
     search.gradients[at] += found.gradients
     search.forwards[at] += found.forwards
 
@@ -298,6 +339,27 @@ def _check_version(version: Any) -> None:
         if not isinstance(name, str) or name not in NAMES:
             words = ", ".join(repr(word) for word in NAMES)
             raise ValueError(f"auto_attack: an attack in `version` must be one of {words}, got {name!r}.")
+        if isinstance(entry, tuple):
+            _check_entry(name, entry[1])
+
+
+def _check_entry(name: str, options: Any) -> None:
+    """Require options that the attack has and that are not decided by the ensemble."""
+    if not isinstance(options, Mapping):
+        raise TypeError(f"auto_attack: the options of {name!r} in `version` must be a dictionary, got {options!r}.")
+    kind = SquareOptions if name == "square" else FabOptions if name.startswith("fab") else ApgdOptions
+    allowed = sorted(set(kind.__annotations__) - _DECIDED)
+    for option, value in options.items():
+        if option not in allowed:
+            raise ValueError(
+                f"auto_attack: {name!r} in `version` takes the options {', '.join(allowed)}, got {option!r}."
+            )
+        if option in ("steps", "restarts", "queries", "target_classes", "eot") and value is not None:
+            _check.count(f"auto_attack: {name}", option, value)
+
+
+# What the ensemble gives its attacks itself.
+_DECIDED = {"targets", "start", "model_mode", "lane", "validate", "generator"}
 
 
 def _names(version: Version) -> tuple[str, ...]:
@@ -308,7 +370,7 @@ def _names(version: Version) -> tuple[str, ...]:
 
 def _composition(version: Version, threat: Threat, classes: int) -> Composition:
     """Attacks with all their settings; those of a list are the standard version's, else those of `"plus"`."""
-    norm = type(threat).__name__
+    norm = norm_name(threat)
     if isinstance(version, str):
         return standard(version, norm, classes)
     known = {**dict(standard("plus", norm, classes)), **dict(standard("standard", norm, classes))}

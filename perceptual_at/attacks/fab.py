@@ -1,7 +1,9 @@
 """FAB: the nearest misclassified point, by steps onto the linearised decision boundary."""
 
+import itertools
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -9,30 +11,69 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
-from perceptual_at.attacks.fab_projections import shift_l1, shift_l2, shift_linf
 from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import likely_targets
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Linf, as_ball, budgets, check_threat, select
-from perceptual_at.threats.entries import Bounds
-from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened
+from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, budgets, check_threat, select
+from perceptual_at.threats.ball import Units
+from perceptual_at.threats.entries import Entries, multipliable
+from perceptual_at.threats.hyperplanes import SHIFTS
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
-_SHIFTS: dict[type, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
-    Linf: shift_linf, L2: shift_l2, L1: shift_l1,
-}  # fmt: skip
-_ORDERS = {Linf: torch.inf, L2: 2.0, L1: 1.0}
-_DUAL_ORDERS = {Linf: 1.0, L2: 2.0, L1: torch.inf}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_ENDLESS = 1e15  # a slope that says no more than a direction
+
+
+class FabOptions(TypedDict, total=False):
+    """What `fab` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    steps: int
+    restarts: int
+    targets: Tensor | None
+    target_classes: int | None
+    clean_share: float
+    overshoot: float
+    backward_step: float
+    early_stop: bool
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: _random.Generator | None
 
 
 @overload
 def fab(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[FabOptions]",
 ) -> Tensor: ...
 @overload
 def fab(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[True],
+    **options: "Unpack[FabOptions]",
 ) -> Verdict: ...
-def fab(  # type: ignore[misc]  # the options of the overloads are checked by the call
+@overload
+def fab(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: bool,
+    **options: "Unpack[FabOptions]",
+) -> Tensor | Verdict: ...
+def fab(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -40,10 +81,11 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
     *,
     steps: int = 100,
     restarts: int = 1,
+    targets: Tensor | None = None,
     target_classes: int | None = None,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
+    clean_share: float = 0.1,
+    overshoot: float = 1.05,
+    backward_step: float = 0.9,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
     lane: Lane | None = None,
@@ -56,12 +98,12 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
     Around the current point the model is taken as linear; the class whose boundary $w \cdot z = b$ is nearest is
     chosen, and both the current point and the clean input step onto that boundary inside the box:
 
-    $$ x_{t+1} = (1 - \alpha) (x_t + \eta d_t) + \alpha (x + \eta d), \qquad
-    \alpha = \min\Big( \frac{\|d_t\|_p}{\|d_t\|_p + \|d\|_p}, \alpha_{\max} \Big) $$
+    $$ x_{t+1} = (1 - a) (x_t + o\, d_t) + a (x + o\, d), \qquad
+    a = \min\Big( \frac{\|d_t\|_p}{\|d_t\|_p + \|d\|_p}, a_{\max} \Big) $$
 
-    with $d_t$ and $d$ the shortest shifts of $x_t$ and $x$ onto it. A misclassified point is noted and the search
-    goes on from $x + \beta (x_{t+1} - x)$. Nothing here depends on the scale of the logits, and `eps` only decides
-    which points count.
+    with $d_t$ and $d$ the shortest shifts of $x_t$ and $x$ onto it and $o$ the `overshoot`. A misclassified point is
+    noted and the search goes on from $x + b (x_{t+1} - x)$, with $b$ the `backward_step`. Nothing here depends on the
+    scale of the logits, and `eps` only decides which points count.
 
     The model is borrowed as by `pgd`. Inputs that are misclassified as they are cost one forward pass.
 
@@ -74,12 +116,14 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         steps: number of iterations per target class and restart.
         restarts: number of runs; the first starts at `x`, others at a random point half the way to the nearest point
             found, at most `eps / 2`.
+        targets: classes `(B,)` to be taken for: the boundary is that between the target and the best of the others, at
+            one gradient per step, and success means being classified as the target.
         target_classes: None considers the boundaries to all classes in every step, at one gradient each. A number
             attacks so many of the likeliest wrong classes in turn, all there are if there are fewer, at one gradient
             per step.
-        alpha_max: largest share of the clean input's step.
-        eta: how far to step, 1 being onto the boundary.
-        beta: how far from `x` to go on once misclassified.
+        clean_share: largest share $a_{\max}$ of the clean input's step (alpha_max in the paper).
+        overshoot: how far to step, 1 being onto the boundary (eta in the paper).
+        backward_step: how far from `x` to go on once misclassified (beta in the paper).
         early_stop: let a sample go at its first success. Without, all runs are made in full and the nearest
             misclassified point is returned.
         model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
@@ -111,19 +155,22 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         True
     """
     check_threat("fab", threat)
-    as_ball("fab", threat)
-    _check.count("fab", "steps", steps)
-    _check.count("fab", "restarts", restarts)
+    ball = as_ball("fab", threat)
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        _check.count("fab", name, value)
     if target_classes is not None:
         _check.count("fab", "target_classes", target_classes)
-    _check.number("fab", "alpha_max", alpha_max, at_least=0.0, at_most=1.0)
-    _check.number("fab", "eta", eta, at_least=1.0)
-    _check.number("fab", "beta", beta, at_least=0.0, at_most=1.0)
-    terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
+        if targets is not None:
+            raise ValueError("fab: `target_classes` has no effect with given `targets`; drop one of them.")
+    _check.number("fab", "clean_share", clean_share, at_least=0.0, at_most=1.0)
+    _check.number("fab", "overshoot", overshoot, at_least=1.0)
+    _check.number("fab", "backward_step", backward_step, at_least=0.0, at_most=1.0)
+    terms = Terms(None, targets, "random", model_mode, lane, validate=validate)
     with opened("fab", model, x, labels, threat, terms) as victim:
-        x, labels, eps = victim.x, victim.labels, budgets("fab", threat, x)
+        x, eps = victim.x, budgets("fab", threat, x)
         numbers = _random.per_sample_generator("fab", generator, x)
-        search = Search(threat.project(x, x), labels)
+        judge = misclassified if targets is None else classified
+        search = Search(threat.project(x, x), victim.labels, judge)
         if not x.numel():
             return search.result(verdict)
         everyone = torch.arange(len(x), device=x.device)
@@ -131,14 +178,17 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
         right, nearest = search.remaining(), torch.full_like(eps, torch.inf)
-        targets = None if target_classes is None else likely_targets(clean_logits, labels, target_classes)
-        settings = _Settings(steps, alpha_max, eta, beta, early_stop)
-        for run in range((1 if targets is None else targets.shape[1]) * restarts):
-            rank, restart = divmod(run, restarts)
+        rivals: list[Tensor | None] = [victim.labels if targets is not None else None]
+        if target_classes is not None:
+            rivals = list(likely_targets(clean_logits, victim.labels, target_classes).unbind(dim=1))
+        settings = _Settings(steps, clean_share, overshoot, backward_step, early_stop)
+        for run, (rank, restart) in enumerate(itertools.product(range(len(rivals)), range(restarts))):
             at = search.remaining() if early_stop else right
             if not len(at):
                 break
-            trip = _Trip(victim, search, x, labels, threat, eps, at, None if targets is None else targets[at, rank])
+            rival = rivals[rank]
+            trip = _Trip(victim, search, ball, eps, at, None if rival is None else rival[at])
+            trip.aimed = targets is not None
             if restart:
                 drawn = numbers.take(at).fork(rank).fork(restart)
                 trip.depart(drawn, torch.minimum(nearest[at], eps[at]) / 2)
@@ -148,43 +198,41 @@ def fab(  # type: ignore[misc]  # the options of the overloads are checked by th
 
 class _Settings(NamedTuple):
     steps: int
-    alpha_max: float
-    eta: float
-    beta: float
+    clean_share: float
+    overshoot: float
+    backward_step: float
     early_stop: bool
 
 
 class _Trip:
     """One run from one start, for the samples `at` of the batch that are still travelling."""
 
+    aimed = False
+    """Whether the rivals are where to go, ahead of all others, and not only of the labels."""
+
     def __init__(
-        self,
-        victim: Victim,
-        search: Search,
-        x: Tensor,
-        labels: Tensor,
-        threat: Linf | L2 | L1,
-        eps: Tensor,
-        at: Tensor,
-        targets: Tensor | None,
+        self, victim: Victim, search: Search, threat: Linf | L2 | L1, eps: Tensor, at: Tensor, rivals: Tensor | None
     ) -> None:
-        self.victim, self.search, self.at, self.targets = victim, search, at, targets
-        self.x, self.labels, self.eps = x[at], labels[at], eps[at]
-        self.threat, self.shift, self.bounds = select(threat, at), _SHIFTS[type(threat)], threat.bounds
-        self.center = self.x.to(wide(x))
+        self.victim, self.search, self.at, self.rivals = victim, search, at, rivals
+        self.x, self.labels, self.eps = victim.x[at], victim.labels[at], eps[at]
+        self.center = self.x.to(wide(self.x))
         self.point = self.center
-        self.order, self.dual_order = _ORDERS[type(threat)], _DUAL_ORDERS[type(threat)]
         self.gradients = self.forwards = 0  # passes that are not yet in the books, of each that is still travelling
+        self._meet(select(threat, at))
+
+    def _meet(self, threat: Threat) -> None:
+        """Take the geometry of the threat for the samples that are still travelling."""
+        self.threat = as_ball("fab", threat)
+        self.space = _Space.of(self.threat, self.center)
 
     def depart(self, numbers: _random.SampleGenerator, reach: Tensor) -> None:
         """Start on the sphere of radius `reach` around the clean input, inside the box."""
         shape, dtype = tuple(self.x.shape), self.center.dtype
-        if isinstance(self.threat, Linf):
-            direction = 2 * numbers.uniform(shape, dtype=dtype) - 1
-        else:
-            direction = numbers.normal(shape, dtype=dtype)
+        cube = math.isinf(self.threat.p)
+        direction = 2 * numbers.uniform(shape, dtype=dtype) - 1 if cube else numbers.normal(shape, dtype=dtype)
+        direction = self.space.shortened(rows(direction)).reshape(shape)
         length = self.threat.norm(direction).clamp_min(torch.finfo(dtype).tiny)
-        self.point = (self.center + per_sample(reach / length, direction) * direction).clamp(*self.bounds)  # type: ignore[arg-type]
+        self.point = self.space.boxed(self.center + per_sample(reach / length, direction) * direction)
 
     def go(self, nearest: Tensor, settings: _Settings, *, steps_before: int) -> None:
         """Take the steps; `nearest` keeps the distances of the points found so far."""
@@ -192,7 +240,7 @@ class _Trip:
             normal, gap = self._boundary()
             self.point = self._approach(normal, gap, settings)
             wrong, noted = self._judge(nearest, step)
-            onward = torch.where(wrong, settings.beta, 1.0).to(self.point.dtype)
+            onward = torch.where(wrong, settings.backward_step, 1.0).to(self.point.dtype)
             self.point = torch.lerp(self.center, self.point, per_sample(onward, self.point))
             if settings.early_stop and noted:
                 self._take(~self.search.success[self.at])
@@ -207,42 +255,56 @@ class _Trip:
         """
         logits, pull_back = self.victim.linearized(self.point.to(self.x.dtype))
         self.forwards += 1
-        if self.targets is not None:
-            lead, normal = self._ahead(logits, pull_back, self.targets)
-            return normal, -torch.where(lead.isfinite(), lead, 0.0)
+        if self.rivals is not None:
+            behind = _best_but(logits, self.rivals) if self.aimed else self.labels
+            lead, normal = self._ahead(logits, pull_back, self.rivals, behind)
+            return self._reachable(normal, -torch.where(lead.isfinite(), lead, 0.0))
         normal, gap = torch.zeros_like(rows(self.center)), torch.zeros_like(self.eps)
         shortest = torch.full_like(self.eps, torch.inf)
         for rival in range(classes := logits.shape[1]):
             rivals = torch.full_like(self.labels, rival)
-            lead, grad = self._ahead(logits, pull_back, rivals, last=rival + 1 == classes)
-            distance = lead.abs() / (_length(grad, self.dual_order) + 1e-12)
+            lead, grad = self._ahead(logits, pull_back, rivals, self.labels, last=rival + 1 == classes)
+            distance = lead.abs() / (_length(self.space.shortened(grad), self.threat.dual) + 1e-12)
             nearer = (distance < shortest) & (self.labels != rival)
             normal, gap = torch.where(nearer[:, None], grad, normal), torch.where(nearer, -lead, gap)
             shortest = torch.where(nearer, distance, shortest)
-        return normal, gap
+        return self._reachable(normal, gap)
 
     def _ahead(
-        self, logits: Tensor, pull_back: Callable[..., Tensor], rivals: Tensor, *, last: bool = True
+        self, logits: Tensor, pull_back: Callable[..., Tensor], rivals: Tensor, behind: Tensor, *, last: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """How far the logits of `rivals` are ahead of the label's, and the gradient of that."""
-        pair = torch.stack([rivals, self.labels], dim=1)
-        ahead, behind = logits.gather(1, pair).to(self.center.dtype).unbind(dim=1)
+        """How far the logits of `rivals` are ahead of those of the classes `behind`, and the gradient of that."""
+        pair = torch.stack([rivals, behind], dim=1)
+        theirs, others = logits.gather(1, pair).to(self.center.dtype).unbind(dim=1)
         weights = torch.zeros_like(logits).scatter_(1, pair[:, :1], 1.0).scatter_(1, pair[:, 1:], -1.0)
         grad = pull_back(weights, last=last)
         self.gradients += 1
-        return ahead - behind, rows(grad).to(self.center.dtype)
+        return theirs - others, rows(grad).to(self.center.dtype)
+
+    def _reachable(self, normal: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """The boundary; where the slope is infinite, one a tenth of the budget away in its direction.
+
+        Taken at its word, an infinite slope puts the boundary at no distance, and nothing would move.
+        """
+        if normal.device.type == "cpu" and not bool(normal.abs().amax() >= _ENDLESS):  # looking is free
+            return normal, gap
+        endless = normal.abs() >= _ENDLESS
+        rises = endless.any(dim=1)
+        direction = normal.sign() * endless
+        far = gap.sign() * self.eps / 10 * _length(self.space.shortened(direction), self.threat.dual)
+        return torch.where(rises[:, None], direction, normal), torch.where(rises, far, gap)
 
     def _approach(self, normal: Tensor, gap: Tensor, settings: _Settings) -> Tensor:
         """The next points: steps onto the boundary from here and from the clean input, mixed."""
         here, clean = rows(self.point), rows(self.center)
         both = torch.stack([here, clean])
         gaps = torch.stack([gap, gap + torch.linalg.vecdot(normal, here - clean)])
-        shift = self.shift(both, normal, gaps, self.bounds)
-        length, clean_length = _length(shift, self.order).clamp_min(1e-8)
-        share = (length / (length + clean_length)).clamp_max(settings.alpha_max)
-        arrived, clean_arrived = both.add_(shift, alpha=settings.eta)
+        shift = self.space.shift(both, normal, gaps)
+        length, clean_length = _length(shift, self.threat.p).clamp_min(1e-8)
+        share = (length / (length + clean_length)).clamp_max(settings.clean_share)
+        arrived, clean_arrived = both.add_(self.space.shortened(shift), alpha=settings.overshoot)
         mixed = torch.lerp(arrived, clean_arrived, share[:, None])
-        return mixed.clamp_(*self.bounds).reshape(self.point.shape)  # type: ignore[arg-type]
+        return self.space.boxed(mixed.reshape(self.point.shape))
 
     def _judge(self, nearest: Tensor, step: int) -> tuple[Tensor, bool]:
         """Keep misclassified points that are inside and nearer than those before.
@@ -250,13 +312,13 @@ class _Trip:
         Gives all that are misclassified, and whether there were points inside. Looking for some is all that waits for
         the device.
         """
-        distance = _length(rows(self.point - self.center), self.order)
+        distance = _length(self.space.stretched(rows(self.point - self.center)), self.threat.p)
         inside = distance <= self.eps
         seen, some = self.point.to(self.x.dtype), bool(inside.any())
         if some:  # what is judged is what may be returned
             among = select(self.threat, inside)
             seen[inside] = among.project(self.point[inside], self.x[inside])
-        wrong = misclassified(self.victim.guess(seen), self.labels)
+        wrong = self.search.wrong(self.at, self.victim.guess(seen))
         self.forwards += 1
         if some:
             better = wrong & inside & (distance < nearest[self.at])
@@ -278,8 +340,54 @@ class _Trip:
         kept = places(kept)
         self.x, self.center, self.point = self.x[kept], self.center[kept], self.point[kept]
         self.labels, self.eps, self.at = self.labels[kept], self.eps[kept], self.at[kept]
-        self.targets = None if self.targets is None else self.targets[kept]
-        self.threat = select(self.threat, kept)
+        self.rivals = None if self.rivals is None else self.rivals[kept]
+        self._meet(select(self.threat, kept))
+
+
+class _Space(NamedTuple):
+    """The box and the units of a threat, in which FAB measures; rows `(B, N)` where they are tensors."""
+
+    low: Entries
+    high: Entries
+    order: float
+    units: Units | None
+
+    @classmethod
+    def of(cls, threat: Linf | L2 | L1, center: Tensor) -> "_Space":
+        """That of a threat around some samples."""
+        low, high = threat.box(center)
+        if isinstance(low, Tensor):
+            low, high = (rows(torch.as_tensor(bound).expand_as(center)) for bound in (low, high))
+        units = threat.units(center)
+        if units is not None:
+            units = Units(*(rows(part.to(center.dtype).expand_as(center)) for part in units))
+        return cls(low, high, threat.p, units)
+
+    def shift(self, points: Tensor, normal: Tensor, gaps: Tensor) -> Tensor:
+        """The shortest shifts onto hyperplanes, in units of the largest `eps`."""
+        low, high = self.low, self.high
+        if self.units is not None:
+            low, high = (multipliable(bound, points) * self.units.scale for bound in (low, high))
+        bounds = low, high
+        return SHIFTS[self.order](self.stretched(points), self.shortened(normal), gaps, bounds)
+
+    def stretched(self, way: Tensor) -> Tensor:
+        """A way in units of the largest `eps`."""
+        return way if self.units is None else way * self.units.scale
+
+    def shortened(self, way: Tensor) -> Tensor:
+        """A way in such units as it is in the space of the inputs; and so for slopes, the other way round."""
+        return way if self.units is None else way * self.units.weight
+
+    def boxed(self, points: Tensor) -> Tensor:
+        """The points, clipped to the box."""
+        flat = rows(points).clamp(self.low, self.high)  # type: ignore[arg-type]  # both are of one kind
+        return flat.reshape(points.shape)
+
+
+def _best_but(logits: Tensor, classes: Tensor) -> Tensor:
+    """The class of the largest logit apart from one."""
+    return logits.scatter(1, classes[:, None], -torch.inf).argmax(dim=1)
 
 
 def _length(value: Tensor, order: float) -> Tensor:

@@ -17,8 +17,8 @@ from perceptual_at._extras import extra
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.protocol import Composition
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.threats import L1, L2, Linf
-from perceptual_at.victims import Victim, misclassified
+from perceptual_at.threats import L1, L2, Linf, is_published, norm_name
+from perceptual_at.victims import Victim, misclassified, undefined
 
 NOTE = "steps and passes are not known: the official code does not count them"
 
@@ -32,7 +32,7 @@ def attacks(
         ImportError: if neither `pyautoattack` nor `autoattack` is installed.
         ValueError: if the official code cannot do what is asked.
     """
-    if isinstance(threat.eps, Tensor) or threat.bounds != (0.0, 1.0):
+    if not is_published(threat):
         raise ValueError(f"auto_attack: the official code knows one eps and the box [0, 1] only, got {threat!r}.")
     dlr = {"apgd-dlr": 3, "apgd-t": 4}
     for name, options in composition:
@@ -47,7 +47,7 @@ def attacks(
             )
     heard: list[str] = []
     package = _package()
-    run = functools.partial(_run, package, victim, threat, numbers.seed, heard)
+    run = functools.partial(_run_official, package, victim, threat, numbers.seed, heard)
     return [functools.partial(run, name, options) for name, options in composition], heard
 
 
@@ -60,7 +60,7 @@ def _package() -> str:
     return "pyautoattack"
 
 
-def _run(
+def _run_official(
     package: str,
     victim: Victim,
     threat: Linf | L2 | L1,
@@ -76,16 +76,18 @@ def _run(
         raise ValueError(f"auto_attack: the official code computes in float32, got inputs of {x.dtype}.")
     suite: Any = importlib.import_module(package).AutoAttack
     with _no_traces(x, heard):
-        common = {"norm": type(threat).__name__, "eps": threat.eps, "device": x.device, "seed": seed}
+        common = {"norm": norm_name(threat), "eps": threat.eps, "device": x.device, "seed": seed}
         listed = "attacks" if "attacks" in inspect.signature(suite).parameters else "attacks_to_run"
         runner = suite(victim.model, version="custom", **{listed: [name]}, **common)
         _set_up(package, runner, victim.model, name, options, common)
         given = runner.run_standard_evaluation(x, labels, **{_batch_size(runner): len(x)})
     x_adv = given[0] if isinstance(given, tuple) else given
     x_adv = threat.project(x_adv.detach(), x)
-    success = misclassified(victim.logits(x_adv), labels)
+    logits = victim.logits(x_adv)
+    success = misclassified(logits, labels)
     unknown = torch.zeros_like(labels)
-    return Verdict(x_adv, success, torch.where(success, unknown, -1), unknown, unknown)
+    step = torch.where(success, unknown, -1)
+    return Verdict(x_adv, success, step, unknown, unknown, undefined=undefined(logits))
 
 
 def _set_up(package: str, runner: Any, model: Any, name: str, options: dict[str, Any], common: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
             grad = answer.grad
             search.spend(run.at, gradients=terms.eot)
             if best and inside:
-                wrong = search.judged(answer.logits, run.labels) if terms.judged else None
+                wrong = search.wrong(run.at, answer.logits) if terms.judged else None
                 if climb.early_stop and wrong is not None:
                     wrong = search.confirmed(victim, run.at, seen, wrong)
                 search.offer(run.at, seen, answer.values, wrong, index)
@@ -330,7 +330,7 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
             last = visible(run.point, run.x, run.threat)
             values, logits = victim.value(last, run.labels, loss)
             search.spend(run.at, forwards=terms.eot)
-            search.offer(run.at, last, values, search.judged(logits, run.labels) if terms.judged else None, steps)
+            search.offer(run.at, last, values, search.wrong(run.at, logits) if terms.judged else None, steps)
     if terms.judged and victim.confirms:
         search.rejudge(victim, steps)
     return search.result(climb.verdict)

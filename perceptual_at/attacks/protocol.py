@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from perceptual_at.threats import L1, L2, Linf, Threat
+from perceptual_at.threats import Threat, is_published, norm_name, settings
 
 Options = Mapping[str, Any]
 Composition = tuple[tuple[str, Options], ...]
@@ -69,11 +68,10 @@ class Protocol:
     @property
     def version(self) -> str:
         """`"standard"`, `"plus"`, `"rand"` or `"custom"`."""
-        ball = self.threat
-        if not isinstance(ball, Linf | L2 | L1) or isinstance(ball.eps, Tensor) or ball.bounds != (0.0, 1.0):
+        if not is_published(self.threat):
             return "custom"
         for version in VERSIONS:
-            if _plain(self.composition) == _plain(standard(version, type(ball).__name__, self.classes)):
+            if _plain(self.composition) == _plain(standard(version, norm_name(self.threat), self.classes)):
                 return version
         return "custom"
 
@@ -99,13 +97,10 @@ class Protocol:
         return {**self._settings(), "fingerprint": self.fingerprint, "versions": versions()}
 
     def _settings(self) -> dict[str, Any]:
-        eps = getattr(self.threat, "eps", None)
         return {
             "name": self.name,
             "version": self.version,
-            "norm": type(self.threat).__name__,
-            "eps": eps.tolist() if isinstance(eps, Tensor) else eps,
-            "bounds": list(getattr(self.threat, "bounds", ())),
+            **settings(self.threat),
             "classes": self.classes,
             "attacks": _plain(self.composition),
             "rule": RULE,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perceptual_at._shapes import per_sample, places
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.victims import Victim, misclassified
+from perceptual_at.victims import Victim, misclassified, undefined
 
 
 class Search:
@@ -30,6 +30,7 @@ class Search:
         self.step = torch.full((x.shape[0],), -1, device=x.device)
         self.gradients = torch.zeros_like(self.step)
         self.forwards = torch.zeros_like(self.step)
+        self.undefined = torch.zeros_like(self.success)  # the model has given NaN for a point of the sample
         self.values: Tensor | None = None  # losses of the points kept by `offer`
 
     def spend(self, rows: Tensor, *, gradients: int = 0, forwards: int = 0) -> None:
@@ -37,9 +38,14 @@ class Search:
         self.gradients[rows] += gradients
         self.forwards[rows] += gradients + forwards
 
+    def wrong(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Which of the points with these logits are a success; those with NaN are noted."""
+        self.undefined[rows] |= undefined(logits)
+        return self.judged(logits, self.labels[rows])
+
     def judge(self, rows: Tensor, points: Tensor, logits: Tensor, step: int) -> Tensor:
         """Keep the points that are misclassified where none was known; gives the mask of misclassified rows."""
-        wrong = self.judged(logits, self.labels[rows])
+        wrong = self.wrong(rows, logits)
         self.record(rows, points, wrong & ~self.success[rows], step)
         return wrong
 
@@ -63,13 +69,14 @@ class Search:
         some = places(claimed)
         if not len(some):
             return claimed
-        labels = self.labels[rows[some]]
         self.spend(rows[some], forwards=victim.eot)
-        return claimed.index_copy(0, some, self.judged(victim.logits(points[some]), labels))
+        return claimed.index_copy(0, some, self.wrong(rows[some], victim.logits(points[some])))
 
     def rejudge(self, victim: Victim, step: int) -> None:
         """Ask the model itself about all points kept so far."""
-        self.success = self.judged(victim.logits(self.x_adv), self.labels)
+        logits = victim.logits(self.x_adv)
+        self.undefined |= undefined(logits)
+        self.success = self.judged(logits, self.labels)
         self.forwards += victim.eot
         self.step = torch.where(self.success, torch.where(self.step < 0, step, self.step), -1)
 
@@ -92,4 +99,6 @@ class Search:
         """What the attack returns."""
         if not verdict:
             return self.x_adv
-        return Verdict(self.x_adv, self.success, self.step, self.gradients, self.forwards)
+        return Verdict(
+            self.x_adv, self.success, self.step, self.gradients, self.forwards, undefined=self.undefined & ~self.success
+        )

@@ -2,35 +2,76 @@
 
 import functools
 import math
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
+from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places
 from perceptual_at.attacks.search import Search
-from perceptual_at.attacks.targets import margin
+from perceptual_at.attacks.targets import loss_of, margin, towards
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import L1, L2, Linf, around, as_ball, budgets, check_threat, select
-from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, misclassified, opened
+from perceptual_at.threats import L1, L2, Linf, Threat, around, as_ball, budgets, check_threat, select
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_ORDERS: dict[type, int] = {L2: 2, L1: 1}
 _TINY = 1e-12
 _CHUNK = 100  # proposals whose random numbers are drawn together
 
 
+class SquareOptions(TypedDict, total=False):
+    """What `square` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    queries: int
+    p_init: float
+    restarts: int
+    loss: PerSampleLoss
+    targets: Tensor | None
+    reach_edge: bool
+    early_stop: bool
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: _random.Generator | None
+
+
 @overload
 def square(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[SquareOptions]",
 ) -> Tensor: ...
 @overload
 def square(
-    model: Model, x: Tensor, labels: Tensor, threat: Linf | L2 | L1, *, verdict: Literal[True], **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: Literal[True],
+    **options: "Unpack[SquareOptions]",
 ) -> Verdict: ...
-def square(  # type: ignore[misc]  # the options of the overloads are checked by the call
+@overload
+def square(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Linf | L2 | L1,
+    *,
+    verdict: bool,
+    **options: "Unpack[SquareOptions]",
+) -> Tensor | Verdict: ...
+def square(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -40,6 +81,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
     p_init: float = 0.8,
     restarts: int = 1,
     loss: PerSampleLoss = margin,
+    targets: Tensor | None = None,
     reach_edge: bool = True,
     early_stop: bool = True,
     model_mode: ModelMode = "eval",
@@ -68,6 +110,8 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         p_init: share of the image that the first squares cover.
         restarts: number of runs, each from new stripes or pyramids.
         loss: per-sample function `(logits, labels) -> (B,)` to ascend.
+        targets: classes `(B,)` to be taken for: the loss towards them is descended, and success means being classified
+            as the target.
         reach_edge: squares lie anywhere in the image, as in the paper. Those of the released code never touch the last
             row and column, which matters for small images.
         early_stop: let a sample go at its first success. Without, all queries are used, and among misclassified
@@ -101,7 +145,7 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
         tensor([0.5000, 0.2500])
     """
     check_threat("square", threat)
-    as_ball("square", threat)
+    ball = as_ball("square", threat)
     _check.floating("square", x=x)
     if x.ndim != 4:
         raise ValueError(
@@ -111,26 +155,38 @@ def square(  # type: ignore[misc]  # the options of the overloads are checked by
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
     _check.count("square", "restarts", restarts)
-    terms = Terms(loss, model_mode=model_mode, lane=lane, validate=validate)
-    with opened("square", model, x, labels, threat, terms) as asked, torch.no_grad():
-        x, labels, eps = asked.x, asked.labels, budgets("square", threat, x)
+    objective = loss if targets is None else towards("square", loss)
+    terms = Terms(loss, targets, "random", model_mode, lane, validate=validate)
+    with opened("square", model, x, labels, threat, terms) as victim, torch.no_grad():
+        x, labels = victim.x, victim.labels
+        budgets("square", threat, x)  # said before the first pass
         numbers = _random.per_sample_generator("square", generator, x)
-        search = Search(threat.project(x, x), labels)
+        search = Search(threat.project(x, x), labels, misclassified if targets is None else classified)
         if not x.numel():
             return search.result(verdict)
         everyone = torch.arange(len(x), device=x.device)
-        held, guessed = asked.value(search.x_adv, labels, loss)  # loss of each point in `search`
-        held, clean_logits = _defined(held), asked.logits(search.x_adv) if asked.confirms else guessed
+        held, guessed = victim.value(search.x_adv, labels, objective)  # loss of each point in `search`
+        held, clean_logits = _defined(held), victim.logits(search.x_adv) if victim.confirms else guessed
         search.spend(everyone, forwards=1)
         search.judge(everyone, search.x_adv, clean_logits, 0)
-        right = search.remaining()
+        search.values, right = held, search.remaining()
+        plan = _Plan(queries, p_init, reach_edge, early_stop)
         for restart in range(restarts):
             at = search.remaining() if early_stop else right
             if not len(at):
                 break
-            climb = _Climb(asked, loss, search, held, x, labels, threat, eps, at, numbers.take(at).fork(restart))
-            climb.go(queries, p_init, reach_edge, early_stop, restart * (queries + 1))
+            drawn = numbers.take(at).fork(restart)
+            _Hunt(victim, search, ball, loss_of(loss, at), targets is not None, at, drawn).go(
+                plan, restart * (queries + 1)
+            )
     return search.result(verdict)
+
+
+class _Plan(NamedTuple):
+    queries: int
+    p_init: float
+    reach_edge: bool
+    early_stop: bool
 
 
 def _defined(value: Tensor) -> Tensor:
@@ -138,42 +194,50 @@ def _defined(value: Tensor) -> Tensor:
     return value.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
-class _Climb:
+class _Hunt:
     """One run of random search, for the samples `at` of the batch that are still in play."""
 
     def __init__(
         self,
-        asked: Victim,
-        loss: PerSampleLoss,
+        victim: Victim,
         search: Search,
-        held: Tensor,
-        x: Tensor,
-        labels: Tensor,
         threat: Linf | L2 | L1,
-        eps: Tensor,
+        loss: PerSampleLoss,
+        turned: bool,
         at: Tensor,
         numbers: _random.SampleGenerator,
     ) -> None:
-        self.asked, self.loss, self.search, self.held, self.at = asked, loss, search, held, at
-        self.x, self.labels, self.eps, self.numbers = x[at], labels[at], eps[at], numbers
-        self.threat, self.kind = select(threat, at), type(threat)
+        assert search.values is not None
+        self.victim, self.search, self.held, self.at = victim, search, search.values, at
+        self.loss, self.turned, self.numbers = loss, turned, numbers
+        self.x, self.labels = victim.x[at], victim.labels[at]
         self.point = self.x.clone()
-        self.values = torch.full_like(held[at], -math.inf)
+        self.values = torch.full_like(self.held[at], -math.inf)
         self.won, self.some_won = torch.zeros_like(at, dtype=torch.bool), False
         self.forwards = 0  # passes that are not yet in the books, of each sample in play
-        self.project = around(self.threat, self.x)
-        self.edges = self._edges()
+        self.order = threat.p
+        self._meet(select(threat, at))
         self.squares = _Squares(self.x, self.numbers)
 
-    def go(self, queries: int, p_init: float, reach_edge: bool, early_stop: bool, steps_before: int) -> None:
+    def _meet(self, threat: Threat) -> None:
+        """Take the geometry of the threat for the samples that are still in play."""
+        self.threat = as_ball("square", threat)
+        self.eps, self.units = budgets("square", threat, self.x), self.threat.units(self.x)
+        self.project = around(threat, self.x)
+        if math.isinf(self.order):  # the smallest allowed images and the largest, one behind the other in each channel
+            ends = [cast_toward(end.expand_as(self.x), self.x).flatten(2) for end in self.threat.limits(self.x)]
+            self.edges = torch.cat(ends, dim=2)
+
+    def go(self, plan: _Plan, steps_before: int) -> None:
         """Judge the start, then one proposal per query."""
         self._judge(self._start(), steps_before + 1)
-        for query in range(queries):
-            if early_stop and self.some_won:
+        for query in range(plan.queries):
+            if plan.early_stop and self.some_won:
                 self._take(~self.won)
             if not len(self.at):
                 return
-            self.squares.draw(query, _side(self.kind, p_init, query, *self.x.shape[2:]), reach_edge)
+            side = _side(self.order, plan.p_init, query, *self.x.shape[2:])
+            self.squares.draw(query, side, plan.reach_edge)
             self._judge(self._proposal(query), steps_before + query + 2)
         self._spend()
         better = self.values > self.held[self.at]
@@ -182,17 +246,18 @@ class _Climb:
 
     def _start(self) -> Tensor:
         """Stripes or a grid of pyramids, with random signs."""
-        numbers, reach = self.numbers.fork(0), per_sample(self.eps, self.x)
+        numbers = self.numbers.fork(0)
         samples, channels, height, width = self.x.shape
-        if self.kind is Linf:
+        if math.isinf(self.order):
             stripes = numbers.signs((samples, channels, 1, width))
-            return self.project(self.x + 2 * reach * stripes)
+            low, high = (end.reshape(self.x.shape) for end in self.edges.chunk(2, dim=2))
+            return torch.where(stripes > 0, high, low)
         side, first, down, across = _grid(height, width)
         turned = numbers.fork(1).integers((samples, down * across), below=2)
         signs = numbers.signs((samples, channels, down * across, 1, 1))
         tiles = signs * self._pyramids(side)[turned][:, None]
         tiles = tiles.reshape(samples, channels, down, across, side, side)
-        delta = torch.zeros_like(self.x, dtype=reach.dtype)
+        delta = torch.zeros_like(self.x, dtype=self.eps.dtype)
         covered = slice(first, first + down * side), slice(first, first + across * side)
         delta[:, :, covered[0], covered[1]] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
         return self._allowed(delta)
@@ -201,25 +266,18 @@ class _Climb:
         """The current points with another square."""
         first, signs = self.squares.places(query, 0), self.squares.signs(query)
         places = first[:, None].expand(-1, self.x.shape[1], -1)
-        if self.kind is Linf:
+        if math.isinf(self.order):
             changed = self.edges.gather(2, places + self.edges.shape[2] // 2 * (signs > 0))
             return self.point.flatten(2).scatter(2, places, changed).reshape(self.x.shape)
         second = self.squares.places(query, 1)[:, None].expand_as(places)
         pattern = signs * self._pyramids(self.squares.side).flatten(1)[self.squares.turned(query)][:, None]
         return self._moved(places, second, pattern)
 
-    def _edges(self) -> Tensor:
-        """In `Linf`, the smallest allowed images and the largest, one behind the other in every channel."""
-        if self.kind is not Linf:
-            return self.x
-        far = 2 * per_sample(self.eps, self.x)
-        ends = [self.project(self.x + way).flatten(2) for way in (-far, far)]
-        return torch.cat(ends, dim=2)
-
     def _moved(self, first: Tensor, second: Tensor, pattern: Tensor) -> Tensor:
         """The current points with a pyramid added in the first square, and the second one emptied."""
-        order, channels = _ORDERS[self.kind], self.x.shape[1]
-        delta = (self.point.to(self.eps.dtype) - self.x).flatten(2)
+        order, channels = int(self.order), self.x.shape[1]
+        delta = self.point.to(self.eps.dtype) - self.x
+        delta = (delta if self.units is None else delta * self.units.scale.to(delta.dtype)).flatten(2)
         size = per_sample(torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1), delta)
         old = delta.gather(2, first)
         delta.scatter_(2, first, 0.0)
@@ -234,25 +292,27 @@ class _Climb:
 
     def _allowed(self, delta: Tensor) -> Tensor:
         """Where a perturbation leads; in L2 it is scaled to the whole budget first."""
-        if self.kind is L2:
+        if self.order == 2:
             length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
             within = self.eps * (1 - 16 * torch.finfo(length.dtype).eps)  # rounding shall not lead outside
             delta = delta * per_sample(within / (length + _TINY), delta)
+        if self.units is not None:  # so far all was in units of the largest `eps`
+            delta = delta * self.units.weight.to(delta.dtype)
         return self.project(self.x + delta)
 
     def _pyramids(self, side: int) -> Tensor:
-        return _pyramids(side, _ORDERS[self.kind], self.eps.dtype, self.eps.device)
+        return _pyramids(side, int(self.order), self.eps.dtype, self.eps.device)
 
     def _judge(self, points: Tensor, step: int) -> None:
         """Keep points of larger loss, and the first that is misclassified."""
-        values, logits = self.asked.value(points, self.labels, self.loss)
+        values, logits = self.victim.value(points, self.labels, self.loss)
         self.forwards += 1
-        values, wrong = _defined(values), misclassified(logits, self.labels)
+        values, wrong = _defined(-values if self.turned else values), self.search.wrong(self.at, logits)
         fell = bool(wrong.any())  # the one place that waits for the device
         if not (fell or self.some_won):
             self._move(points, values, values > self.values)
             return
-        wrong = self.search.confirmed(self.asked, self.at, points, wrong)
+        wrong = self.search.confirmed(self.victim, self.at, points, wrong)
         better = torch.where(self.won, wrong & (values > self.values), wrong | (values > self.values))
         self._move(points, values, better)
         self.won, self.some_won = self.won | wrong, True
@@ -275,12 +335,11 @@ class _Climb:
         """Go on with some of the samples."""
         self._spend()
         kept = places(kept)
-        self.x, self.point, self.labels, self.eps = self.x[kept], self.point[kept], self.labels[kept], self.eps[kept]
+        self.x, self.point, self.labels = self.x[kept], self.point[kept], self.labels[kept]
         self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
-        self.edges = self.edges[kept]
+        self.loss = loss_of(self.loss, kept)
         self.squares.take(kept)
-        self.threat = select(self.threat, kept)
-        self.project = around(self.threat, self.x)
+        self._meet(select(self.threat, kept))
 
 
 class _Squares:
@@ -329,11 +388,11 @@ class _Squares:
         self.corners, self.all_signs = self.corners[kept], self.all_signs[kept]
 
 
-def _side(kind: type, p_init: float, query: int, height: int, width: int) -> int:
+def _side(order: float, p_init: float, query: int, height: int, width: int) -> int:
     """Side of the square of a proposal; odd for pyramids, so that they have a middle."""
     share = p_init / 2 ** sum(query > after for after in _HALVINGS)
     side = round(math.sqrt(share * height * width))
-    side = max(side, 1) if kind is Linf else max(side, 3) | 1
+    side = max(side, 1) if math.isinf(order) else max(side, 3) | 1
     return min(side, height, width)
 
 

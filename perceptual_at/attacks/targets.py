@@ -6,6 +6,8 @@ attack sums them, so that a sample's perturbation does not depend on who shares 
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -134,7 +136,8 @@ def kl_to(reference_logits: Tensor) -> PerSampleLoss:
         reference_logits: shape `(B, K)`, or dense `(B, K, *S)`; held fixed.
 
     Returns:
-        A function `(logits, labels) -> (B,)` for batches in the same order.
+        A function `(logits, labels) -> (B,)` for batches in the same order. Attacks that go on with some of the samples
+        ask its method `select(rows)` for theirs; a loss of your own that belongs to a batch can have one too.
 
     Raises:
         TypeError: if `reference_logits` are no floating-point tensor.
@@ -186,6 +189,25 @@ def _spread(largest: Tensor, low: Tensor) -> Tensor:
     """What the difference of logits is divided by; 1 where masked classes leave no third logit."""
     spread = largest - low + 1e-12
     return torch.where(low.isneginf(), torch.ones_like(spread), spread)
+
+
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
+
+
+def loss_of(loss: Loss, rows: Tensor) -> Loss:
+    """The loss for some samples of a batch; one that holds nothing for each sample has no `select`."""
+    own: Callable[[Tensor], Loss] | None = getattr(loss, "select", None)
+    return loss if own is None else own(rows)
+
+
+def towards(function: str, loss: PerSampleLoss) -> PerSampleLoss:
+    """What to ascend to be taken for targets: the loss towards them, turned round."""
+    if loss is dlr:
+        raise ValueError(
+            f"{function}: `loss`=dlr leads away from a class and, turned round, towards none; with `targets` use the "
+            "cross entropy or the margin."
+        )
+    return lambda logits, targets: -loss(logits, targets)
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:

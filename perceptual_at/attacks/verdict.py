@@ -15,7 +15,8 @@ class Verdict(Value):
     Attacks return it when called with `verdict=True`. Success was seen, not inferred: the model was run on
     exactly the `x_adv` that is returned, in the precision of the call, and took it for another class (for the
     target class in an attack with `targets`). A sample that the model gets wrong without any attack is a success at
-    step 0. Logits with NaN are neither right nor wrong and never count as success.
+    step 0. Logits with NaN are neither right nor wrong: such a sample is no success
+    and not `robust`.
 
     Examples:
         >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 1/4
@@ -41,6 +42,9 @@ class Verdict(Value):
     forwards: Tensor
     """Forward passes that were spent on the sample, those of the gradients included, integers `(B,)`."""
 
+    undefined: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    """The model gave NaN for a point of the sample, and nothing was a success: neither broken nor robust; `(B,)`."""
+
     def __post_init__(self) -> None:
         batch = self.x_adv.shape[:1]
         for name in ("success", "step", "gradients", "forwards"):
@@ -56,5 +60,5 @@ class Verdict(Value):
 
     @property
     def robust(self) -> Tensor:
-        """Samples that withstood the attack, boolean `(B,)`."""
-        return ~self.success
+        """Samples that withstood the attack, boolean `(B,)`; NaN is no right prediction."""
+        return ~self.success if self.undefined is None else ~(self.success | self.undefined)

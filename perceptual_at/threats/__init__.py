@@ -10,6 +10,7 @@ The functions here work for any threat model, also one of the user's own.
 
 from perceptual_at.threats.ball import Ball
 from perceptual_at.threats.kinds import as_ball as as_ball
+from perceptual_at.threats.kinds import as_released as as_released
 from perceptual_at.threats.kinds import is_ball as is_ball
 from perceptual_at.threats.kinds import is_published as is_published
 from perceptual_at.threats.kinds import norm_name as norm_name

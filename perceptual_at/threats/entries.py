@@ -91,6 +91,14 @@ def per_row(value: Entries) -> bool:
     return isinstance(value, Tensor) and (value.ndim == 1 or value.shape[0] != 1)
 
 
+def multipliable(bound: Entries, like: Tensor) -> Entries:
+    """A bound that zero can be multiplied with, in the dtype of a tensor."""
+    largest = torch.finfo(like.dtype).max / 4
+    if isinstance(bound, Tensor):
+        return bound.to(like.dtype).clamp(-largest, largest)
+    return min(max(bound, -largest), largest)
+
+
 def rows_taken(value: Entries, rows: Tensor) -> Entries:
     """The values that belong to some samples of a batch, by index or mask."""
     return value[rows.to(value.device)] if isinstance(value, Tensor) and per_row(value) else value

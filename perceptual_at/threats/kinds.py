@@ -1,5 +1,6 @@
 """What kind a threat model is, for attacks, records and checks that know some of them."""
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +17,9 @@ def is_ball(threat: Any) -> bool:
     return isinstance(threat, Ball)
 
 
-def as_ball(function: str, threat: Any) -> Ball:
+def as_ball(function: str, threat: Any) -> Linf | L2 | L1:
     """Require `Linf`, `L2` or `L1`, whose geometry an attack is written for."""
-    if not isinstance(threat, Ball):
+    if not isinstance(threat, Linf | L2 | L1):
         raise TypeError(f"{function}: `threat` must be Linf, L2 or L1, got {threat!r}; there is no form for others.")
     return threat
 
@@ -31,6 +32,11 @@ def is_published(threat: Any) -> bool:
         and not any(isinstance(bound, Tensor) for bound in threat.bounds)
         and threat.bounds == (0.0, 1.0)
     )
+
+
+def as_released(threat: Linf | L2 | L1) -> Linf | L2 | L1:
+    """The same set, projected onto in the order of AutoAttack's code."""
+    return dataclasses.replace(threat, projection="ball_box") if isinstance(threat, L2) else threat
 
 
 def norm_name(threat: Any) -> str:

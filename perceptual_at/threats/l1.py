@@ -24,7 +24,7 @@ from perceptual_at.threats.ball import (
     stretched,
     surely_inside,
 )
-from perceptual_at.threats.entries import Bounds, Entries
+from perceptual_at.threats.entries import Bounds, Entries, multipliable
 from perceptual_at.threats.simplex import threshold_by_climbing, threshold_by_sorting
 
 
@@ -133,6 +133,20 @@ class L1(Ball):
         moved = (moved.sign() * size).reshape(x.shape)
         return self.project(x + (moved if units is None else moved * units.weight.to(moved.dtype)), x)
 
+    def sparse(self, grad: Tensor, share: Tensor) -> Tensor:
+        """Signs of the largest entries of the gradient, a `share` `(B,)` of all, of unit norm: where APGD steps."""
+        units = self.units(grad)
+        weight = 1.0 if units is None else units.weight.to(grad.dtype)
+        gain = rows(grad if units is None else grad * weight)
+        size, entries = gain.abs(), gain.shape[1]
+        place = ((1 - share) * entries).long().clamp(0, entries - 1)
+        rank = entries - 1 - place  # from the largest; how many to look at is known without waiting on CPUs only
+        few = int(rank.max()) + 1 if rank.device.type == "cpu" else entries
+        least = size.topk(few, dim=1).values.gather(1, rank[:, None])
+        signs = gain.sign() * (size >= least)
+        step = (signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)).reshape(grad.shape)
+        return step if units is None else step * weight
+
     def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then projected."""
         _check.floating("L1.random_start", x=x)
@@ -171,7 +185,7 @@ class L1(Ball):
         low, high = self.box(x)
         delta = y - center
         signs = delta.sign()
-        up, down = (_finite(bound, delta) - center for bound in (high, low))
+        up, down = (multipliable(bound, delta) - center for bound in (high, low))
         room = torch.maximum(up * signs, down * signs).clamp_min_(0)  # not in place: only `signs` may be mapped
         units = self.units(x)
         wanted, room = _measured(delta.abs(), units), _measured(room, units)
@@ -183,16 +197,6 @@ class L1(Ball):
         outside = per_sample(size_seen(self, boxed, center, x.dtype) > eps, y)
         nearest = add_inward(center, moved * signs).clamp(low, high)  # type: ignore[arg-type]
         return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
-
-
-def _finite(bound: float | Tensor, like: Tensor) -> float | Tensor:
-    """A bound that zero can be multiplied with."""
-    largest = torch.finfo(like.dtype).max / 4
-    return (
-        bound.to(like.dtype).clamp(-largest, largest)
-        if isinstance(bound, Tensor)
-        else min(max(bound, -largest), largest)
-    )
 
 
 def _measured(size: Tensor, units: Units | None) -> Tensor:

@@ -121,7 +121,9 @@ def start(
     if not isinstance(generator, _random.SampleGenerator):
         return draw(x, generator=generator)
     generator = _random.checked(function, generator, x)
-    generator = generator if far else generator.fork(restart)
+    if far and hasattr(threat, "far_start"):
+        return draw(x, generator=generator)
+    generator = generator.fork(restart)
     if getattr(threat, "draws_per_sample", False):
         return draw(x, generator=generator)
     # A threat of the user's own draws from torch's generators: one for each sample.

@@ -9,13 +9,15 @@ direction that closes the gap, and $\sum_i |w_i| m_i = |g|$ remains. Where the b
 every entry with $w_i \ne 0$ moves as far as it can: to the corner of the box nearest to the plane.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perceptual_at.threats.entries import Bounds
+from perceptual_at.threats.entries import Bounds, multipliable
 
 _FEW = 128  # entries that a step in L1 hardly ever needs more of
 
@@ -27,7 +29,8 @@ def shift_linf(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) ->
         points: places in the box to start from, $t$; shape `(B, N)`, or `(S, B, N)` for several of each hyperplane.
         normals: of the hyperplanes, $w$; shape `(B, N)`. Where a row is zero, nothing moves.
         gaps: what is missing in $w \cdot t$, $g$; shape `(B,)` or `(S, B)`.
-        bounds: smallest and largest value of an entry, $l$ and $u$; may be infinite.
+        bounds: smallest and largest value of an entry, $l$ and $u$: numbers, or tensors that broadcast over the points;
+            may be infinite.
 
     Returns:
         The shifts $d$, shape and dtype of `points`.
@@ -99,6 +102,12 @@ def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
     return moved.mul_(way.signs)
 
 
+SHIFTS: dict[float, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
+    math.inf: shift_linf, 2.0: shift_l2, 1.0: shift_l1,
+}  # fmt: skip
+"""By the order of the norm."""
+
+
 class _Way(NamedTuple):
     """The way to the plane: where to, how much an entry counts, how far it can go, how much is missing `(..., 1)`."""
 
@@ -116,7 +125,7 @@ def _way(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> _Way:
     # Weights whose square is zero in this dtype would be neither there nor absent.
     facing = functional.hardshrink(normals / unit, info.tiny**0.5)
     signs = facing.sign() * gaps.sign()[..., None]
-    low, high = (min(max(bound, -info.max / 4), info.max / 4) for bound in bounds)  # 0 times infinity is no room
+    low, high = (multipliable(bound, points) for bound in bounds)
     room = torch.maximum((high - points).mul_(signs), (low - points).mul_(signs)).clamp_min_(0)
     return _Way(signs, facing.abs(), room, gaps.abs()[..., None] / unit)
 
