@@ -288,7 +288,10 @@ class _Trip:
         """
         if normal.device.type == "cpu" and not bool(normal.abs().amax() >= _ENDLESS):  # looking is free
             return normal, gap
-        endless = normal.abs() >= _ENDLESS
+        endless, here = normal.abs() >= _ENDLESS, rows(self.point)
+        up = normal.sign() * gap.sign()[:, None] > 0
+        movable = torch.where(up, here < self.space.high, here > self.space.low)  # others are at the edge already
+        normal, endless = normal.masked_fill(endless & ~movable, 0.0), endless & movable
         rises = endless.any(dim=1)
         direction = normal.sign() * endless
         far = gap.sign() * self.eps / 10 * _length(self.space.shortened(direction), self.threat.dual)
