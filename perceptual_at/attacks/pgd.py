@@ -1,6 +1,8 @@
 """Projected gradient attacks: one function over threat x loss."""
 
-from typing import Any, Literal, NamedTuple, overload
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -10,24 +12,83 @@ from perceptual_at._random import Generator
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.search import Search
-from perceptual_at.attacks.starts import random_start
-from perceptual_at.attacks.steps import ascended
-from perceptual_at.attacks.targets import margin
+from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, budget, check_threat, select
+from perceptual_at.threats import Threat, ascent, budget, check_threat, select
+from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PgdOptions(TypedDict, total=False):
+    """What `pgd` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    steps: int
+    step_size: float | Tensor | None
+    loss: PerSampleLoss
+    targets: Tensor | None
+    start: Literal["random", "clean"] | Tensor
+    restarts: int
+    momentum: float
+    eot: int
+    keep: Literal["last", "best"]
+    early_stop: bool
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: Generator | None
+
+
+class FgsmOptions(TypedDict, total=False):
+    """What `fgsm` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    loss: PerSampleLoss
+    targets: Tensor | None
+    start: Literal["random", "clean"] | Tensor
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: Generator | None
+
+
+class CwOptions(TypedDict, total=False):
+    """What `cw` can be given besides model, inputs, labels, threat and `verdict`."""
+
+    steps: int
+    step_size: float | Tensor | None
+    targets: Tensor | None
+    start: Literal["random", "clean"] | Tensor
+    restarts: int
+    keep: Literal["last", "best"]
+    early_stop: bool
+    model_mode: ModelMode
+    lane: Lane | None
+    validate: bool
+    generator: Generator | None
 
 
 @overload
 def pgd(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[PgdOptions]",
 ) -> Tensor: ...
 @overload
 def pgd(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: "Unpack[PgdOptions]"
 ) -> Verdict: ...
-def pgd(  # type: ignore[misc]  # the options of the overloads are checked by the call
+@overload
+def pgd(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: bool, **options: "Unpack[PgdOptions]"
+) -> Tensor | Verdict: ...
+def pgd(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -126,13 +187,23 @@ def pgd(  # type: ignore[misc]  # the options of the overloads are checked by th
 
 @overload
 def fgsm(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[FgsmOptions]",
 ) -> Tensor: ...
 @overload
 def fgsm(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: "Unpack[FgsmOptions]"
 ) -> Verdict: ...
-def fgsm(  # type: ignore[misc]
+@overload
+def fgsm(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: bool, **options: "Unpack[FgsmOptions]"
+) -> Tensor | Verdict: ...
+def fgsm(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -181,23 +252,30 @@ def fgsm(  # type: ignore[misc]
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    check_threat("fgsm", threat)
-    step_size = budget("fgsm", threat)
     terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict)
-    return _ascended(
-        "fgsm", model, x, labels, threat, terms, _Climb(1, step_size, verdict=verdict, generator=generator)
-    )
+    climb = _Climb(1, None, verdict=verdict, generator=generator, reach=1.0)
+    return _ascended("fgsm", model, x, labels, threat, terms, climb)
 
 
 @overload
 def cw(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[False] = ..., **options: Any
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    verdict: Literal[False] = ...,
+    **options: "Unpack[CwOptions]",
 ) -> Tensor: ...
 @overload
 def cw(
-    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: Any
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: Literal[True], **options: "Unpack[CwOptions]"
 ) -> Verdict: ...
-def cw(  # type: ignore[misc]
+@overload
+def cw(
+    model: Model, x: Tensor, labels: Tensor, threat: Threat, *, verdict: bool, **options: "Unpack[CwOptions]"
+) -> Tensor | Verdict: ...
+def cw(
     model: Model,
     x: Tensor,
     labels: Tensor,
@@ -272,30 +350,30 @@ class _Climb(NamedTuple):
     early_stop: bool = False
     verdict: bool = False
     generator: Generator | None = None
+    reach: float = 2.5
+    """How many budgets far all steps together go where their length is left open."""
 
 
 def _ascended(
     function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms, climb: _Climb
 ) -> Tensor | Verdict:
     """The attacks. Errors speak of `function`."""
-    _check_climb(function, climb, terms.start)
+    step_size = _check_climb(function, x, threat, terms, climb)
     with opened(function, model, x, labels, threat, terms) as victim:
-        step_size = climb.step_size
-        if step_size is None:
-            step_size = 2.5 * budget(function, threat) / climb.steps
         loss: PerSampleLoss = terms.loss  # type: ignore[assignment]
-        towards: PerSampleLoss = loss if terms.targets is None else (lambda logits, aims: -loss(logits, aims))
+        if terms.targets is not None:
+            loss = _Towards(loss)
         if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
-            return _searched(victim, threat, towards, terms, climb._replace(step_size=step_size))
-        center = victim.x.to(victim.width)
+            return _searched(victim, threat, loss, terms, climb._replace(step_size=step_size))
+        x, center = victim.x, victim.x.to(victim.width)
         point = _start(function, terms.start, center, threat, climb.generator, 0)
-        velocity = None
+        up, velocity = ascent(threat, center, step_size), None
         for _ in range(climb.steps if len(x) else 0):
-            grad = victim.slope(visible(point, victim.x, threat), victim.labels, towards)
+            grad = victim.slope(visible(point, x, threat), victim.labels, loss)
             if climb.momentum:
                 grad = velocity = _accelerated(grad, velocity, climb.momentum)
-            point = ascended(threat, point, center, grad, step_size)
-        return visible(point, victim.x, threat)
+            point = up(point, grad)
+        return visible(point, x, threat)
 
 
 def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms, climb: _Climb) -> Tensor | Verdict:
@@ -305,8 +383,8 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
         return search.result(climb.verdict)
     best, steps = climb.keep == "best", climb.steps
     for restart in range(climb.restarts):
-        run = _Run(victim, threat, climb)
-        run.point = _start(victim.function, terms.start, run.center, threat, climb.generator, restart)
+        run = _Run(victim, threat, loss, climb)
+        run.begin(_start(victim.function, terms.start, run.center, threat, climb.generator, restart))
         if climb.early_stop and restart:
             run.take(~search.success)
         inside = not isinstance(terms.start, Tensor)  # a given start may be outside the set
@@ -314,7 +392,7 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
             if not len(run.x):
                 break
             seen = visible(run.point, run.x, run.threat)
-            answer = victim.gradient(seen, run.labels, loss)
+            answer = victim.gradient(seen, run.labels, run.loss)
             grad = answer.grad
             search.spend(run.at, gradients=terms.eot)
             if best and inside:
@@ -328,7 +406,7 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
             inside = True
         if len(run.x):
             last = visible(run.point, run.x, run.threat)
-            values, logits = victim.value(last, run.labels, loss)
+            values, logits = victim.value(last, run.labels, run.loss)
             search.spend(run.at, forwards=terms.eot)
             search.offer(run.at, last, values, search.wrong(run.at, logits) if terms.judged else None, steps)
     if terms.judged and victim.confirms:
@@ -340,31 +418,56 @@ class _Run:
     """One run from one start, for the samples `at` of the batch that are still in it."""
 
     point: Tensor
+    up: Callable[[Tensor, Tensor], Tensor]
 
-    def __init__(self, victim: Victim, threat: Threat, climb: _Climb) -> None:
-        self.x, self.labels, self.threat = victim.x, victim.labels, threat
+    def __init__(self, victim: Victim, threat: Threat, loss: PerSampleLoss, climb: _Climb) -> None:
+        self.x, self.labels, self.threat, self.loss = victim.x, victim.labels, threat, loss
         self.step_size, self.momentum = climb.step_size, climb.momentum
         self.center = victim.x.to(victim.width)
         self.at = torch.arange(len(victim.x), device=victim.x.device)
         self.velocity: Tensor | None = None
 
+    def begin(self, point: Tensor) -> None:
+        """Place every sample."""
+        self.point = point
+        self.up = ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
+
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
         if self.momentum:
             grad = self.velocity = _accelerated(grad, self.velocity, self.momentum)
-        self.point = ascended(self.threat, self.point, self.center, grad, self.step_size)  # type: ignore[arg-type]
+        self.point = self.up(self.point, grad)
 
     def take(self, kept: Tensor) -> Tensor:
-        """Go on with some of the samples; gives their places."""
+        """Go on with some of the samples, and with what belongs to them; gives their places."""
         left = places(kept)
-        self.x, self.center, self.labels, self.point, self.at = (
-            value[left] for value in (self.x, self.center, self.labels, self.point, self.at)
+        if len(left) == len(self.x):
+            return left
+        self.x, self.center, self.labels, self.at = (
+            value[left] for value in (self.x, self.center, self.labels, self.at)
         )
         self.threat = select(self.threat, left)
+        self.loss = getattr(self.loss, "select", lambda _: self.loss)(left)
         self.velocity = None if self.velocity is None else self.velocity[left]
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[left]
+        self.begin(self.point[left])
         return left
+
+
+class _Towards:
+    """The loss towards targets, to be descended."""
+
+    def __init__(self, loss: PerSampleLoss) -> None:
+        self.loss = loss
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What is ascended instead."""
+        return -self.loss(logits, targets)
+
+    def select(self, rows: Tensor) -> "_Towards":
+        """The same for some samples of the batch."""
+        return _Towards(getattr(self.loss, "select", lambda _: self.loss)(rows))
 
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
@@ -380,7 +483,7 @@ def _start(
     """Where to begin, in the working dtype."""
     if isinstance(start, Tensor):
         return start.detach().to(center.dtype, copy=start.is_inference())
-    return center if start == "clean" else random_start(function, threat, center, generator, restart)
+    return center if start == "clean" else start_of(function, threat, center, generator, restart=restart)
 
 
 def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -388,19 +491,55 @@ def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)
 
 
-def _check_climb(function: str, climb: _Climb, start: str | Tensor) -> None:
+def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: _Climb) -> float | Tensor:
+    """Require options that go together; gives the length of a step."""
+    _check.floating(function, x=x)
+    check_threat(function, threat)
     _check.count(function, "steps", climb.steps)
     _check.number(function, "momentum", climb.momentum, at_least=0.0)
     _check.choice(function, "keep", climb.keep, ("last", "best"))
     _check.count(function, "restarts", climb.restarts)
-    if climb.restarts > 1 and not (isinstance(start, str) and start == "random"):
+    if climb.restarts > 1 and not (isinstance(terms.start, str) and terms.start == "random"):
         raise ValueError(
             f"{function}: `restarts`={climb.restarts} has no effect with a fixed start; pass start='random' or drop it."
         )
-    if climb.step_size is not None and not isinstance(climb.step_size, Tensor):
-        _check.number(function, "step_size", climb.step_size, above=0.0)
     if climb.early_stop and climb.keep != "best":
         raise ValueError(
             f"{function}: `early_stop` returns the first misclassified iterate, which keep={climb.keep!r} does not; "
             "pass keep='best', or drop it."
+        )
+    if terms.targets is not None and terms.loss is dlr:
+        raise ValueError(
+            f"{function}: `loss`=dlr leads away from one class and, turned round, towards none; with `targets` use "
+            "cross_entropy or margin."
+        )
+    if climb.step_size is None:
+        return climb.reach * budget(function, threat) / climb.steps
+    _check_step_size(function, climb.step_size, x, threat, read=terms.validate)
+    return climb.step_size
+
+
+def _check_step_size(function: str, step_size: float | Tensor, x: Tensor, threat: Threat, *, read: bool) -> None:
+    """Require a positive length, or one per sample, that is not meant in 255ths."""
+    if isinstance(step_size, Tensor) and step_size.ndim:
+        if step_size.shape != x.shape[:1] or not step_size.is_floating_point():
+            raise ValueError(
+                f"{function}: `step_size` must be a number or floating-point numbers of shape ({len(x)},), got "
+                f"{step_size.dtype} of shape {tuple(step_size.shape)}."
+            )
+        if read and not torch.compiler.is_compiling() and not bool(((step_size > 0) & step_size.isfinite()).all()):
+            raise ValueError(f"{function}: every `step_size` must be positive and finite, got {step_size}.")
+        return
+    if isinstance(step_size, Tensor):
+        step_size = float(step_size)
+    _check.number(function, "step_size", step_size, above=0.0)
+    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or not step_size > high - low or not x.numel():
+        return
+    eps = getattr(threat, "eps", None)  # a step of many budgets is a way to go straight to the edge
+    side = x.new_full((1, *x.shape[1:]), high - low, dtype=torch.float32)
+    if isinstance(eps, float | int) and step_size > 20.001 * eps and step_size > float(threat.norm(side).max()):
+        raise ValueError(
+            f"{function}: `step_size`={step_size:g} is further than across the input range {(low, high)}. It is in "
+            f"input units, not in 255ths: did you mean {step_size:g} / 255?"
         )

@@ -73,6 +73,8 @@ class Ball:
     """Order of the norm."""
     draws_per_sample: ClassVar[bool] = True
     """Whether `random_start` takes a `SampleGenerator`."""
+    looks: ClassVar[bool] = True
+    """Whether what `around` gives looks at numbers where that is free."""
     eps: Entries
     bounds: Bounds
 

@@ -47,6 +47,7 @@ class Linf(Ball):
     eps: Entries
     bounds: Bounds = dataclasses.field(default=(0.0, 1.0), kw_only=True)
     p: ClassVar[float] = math.inf
+    looks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         Ball.__post_init__(self)

@@ -100,6 +100,8 @@ def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Callable[[Te
     if own is not None:
         return lambda point, grad: own(point, x, grad, step_size)
     project = around(threat, x)
+    if getattr(threat, "looks", False):  # steps wait for nothing
+        project = lambda point: threat.project(point, x)  # noqa: E731
     length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
     return lambda point, grad: project(point + length * threat.steepest(grad))
 
