@@ -21,7 +21,7 @@ from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, as_released, budgets, check_threat, norm_name, select
-from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, misclassified, opened
+from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, opened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -195,7 +195,12 @@ def auto_attack(
         classes = _clean(victim, search, x, torch.split(everyone, batch_size))
         composition = _composition(version, threat, classes)
         notes = _notes(composition, classes, victim.model)
-        warnings = _suspicions(victim.without_lane(), x[:batch_size], labels[:batch_size], version) if len(x) else []
+        first = everyone[:batch_size]
+        by_gradient = any(name != "square" for name, _ in composition)
+        warnings = inspection.suspicions(
+            victim.without_lane(), x[first], labels[first], select(threat, first),
+            {"cross entropy": cross_entropy, "margin": margin} if by_gradient else {}, averages=version == "rand",
+        ) if len(x) else []  # fmt: skip
         if backend == "native":
             attacks = _native(victim.model, composition, threat, numbers, classes)
         else:
@@ -215,22 +220,16 @@ def auto_attack(
                     broken_by[at[found.success]] = place
                     bar.advance(len(at), robust=f"{_share(~(search.success | search.undefined)):.2%}")
             broken = before - len(search.remaining())
-            if name == "square" and place and broken > 0.002 * len(x):
-                warnings.append(_SQUARE.format(broken, len(x)))
+            if name == "square" and place:
+                warnings.append(inspection.square_alone(broken, len(x), composition[place][1]["queries"]))
         if backend == "pyautoattack":
             warnings.extend(heard)
     if not verdict:
         return search.x_adv
     return AutoAttackVerdict(
         search.x_adv, search.success, search.step, search.gradients, search.forwards, broken_by, protocol,
-        tuple(dict.fromkeys(warnings)), undefined=search.undefined & ~search.success,
+        tuple(dict.fromkeys(filter(None, warnings))), undefined=search.undefined & ~search.success,
     )  # fmt: skip
-
-
-_SQUARE = (
-    "Square, which uses no gradients, broke {} of {} samples that withstood the attacks before it: their gradients may "
-    "be masked. Run it with more queries, and an attack made for this model."
-)
 
 
 def _native(
@@ -293,37 +292,6 @@ def _clean(victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor])
         search.judge(at, x[at], logits, 0)
         classes = logits.shape[1]
     return classes
-
-
-def _suspicions(victim: Victim, x: Tensor, labels: Tensor, version: Version) -> list[str]:
-    """What the first batch says against trusting the result."""
-    warnings = []
-    logits = victim.logits(x)
-    if version != "rand" and (spread := inspection.passes_differ(victim, x)) > 1e-4:
-        warnings.append(
-            f"the model is random: equal passes differ by up to {spread:.2g} of the logits' length. A single pass of "
-            'such a model cannot be trusted; use version="rand", which averages over passes.'
-        )
-    if inspection.gives_probabilities(logits):
-        warnings.append(
-            "the model seems to return probabilities, not logits: a softmax in the model makes gradients vanish. "
-            "Attack the logits."
-        )
-    if inspection.takes_gradients(victim.model, x[:1]):
-        warnings.append(
-            "the model computes gradients in its forward pass (a defence that adapts to its input?): attacks that do "
-            "not follow it there may be too weak."
-        )
-    right = ~misclassified(logits, labels)
-    for name, loss in (("cross entropy", cross_entropy), ("margin", margin)):
-        zero = int((inspection.zero_gradients(victim, x, labels, loss) & right).sum())
-        if zero:
-            warnings.append(
-                f"the gradient of the {name} is exactly zero for {zero} of {int(right.sum())} samples: saturated "
-                "logits or a part that is not differentiable. Attacks by gradient cannot move these; rely on Square or "
-                "attack a smooth stand-in."
-            )
-    return warnings
 
 
 def _check_version(version: Any) -> None:

@@ -2,15 +2,14 @@
 
 import dataclasses
 import math
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perceptual_at._binomial import rare
 from perceptual_at._rounding import accumulator
 from perceptual_at.evaluation.fingerprints import tensors_of
-from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.threats import Threat
 from perceptual_at.victims import Model
 from perceptual_at.victims.finding import bare
@@ -174,7 +173,7 @@ def check_deterministic(model: Model, x: Tensor) -> Check:
         False
     """
     with torch.no_grad():
-        value = outputs_differ(model(x), model(x))
+        value = outputs_differ(model(x.clone()), model(x.clone()))
     return Check(
         "deterministic", value == 0, value, f"two passes differ by {value:.3g}",
         "" if value == 0 else "a random layer: single verdicts are luck, and gradients of one pass mislead attacks",
@@ -203,8 +202,8 @@ def check_batches(model: Model, x: Tensor) -> Check:
     """
     cut = (len(x) + 2) // 3
     with torch.no_grad():
-        whole = model(x)
-        apart = torch.cat([model(x[:cut]), model(x[cut:])]) if cut < len(x) else model(x)
+        whole = model(x.clone())
+        apart = torch.cat([model(x[:cut].clone()), model(x[cut:].clone())]) if cut < len(x) else model(x.clone())
         value = max(largest_difference(whole, model(x.flip(0)).flip(0)), largest_difference(whole, apart))
     return Check(
         "batches", value == 0, value, f"logits differ by {value:.3g} in another batch",
@@ -246,7 +245,7 @@ def check_gradients(
     """
     zero, _ = lost_gradients(model, x, labels, threat)
     count = int(zero.sum())
-    passed = binomial_tail(count, len(x), Fraction(1, 100)) >= level
+    passed = not rare(count, len(x), level=level)
     where = "" if threat is None or not count else ", although their logits change in the ball"
     return Check(
         "gradients", passed, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient{where}",
@@ -278,12 +277,12 @@ def check_ties(model: Model, x: Tensor, *, level: float = 0.01) -> Check:
         (True, False)
     """
     with torch.no_grad():
-        logits = model(x)
+        logits = model(x.clone())
     top = logits.topk(2, dim=1).values
     tied = (top[:, 0] - top[:, 1] <= torch.finfo(logits.dtype).eps * top[:, 0].abs()).reshape(len(x), -1)
     share = tied.double().mean(dim=1)  # of the places of a sample, if it has several
     count = int((share > 0.5).sum())
-    passed = binomial_tail(count, len(x), Fraction(1, 100)) >= level
+    passed = not rare(count, len(x), level=level)
     return Check(
         "ties", passed, count / len(x), f"the two largest logits of {count} of {len(x)} samples cannot be told apart",
         "" if passed else "logits that are too coarse: half precision, or a large constant added to them",

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._progress import Bar
@@ -23,7 +23,7 @@ from perceptual_at.evaluation.run import PROBE, Batch, Run, Settings
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.victims import Lane, Model, check_lane, frozen
+from perceptual_at.victims import Lane, Model, check_lane, frozen, modules_of
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
@@ -64,7 +64,7 @@ def evaluate(
             identifies each sample; without one, samples are numbered as they come.
         attacks: by name, functions `(model, x, labels)` that give `x_adv` or a `Verdict`, for example
             `{"pgd20": functools.partial(pgd, threat=Linf(8 / 255), steps=20)}`. Empty gives clean accuracy.
-        device: where to run; None means where the model's parameters are (for other callables, where the batch is).
+        device: where to run; None means where the model's parameters are; where none are found, the batch stays.
         progress: show a progress bar with the accuracies so far, when tqdm is installed.
         seed: of the noise of the attacks.
         cascade: leave out samples that an earlier attack has broken. Cheaper, and the worst case is the same, but
@@ -112,8 +112,8 @@ def evaluate(
     if lane is not None:
         check_lane("evaluate", model, "eval", lane)
     if device is None:
-        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        device = None if parameter is None else parameter.device
+        parameters = (parameter for module in modules_of(model) for parameter in module.parameters())
+        device = next((parameter.device for parameter in parameters), None)
     texts, fingerprint = _identity(model, plans, settings, lane, strict=record is not None)
     software = versions()
     with frozen(model) as f, frozen(f, lane=lane) as fast, Record(record, fingerprint, texts, software) as known:

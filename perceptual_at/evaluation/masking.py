@@ -1,8 +1,6 @@
 """Attacks of several strengths on the same samples: the stronger must break what the weaker breaks."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -33,7 +31,7 @@ from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losses, check_stronger
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import L1, L2, Linf, Threat, select
+from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
 from perceptual_at.victims import Model, frozen, misclassified
 
 
@@ -162,7 +160,7 @@ class _Sample:
         return _Attacks(with_gradient(model), self.x, self.labels, threat, seed=self.seed)
 
     def _wider(self) -> Tensor:
-        return self._attacks(self.model, _doubled(self.threat)).broken(self.steps)
+        return self._attacks(self.model, self.threat.scaled(2.0)).broken(self.steps)
 
     def _by(self, attack: Attack) -> Tensor:
         return _broken(self.model, _points(attack(self.model, self.x, self.labels)), self.labels)
@@ -174,14 +172,14 @@ class _Sample:
 
     def _square(self, queries: int) -> Attack | None:
         """The black-box attack of the library, where it knows the norm."""
-        if not isinstance(self.threat, Linf | L2 | L1):
+        if not is_ball(self.threat):
             return None
-        shape, threat = self.x.shape, self.threat
+        shape, threat = self.x.shape, as_ball("sanity_checks", self.threat)
 
         def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
             noise = SampleGenerator(self.seed, torch.arange(len(x)))
             image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
-            found = square(
+            found: Tensor = square(  # type: ignore[call-overload]  # a ball is one of the three
                 lambda images: model(images.reshape(-1, *shape[1:])),
                 image,
                 labels,
@@ -223,7 +221,7 @@ def check_whole_box(
         >>> check_whole_box(lambda x: model(x.detach()), x, labels, Linf(0.03)).passed
         False
     """
-    everything = _whole_box(threat, x)
+    everything = whole_box(threat, x)
     if not _reaches(everything, x):
         return Check.without_premise("whole_box", "no budget of this threat reaches every point of the box")
     attacks = _Attacks(with_gradient(model), x, labels, everything, seed=seed)
@@ -257,26 +255,6 @@ class _Attacks:
         return torch.stack([_broken(self.model, one, self.labels) for one in points]).any(dim=0)
 
 
-def _whole_box(threat: Threat, x: Tensor) -> Threat:
-    """The same kind of threat, large enough to reach every point of the box."""
-    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
-    width = high - low if math.isfinite(high - low) else float(x.max() - x.min())
-    if isinstance(threat, Linf):
-        return dataclasses.replace(threat, eps=width)
-    if isinstance(threat, L2 | L1):
-        return dataclasses.replace(threat, eps=float(threat.norm(x.new_full((1, *x.shape[1:]), width))))
-    return threat.scaled(100.0)
-
-
-def _doubled(threat: Threat) -> Threat:
-    """Twice the budget, up to the size of the box."""
-    if isinstance(threat, Linf):
-        width = threat.bounds[1] - threat.bounds[0]
-        eps = (2 * threat.eps).clamp_max(width) if isinstance(threat.eps, Tensor) else min(2 * threat.eps, width)
-        return dataclasses.replace(threat, eps=eps)
-    return threat.scaled(2.0)
-
-
 def _reaches(threat: Threat, x: Tensor) -> bool:
     """Whether a threat holds points on the other side of the box in every entry at once."""
     low, high = (torch.as_tensor(bound).to(x) for bound in getattr(threat, "bounds", (float(x.min()), float(x.max()))))
@@ -295,7 +273,7 @@ def _broken(model: Model, x: Tensor, labels: Tensor) -> Tensor:
 
 def _outputs(model: Model, x: Tensor) -> Any:
     with torch.no_grad():
-        return model(x)
+        return model(x.clone())  # which a model may write to
 
 
 def _guarded(name: str, check: Callable[..., Check], *arguments: Any, **options: Any) -> Check:
@@ -342,8 +320,7 @@ def _check_call(
         _check.labels("sanity_checks", labels, x=x)
     if not len(x):
         raise ValueError("sanity_checks: `x` holds no sample.")
-    if not isinstance(threat, Threat) or isinstance(threat, type):
-        raise TypeError(f"sanity_checks: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
+    check_threat("sanity_checks", threat)
     _check.count("sanity_checks", "steps", steps)
     _check.count("sanity_checks", "queries", queries)
     _check.number("sanity_checks", "level", level, above=0.0, below=1.0)

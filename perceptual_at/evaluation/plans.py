@@ -12,7 +12,7 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints import Opaque, describe
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import Threat, select
+from perceptual_at.threats import Threat, is_threat, select
 from perceptual_at.victims import Model
 
 _OF_SAMPLES = ("targets", "start", "step_size")
@@ -36,7 +36,7 @@ class Plan:
         self.takes_index = options.get("index", ...) is None
         self.point = {"last": "final iterate", "best": "any iterate"}.get(options.get("keep", ""), "returned point")
         threat = options.get("threat")
-        self.threat = threat if isinstance(threat, Threat) and not isinstance(threat, type) else None
+        self.threat = threat if is_threat(threat) else None
         self.of_samples = {name: options[name] for name in _OF_SAMPLES if _is_of_samples(options.get(name))}
         self.kind = getattr(_innermost(attack), "__name__", "")
         self.moves = self.kind not in _GIVES_BACK

@@ -8,7 +8,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._rounding import accumulator, round_down
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.threats import L1, L2, Linf
+from perceptual_at.threats import L1, L2, Ball, Linf, as_ball
 from perceptual_at.victims import Model, frozen, misclassified
 
 
@@ -56,7 +56,7 @@ def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 
     lattice = lattice.clamp(-round_down(-low, x.dtype), round_down(high, x.dtype))  # type: ignore[arg-type]
     nearest = ((x_adv.to(values.dtype) - low) * ((levels - 1) / (high - low))).round()
     places = nearest.long().clamp(0, levels - 1)
-    if isinstance(threat, Linf):
+    if math.isinf(as_ball("quantize", threat).p):
         places = _into_cube(places, lattice, x, threat)
     else:
         places = _into_ball(places, lattice, x_adv, x, threat)
@@ -97,23 +97,22 @@ def still_adversarial(model: Model, x_adv: Tensor, labels: Tensor) -> Tensor:
     """
     _check.floating("still_adversarial", x_adv=x_adv)
     with torch.no_grad(), frozen(model) as f:
-        logits = f(x_adv)
+        logits = f(x_adv.clone())  # which a model may write to
     _check.logits("still_adversarial", **{"model(x_adv)": logits})
     _check.labels("still_adversarial", labels, classes=logits.shape[1], x_adv=x_adv)
     return misclassified(logits, labels)
 
 
-def _check_call(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, levels: int) -> None:
+def _check_call(x_adv: Tensor, x: Tensor, threat: Ball, levels: int) -> None:
     _check.same_shape("quantize", x=x, x_adv=x_adv)
     if x_adv.dtype != x.dtype:
         raise ValueError(f"quantize: `x_adv` is {x_adv.dtype} but `x` is {x.dtype}; the two must be equal.")
-    if not isinstance(threat, Linf | L2 | L1):
-        raise TypeError(f"quantize: `threat` must be Linf, L2 or L1, got {threat!r}.")
+    as_ball("quantize", threat)
     _check.count("quantize", "levels", levels)
     if levels < 2 or torch.finfo(x.dtype).eps * (levels - 1) >= 1:
         raise ValueError(f"quantize: `levels`={levels} cannot be told apart in {x.dtype}; use float32 inputs.")
-    if not all(math.isfinite(bound) for bound in threat.bounds):
-        raise ValueError(f"quantize: `threat` must have finite bounds, got {threat!r}.")
+    if not all(not isinstance(bound, Tensor) and math.isfinite(bound) for bound in threat.bounds):
+        raise ValueError(f"quantize: `threat` must have two finite numbers as bounds, got {threat!r}.")
     if not bool(x.isfinite().all() & x_adv.isfinite().all()):
         raise ValueError("quantize: `x` or `x_adv` contains NaN or infinite values.")
 
@@ -123,12 +122,9 @@ def _distance(points: Tensor, x: Tensor) -> Tensor:
     return (points.to(accumulator(x)) - x.to(accumulator(x))).abs()
 
 
-def _inside(points: Tensor, x: Tensor, threat: Linf | L2 | L1) -> Tensor:
+def _inside(points: Tensor, x: Tensor, threat: Ball) -> Tensor:
     """Which samples lie in the ball, boolean `(B,)`."""
-    gap = _distance(points, x)
-    size = threat.norm(gap)
-    eps = threat.eps.to(size) if isinstance(threat.eps, Tensor) else threat.eps
-    return size <= eps
+    return threat.contains(points, x)
 
 
 def _towards(places: Tensor, lattice: Tensor, x: Tensor) -> Tensor:
@@ -136,9 +132,12 @@ def _towards(places: Tensor, lattice: Tensor, x: Tensor) -> Tensor:
     return (places + (x - lattice[places]).sign().long()).clamp(0, len(lattice) - 1)
 
 
-def _into_cube(places: Tensor, lattice: Tensor, x: Tensor, threat: Linf) -> Tensor:
+def _into_cube(places: Tensor, lattice: Tensor, x: Tensor, threat: Ball) -> Tensor:
     """Step towards `x`, entry by entry, where outside and as long as that comes nearer."""
-    eps = per_sample(threat.eps.to(x.device), x) if isinstance(threat.eps, Tensor) else threat.eps
+    eps = threat.eps
+    if isinstance(eps, Tensor):
+        eps = per_sample(eps, x) if eps.ndim == 1 else eps
+        eps = eps.to(x.device)
     while True:
         gap, nearer = _distance(lattice[places], x), _towards(places, lattice, x)
         moves = (gap > eps) & (_distance(lattice[nearer], x) < gap)
@@ -147,7 +146,7 @@ def _into_cube(places: Tensor, lattice: Tensor, x: Tensor, threat: Linf) -> Tens
         places = torch.where(moves, nearer, places)
 
 
-def _into_ball(places: Tensor, lattice: Tensor, x_adv: Tensor, x: Tensor, threat: L2 | L1) -> Tensor:
+def _into_ball(places: Tensor, lattice: Tensor, x_adv: Tensor, x: Tensor, threat: Ball) -> Tensor:
     """Step towards `x` with the fewest, cheapest entries of the samples that are outside."""
     while True:
         outside = ~_inside(lattice[places], x, threat)
@@ -162,7 +161,7 @@ def _into_ball(places: Tensor, lattice: Tensor, x_adv: Tensor, x: Tensor, threat
 
 
 def _first_inside(
-    places: Tensor, nearer: Tensor, order: Tensor, usable: Tensor, lattice: Tensor, x: Tensor, threat: L2 | L1
+    places: Tensor, nearer: Tensor, order: Tensor, usable: Tensor, lattice: Tensor, x: Tensor, threat: Ball
 ) -> Tensor:
     """Move the fewest entries of `order` that bring each sample inside; all usable ones where none do."""
     rank = torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=x.device).expand_as(order))

@@ -285,7 +285,7 @@ class Run:
 
     def _outputs(self, x: Tensor) -> Any:
         with torch.no_grad():
-            return self.model(x)
+            return self.model(x.clone())  # which a model may write to
 
 
 def _scores_of(judged: Sequence[Judged]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._binomial import binomial_tail as binomial_tail
 
 
 class Interval(NamedTuple):
@@ -222,36 +223,6 @@ def bootstrap_interval(
     tail = (1.0 - confidence) / 2
     low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
     return Interval(low, high)
-
-
-def binomial_tail(successes: int, n: int, probability: Fraction) -> float:
-    """Exact chance of at least `successes` in `n` independent trials.
-
-    Args:
-        successes: how many, in `[0, n]`.
-        n: trials.
-        probability: of a success in each, a fraction in [0, 1].
-
-    Returns:
-        The probability, rounded once at the end.
-
-    Examples:
-        >>> binomial_tail(2, 3, Fraction(1, 2))  # three of eight, and one of eight
-        0.5
-    """
-    p, q = probability.numerator, probability.denominator - probability.numerator
-    if not (p and q):
-        return float(successes == 0 or p > 0)
-    # Whole numbers, C(n, k) p^k q^(n-k), from the nearer end of the distribution.
-    upper = successes > n - successes
-    (p, q), terms = ((q, p), n - successes + 1) if upper else ((p, q), successes)
-    total, term = 0, q**n
-    for k in range(terms):
-        total += term
-        term = term * (n - k) * p // ((k + 1) * q)
-    everything = (p + q) ** n
-    share: float = (total if upper else everything - total) / everything
-    return share
 
 
 def _quantile(function: str, confidence: float) -> float:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceptual_at import _check
 from perceptual_at._shapes import per_sample
@@ -91,8 +92,12 @@ def fixed(function: str, h: Map) -> None:
 
 
 def call(function: str, h: Map, points: Tensor) -> Tensor:
-    """Evaluate `h` and require one output per point."""
-    values = h(points)
+    """Evaluate `h` and require one output per point.
+
+    Attention runs as plain matrix products: its fused kernels have no forward mode and no second derivatives.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        values = h(points)
     if not isinstance(values, Tensor):
         raise TypeError(f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}.")
     if values.ndim < 1 or values.shape[0] != points.shape[0]:

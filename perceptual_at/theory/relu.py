@@ -14,9 +14,10 @@ from perceptual_at.theory.taylor import segment_residual
 # Where each piecewise-linear activation bends, by the name under which torch calls it.
 _AT_ZERO = ("relu", "leaky_relu", "prelu", "rrelu", "abs")
 _SMOOTH = (
-    "celu", "elu", "exp", "gelu", "glu", "hardswish", "log_softmax", "logsigmoid", "mish", "normalize",
-    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "sin", "cos", "softmax", "softplus", "softsign",
-    "square", "sqrt", "tanh", "layer_norm", "group_norm", "instance_norm", "log",
+    "_native_multi_head_attention", "celu", "elu", "exp", "gelu", "glu", "hardswish", "log_softmax", "logsigmoid",
+    "mish", "multi_head_attention_forward", "normalize", "scaled_dot_product_attention", "selu", "sigmoid", "silu",
+    "sin", "cos", "softmax", "softplus", "softsign", "square", "sqrt", "tanh", "layer_norm", "group_norm",
+    "instance_norm", "log",
 )  # fmt: skip
 _MANY_INPUTS = ("max_pool", "maximum", "minimum", "amax", "amin", "fractional_max_pool")
 

@@ -1,7 +1,8 @@
 """Signs that a model makes attacks fail without being robust, as values; what they mean is for the caller to say."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _random
+from perceptual_at._binomial import rare
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
@@ -50,11 +52,6 @@ def takes_gradients(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     finally:
         sys.setprofile(before)
     return bool(seen)
-
-
-def zero_gradients(victim: Victim, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
-    """Samples whose gradient is zero in every entry, boolean `(B,)`."""
-    return (rows(victim.gradient(x, labels, loss).grad) == 0).all(dim=1)
 
 
 def gradient_sizes(
@@ -119,3 +116,64 @@ def lost_gradients(
         varies[at] = ~constant_outputs(model, x[at], select(threat, at))
         zero, tiny = zero & varies, tiny & varies
     return zero, tiny
+
+
+def suspicions(
+    victim: Victim,
+    x: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    losses: Mapping[str, PerSampleLoss],
+    *,
+    averages: bool = False,
+) -> list[str]:
+    """What some samples say against trusting attacks on a model, in sentences; never an error.
+
+    Args:
+        victim: the model.
+        x: clean inputs.
+        labels: class indices `(B,)`.
+        threat: the ball in which logits that never change are no sign of masking.
+        losses: what attacks by gradient ascend, by name; none for attacks that need no gradient.
+        averages: whether the attacks average over passes, as random models want it.
+    """
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # a model that cannot do what only a diagnosis asks of it
+        logits = victim.logits(x)
+        if not averages and (spread := passes_differ(victim, x)) > 1e-4:
+            found.append(
+                f"the model is random: equal passes differ by up to {spread:.2g} of the logits' length. A single pass "
+                'of such a model cannot be trusted; use version="rand", which averages over passes.'
+            )
+        if gives_probabilities(logits):
+            found.append(
+                "the model seems to return probabilities, not logits: a softmax in the model makes gradients vanish. "
+                "Attack the logits."
+            )
+        if takes_gradients(victim.model, x[:1].clone()):
+            found.append(
+                "the model computes gradients in its forward pass (a defence that adapts to its input?): attacks that "
+                "do not follow it there may be too weak."
+            )
+        right = places(logits.argmax(dim=1) == labels)
+        for name, loss in losses.items():
+            zero, _ = lost_gradients(victim.model, x[right], labels[right], select(threat, right), loss)
+            count = int(zero.sum())
+            if rare(count, len(right)):
+                found.append(
+                    f"the gradient of the {name} is exactly zero for {count} of {len(right)} samples whose logits "
+                    "change in the ball: saturated logits or a part that is not differentiable. Attacks by gradient "
+                    "cannot move these; rely on Square or attack a smooth stand-in."
+                )
+    return found
+
+
+def square_alone(broken: int, n: int, queries: int) -> str:
+    """A sentence on what Square broke after attacks by gradient; nothing if that is no more than chance."""
+    if not rare(broken, n):
+        return ""
+    return (
+        f"Square, which uses no gradients, broke {broken} of {n} samples with {queries} queries after the attacks "
+        "before it had failed on them, significantly more than the 1 % to be expected: their gradients may be masked. "
+        "Run it with more queries, and an attack made for this model."
+    )
