@@ -43,12 +43,15 @@ def trade_off(
         >>> ax.get_xlabel()
         'clean accuracy (%)'
     """
+    _check_mapping("trade_off", "results", results)
     for method, runs in results.items():
+        if not isinstance(runs, Sequence) or not all(_is_point(run) for run in runs):
+            raise TypeError(f"trade_off: `results` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
         if not runs:
             raise ValueError(f"trade_off: `results` has no run for {method!r}.")
-    if ax is None:
-        figure = _matplotlib_figure()
-        ax = figure.add_subplot()
+    if not results:
+        raise ValueError("trade_off: `results` is empty.")
+    ax = _axes("trade_off", ax)
     points = [point for runs in results.values() for point in runs]
     for number, (method, runs) in enumerate(results.items()):
         colour = f"C{number}"
@@ -94,9 +97,12 @@ def published_trade_offs(
         >>> [text.get_text() for text in ax.texts][:2], ax.get_ylabel()
         (['PGD-AT', 'PGD-AT+RPAT'], 'AutoAttack accuracy (%)')
     """
+    if not isinstance(rows, Sequence) or not all(isinstance(row, PublishedRow) for row in rows):
+        raise TypeError("published_trade_offs: `rows` must be a sequence of what `published.published` gives.")
     if not rows:
         raise ValueError("published_trade_offs: `rows` is empty; no table has that combination.")
-    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    _check_mapping("published_trade_offs", "own", {} if own is None else own, Evaluation)
+    ax = _axes("published_trade_offs", ax)
     points = {name: (100 * result.clean_accuracy, 100 * result.worst_case) for name, result in (own or {}).items()}
     looks = {"baseline": ("0.5", "benchmark"), "sota": ("C0", "other work"), "ours": ("C1", "RPAT, RAAT")}
     for variant, (colour, label) in looks.items():
@@ -135,13 +141,14 @@ def accuracy_bars(results: Evaluation | Mapping[str, Evaluation], *, ax: Any = N
         [100.0, 50.0, 50.0]
     """
     results = {"": results} if isinstance(results, Evaluation) else results
+    _check_mapping("accuracy_bars", "results", results, Evaluation)
     if not results:
         raise ValueError("accuracy_bars: `results` is empty.")
     first = next(iter(results.values())).columns
     for name, result in results.items():
         if result.columns != first:
             raise ValueError(f"accuracy_bars: {name!r} has {', '.join(result.columns)} instead of {', '.join(first)}.")
-    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    ax = _axes("accuracy_bars", ax)
     width = 0.8 / len(results)
     for number, (name, result) in enumerate(results.items()):
         places = [place + width * (number - (len(results) - 1) / 2) for place in range(len(first))]
@@ -179,9 +186,10 @@ def perception_bars(gaps: Mapping[str, PerceptionGap], *, ax: Any = None) -> Any
         >>> [float(bar.get_height()) for bar in perception_bars({"PGD-AT, PGD-20": gap}).patches]
         [1.0, 2.0]
     """
+    _check_mapping("perception_bars", "gaps", gaps, PerceptionGap)
     if not gaps:
         raise ValueError("perception_bars: `gaps` is empty.")
-    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    ax = _axes("perception_bars", ax)
     places = range(len(gaps))
     for shift, group, colour in ((-0.2, "success", "C0"), (0.2, "failure", "C3")):
         heights = [getattr(gap, group) or 0.0 for gap in gaps.values()]
@@ -221,10 +229,15 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
         >>> ax.lines[0].get_ydata().tolist()
         [0.0, 1.0]
     """
-    ax = _matplotlib_figure().add_subplot() if ax is None else ax
+    _check_mapping("perception_paths", "paths", paths, Tensor)
+    if not isinstance(alphas, Sequence) or not all(isinstance(alpha, int | float) for alpha in alphas):
+        raise TypeError(f"perception_paths: `alphas` must be a sequence of numbers, got {alphas!r}.")
+    ax = _axes("perception_paths", ax)
     for name, path in paths.items():
-        if path.shape[0] != len(alphas):
-            raise ValueError(f"perception_paths: {name!r} has {path.shape[0]} rows for {len(alphas)} alphas.")
+        if path.ndim < 2 or path.shape[0] != len(alphas):
+            raise ValueError(
+                f"perception_paths: {name!r} must have {len(alphas)} rows, one per alpha, got {tuple(path.shape)}."
+            )
         mean = path.double().mean(dim=1).cpu()
         ax.plot(list(alphas), (mean / mean[-1].clamp_min(1e-12)).numpy(), marker=".", label=name)
     ax.axline((0, 0), (1, 1), color="0.6", linestyle="dashed", linewidth=0.8, label="even")
@@ -268,6 +281,28 @@ def _matplotlib_figure() -> Any:
     figure = extra("plotting", "matplotlib.figure", why="for plots").Figure(figsize=(6.0, 4.5), layout="constrained")
     canvas(figure)
     return figure
+
+
+def _axes(function: str, ax: Any) -> Any:
+    """The axes given, or new ones."""
+    if ax is None:
+        return _matplotlib_figure().add_subplot()
+    if not (hasattr(ax, "scatter") and hasattr(ax, "figure")):
+        raise TypeError(f"{function}: `ax` must be matplotlib axes, got {type(ax).__name__}.")
+    return ax
+
+
+def _check_mapping(function: str, name: str, value: Any, kind: type = object) -> None:
+    """Require a dictionary of one kind of thing by name."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{function}: `{name}` must be a dictionary by name, got {type(value).__name__}.")
+    for key, one in value.items():
+        if not isinstance(one, kind):
+            raise TypeError(f"{function}: `{name}` must hold {kind.__name__}s, got {type(one).__name__} for {key!r}.")
+
+
+def _is_point(run: Any) -> bool:
+    return isinstance(run, Sequence) and len(run) == 2 and all(isinstance(one, int | float) for one in run)
 
 
 def _frame(ax: Any, points: Sequence[Point]) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import Linf, evaluate, pgd
+from perceptual_at import Evaluation, Linf, evaluate, pgd
+from perceptual_at._files import written_whole
 from perceptual_at.evaluation.fingerprints import (
     data_fingerprint,
     describe,
@@ -307,3 +309,213 @@ def test_an_attack_is_described_by_its_call():
     assert describe(torch.Generator().manual_seed(3)) == "Generator(seed=3)"
     assert "0x" not in describe(functools.partial(pgd, loss=object()))
     assert describe([network().forward, {"a": torch.ones(2)}]) == describe([network().forward, {"a": torch.ones(2)}])
+
+
+# Who is who -----------------------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A network with what a state dict does not hold."""
+
+    def __init__(self, scale=1.0, shift=0.0):
+        super().__init__()
+        self.net, self.scale = network(), scale
+        self.register_buffer("shift", torch.tensor([shift, 0.0, 0.0]), persistent=False)
+
+    def forward(self, x):
+        return self.scale * self.net(x) + self.shift
+
+
+class Called:
+    """A callable object with slots, whose text says nothing."""
+
+    __slots__ = ("net", "power")
+
+    def __init__(self, power):
+        self.net, self.power = network(), power
+
+    def __call__(self, x):
+        return self.net(x) ** self.power
+
+    def logits(self, x):
+        return self(x)
+
+
+def hooked(factor):
+    net = network()
+    net.register_forward_hook(lambda module, args, output: factor * output)
+    return net
+
+
+def replaced(factor):
+    net = network()
+    own = net.forward
+    net.forward = lambda x: factor * own(x)
+    return net
+
+
+def by_global(value):
+    def model(x):
+        return FACTORS["now"] * network()(x)
+
+    FACTORS["now"] = value
+    return model
+
+
+class Steep(torch.autograd.Function):
+    """Equal logits, another gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+FACTORS = {"now": 1}
+MODELS = {
+    "float attribute": (lambda: Scaled(1.0), lambda: Scaled(1.5)),
+    "buffer that is not saved": (lambda: Scaled(shift=0.0), lambda: Scaled(shift=0.01)),
+    "slots": (lambda: Called(1), lambda: Called(3)),
+    "bound method": (lambda: Called(1).logits, lambda: Called(3).logits),
+    "hook": (lambda: hooked(1.0), lambda: hooked(2.0)),
+    "replaced forward": (lambda: replaced(1.0), lambda: replaced(2.0)),
+    "global": (lambda: by_global(1), lambda: by_global(2)),
+    "gradient alone": (lambda: lambda x: network()(x), lambda: lambda x: network()(Steep.apply(x))),
+    "lambda": (lambda: lambda x: network()(x), lambda: lambda x: network()(x) + 1),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_decides_otherwise_is_refused(tmp_path, kind):
+    path = tmp_path / "record.jsonl"
+    one, other = MODELS[kind]
+    x, _ = samples()
+    with torch.no_grad():
+        labels = one()(x).argmax(dim=1)
+    data = [(x[:12], labels[:12]), (x[12:], labels[12:])]
+    first = quiet(one(), data, {"two": ATTACKS["two"]}, record=path)
+    same(quiet(one(), data, {"two": ATTACKS["two"]}, record=path), first)
+    with pytest.raises(ValueError, match=r"belongs to another (model|evaluation)"):
+        quiet(other(), data, {"two": ATTACKS["two"]}, record=path)
+
+
+class Pushes:
+    """An attack that is an object."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, model, x, labels):
+        return (x + self.by).clamp(0, 1)
+
+
+class Shelf:
+    """A threat of one's own."""
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def project(self, x_adv, x):
+        return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+
+    def steepest(self, grad):
+        return grad.sign()
+
+    def random_start(self, x, *, generator=None):
+        return x
+
+    def norm(self, delta):
+        return delta.abs().amax(dim=1)
+
+    def scaled(self, factor):
+        return Shelf(factor * self.eps)
+
+
+def of_a_global(model, x, labels):
+    return (x + FACTORS["push"]).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: Pushes(0.1), lambda: Pushes(0.2)),
+        (lambda: Pushes(0.1).__call__, lambda: Pushes(0.2).__call__),
+        (lambda: functools.partial(pgd, threat=Shelf(0.1)), lambda: functools.partial(pgd, threat=Shelf(0.2))),
+        (lambda: FACTORS.update(push=0.1) or of_a_global, lambda: FACTORS.update(push=0.2) or of_a_global),
+    ],
+    ids=["object", "bound method", "threat", "global"],
+)
+def test_an_attack_that_does_otherwise_is_refused(tmp_path, one, other):
+    path = tmp_path / "record.jsonl"
+    first = quiet(network(), batches(), {"own": one()}, record=path)
+    same(quiet(network(), batches(), {"own": one()}, record=path), first)
+    with pytest.raises(ValueError, match="attack 'own' was"):
+        quiet(network(), batches(), {"own": other()}, record=path)
+
+
+def test_what_cannot_be_told_apart_is_not_recorded(tmp_path):
+    class Secret:
+        def __init__(self):
+            pass
+
+        def __reduce_ex__(self, protocol):
+            raise TypeError("not to be read")
+
+        def __call__(self, model, x, labels):
+            return x
+
+    with pytest.raises(ValueError, match=r"`record` cannot tell this evaluation from another .*attack 'secret'"):
+        quiet(network(), batches(), {"secret": Secret()}, record=tmp_path / "record.jsonl")
+    assert quiet(network(), batches(), {"secret": Secret()}).robust_accuracy["secret"] > 0
+
+
+def test_records_of_earlier_versions_are_named(tmp_path):
+    path = tmp_path / "record.jsonl"
+    content = b'{"format":"perceptual_at evaluation record, version 1","model":"sha256:0"}\n'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is of version 1 of the format, and this is version 2"):
+        quiet(network(), batches(), ATTACKS, record=path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs devices and pipes")
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/zero", "/dev/null", tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="must be a file"):
+            quiet(network(), batches(), ATTACKS, record=place)
+        with pytest.raises(OSError, match="must be a file"):
+            Evaluation.from_json(place)
+        with pytest.raises(OSError, match="must be a file"), written_whole(place):
+            pass
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with written_whole(tmp_path / "link") as path:
+        path.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_reports_of_the_first_version_are_read(tmp_path):
+    result = quiet(network(), batches(), ATTACKS)
+    result.to_json(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    content["format"] = "perceptual_at evaluation, version 1"
+    del content["suspicious"]
+    for check in content["checks"]:
+        del check["applies"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert Evaluation.from_json(tmp_path / "old.json").to_dict() == result.to_dict()
+    for damage in ({"verdicts": {}}, {"verdicts": 3}, {"labels": "abc"}):
+        (tmp_path / "bad.json").write_text(json.dumps({**content, **damage}))
+        with pytest.raises(ValueError, match="damaged"):
+            Evaluation.from_json(tmp_path / "bad.json")

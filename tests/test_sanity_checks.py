@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import L1, L2, Linf, evaluate, objectives, pgd, sanity_checks
+from perceptual_at import L1, L2, Linf, auto_attack, evaluate, objectives, pgd
+from perceptual_at import sanity_checks as all_checks
 from perceptual_at.data import digits
-from perceptual_at.evaluation import checks, masking
+from perceptual_at.evaluation import checks, strength
 from perceptual_at.models import DigitsCNN, Normalize, normalized
+from perceptual_at.victims import inspection
 
 pytest.importorskip("sklearn")
 THREAT = Linf(0.15)
+sanity_checks = partial(all_checks, queries=300)  # enough for what is broken here; see below for where it is not
 
 
 def trained(objective, *, steps):
@@ -58,8 +61,8 @@ def test_an_honest_model_passes_every_check(honest, data, name):
     other = honest["TRADES" if name == "PGD-AT" else "PGD-AT"]
     found = sanity_checks(honest[name], *data, THREAT, steps=5, transfer_from=other)
     assert [check.name for check in found] == [
-        "modes", "inputs", "normalization", "deterministic", "batches", "gradients",
-        "more_steps", "restarts", "larger_eps", "whole_box", "black_box", "transfer",
+        "modes", "inputs", "normalization", "deterministic", "batches", "ties", "gradients",
+        "more_steps", "restarts", "larger_eps", "losses", "whole_box", "black_box", "transfer",
     ]  # fmt: skip
     assert failed(found) == {}
     assert all((check.suggests, check.advice) == ("", "") for check in found)
@@ -232,7 +235,7 @@ def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
         weak = torch.tensor([True] * only_weak + [False] * only_strong + [True, False])
         strong = torch.tensor([False] * only_weak + [True] * only_strong + [True, False])
         assert len(weak) == n + 2
-        return masking.check_stronger("steps", strong, weak, level=level)
+        return strength.check_stronger("steps", strong, weak, level=level)
 
     assert of(0, 0, 0.01).value == 1.0
     assert of(0, 5, 0.01).passed
@@ -240,7 +243,7 @@ def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
     assert not of(6, 0, 1 / 64 + 1e-9).passed
     assert of(9, 2, 0.05).value == (55 + 11 + 1) / 2048
     with pytest.raises(ValueError, match="check_stronger: `strong` must be a boolean mask"):
-        masking.check_stronger("steps", torch.zeros(3), torch.zeros(3, dtype=torch.bool))
+        strength.check_stronger("steps", torch.zeros(3), torch.zeros(3, dtype=torch.bool))
 
 
 def test_a_black_box_attack_of_ones_own_is_used(honest, data):
@@ -263,6 +266,232 @@ def test_vectors_and_threats_of_other_kinds_are_checked():
     found = sanity_checks(lambda x: x @ weights, x, (x @ weights).argmax(1), Linf(0.1), steps=4)
     assert found[-1].name == "black_box"
     assert failed(found) == {}
+
+
+# Premises, significance, errors -------------------------------------------------------------------------------------
+
+
+def linear(classes=3, entries=16, seed=0):
+    weights = torch.randn(entries, classes, generator=torch.Generator().manual_seed(seed))
+    return lambda x: x.flatten(1) @ weights
+
+
+def images(model, n=60):
+    x = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return x, model(x).argmax(dim=1)
+
+
+class Patch:
+    """Anything may happen in the upper half of the image, and nothing below."""
+
+    eps = 1.0
+
+    def project(self, x_adv, x):
+        return torch.cat([x_adv[:, :, :2].clamp(0, 1), x[:, :, 2:]], dim=2)
+
+    def steepest(self, grad):
+        return grad.sign()
+
+    def random_start(self, x, *, generator=None):
+        return x
+
+    def norm(self, delta):
+        return delta.flatten(1).abs().amax(dim=1)
+
+    def scaled(self, factor):
+        return self
+
+
+class Sphere(L2):
+    """A user's own kind of ball."""
+
+
+@pytest.mark.parametrize(
+    "threat", [Patch(), Linf(torch.tensor([1.0, 0.0]).repeat(8).reshape(1, 1, 4, 4))], ids=["patch", "mask"]
+)
+def test_a_threat_that_cannot_reach_everything_is_no_masking(threat):
+    model = linear()
+    found = {check.name: check for check in sanity_checks(model, *images(model), threat, steps=3)}
+    assert not found["whole_box"].applies
+    assert str(found["whole_box"]) == "whole_box not run: no budget of this threat reaches every point of the box."
+    assert failed(found.values()) == {}
+
+
+def test_a_subclass_and_a_threat_without_eps_end_nothing():
+    class NoBudget(Patch):
+        eps = property()  # reading it raises an AttributeError
+
+    model = linear()
+    for threat in (Sphere(0.5), NoBudget()):
+        push = partial(pgd, threat=threat, steps=3, step_size=0.2)
+        with torch.inference_mode():
+            result = evaluate(model, [images(model)], {"pgd": push}, progress=False, checks=True)
+        assert len(result.checks) > 7
+        assert result.robust_accuracy["pgd"] < 1
+    stopped = [check for check in result.checks if "ended with" in check.found]
+    assert all(not check.passed for check in stopped)
+
+
+def test_what_ends_a_check_is_its_result():
+    def stumbles(model, x, labels):
+        raise RuntimeError("no luck")
+
+    model = linear()
+    found = {
+        check.name: check for check in sanity_checks(model, *images(model), Linf(0.1), steps=3, black_box=stumbles)
+    }
+    assert not found["black_box"].passed
+    assert "the check ended with RuntimeError: no luck" in found["black_box"].found
+    assert failed(found.values()).keys() == {"black_box"}
+
+
+def test_checks_never_end_an_evaluation():
+    def model(x):
+        if len(x) == 7:  # a third of the first batch
+            raise RuntimeError("only some batch sizes")
+        return linear()(x)
+
+    x, labels = images(linear(), 20)
+    result = evaluate(model, [(x, labels)], {"pgd": partial(pgd, threat=Linf(0.1))}, progress=False, checks=True)
+    assert "only some batch sizes" in failed(result.checks)["batches"].found
+    assert result.clean_accuracy == 1.0
+
+
+def test_checks_do_not_change_what_is_measured():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return linear()(x + 0.3 * torch.randn_like(x))
+
+    data = images(linear())
+    results = []
+    attack = {"pgd": partial(pgd, threat=Linf(0.1), steps=2)}
+    for checked in (False, True):
+        torch.manual_seed(0)
+        results.append(evaluate(Noisy(), [data, (data[0][:9], data[1][:9])], attack, progress=False, checks=checked))
+    assert torch.equal(results[0].robust["pgd"], results[1].robust["pgd"])
+    assert torch.equal(results[0].correct, results[1].correct)
+
+
+def test_outputs_that_are_no_logits_and_labels_out_of_range_are_refused():
+    model = linear()
+    x, labels = images(model)
+    calls = {
+        "must return a tensor of logits, got dict": lambda: sanity_checks(
+            lambda x: {"logits": model(x)}, x, labels, THREAT
+        ),
+        "must return a tensor of logits, got tuple": lambda: sanity_checks(lambda x: (model(x),), x, labels, THREAT),
+        r"must lie in \[0, 2\] for 3 classes": lambda: sanity_checks(model, x, labels + 1, THREAT),
+        "K >= 2": lambda: sanity_checks(lambda x: model(x)[:, :1], x, labels * 0, THREAT),
+        "`labels` must be integer": lambda: sanity_checks(model, x, labels.float(), THREAT),
+        "`model` must be callable": lambda: sanity_checks(None, x, labels, THREAT),
+        "`queries` must be at least 1": lambda: all_checks(model, x, labels, THREAT, queries=0),
+    }
+    for words, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+
+
+def test_dense_outputs_are_checked_without_attacks():
+    x = torch.rand(20, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = sanity_checks(lambda x: 3 * x, x, x.argmax(dim=1), THREAT)
+    assert [check.name for check in found][-2:] == ["gradients", "attacks"]
+    assert not found[-1].applies
+    assert failed(found) == {}
+
+
+def test_single_samples_without_a_gradient_are_no_masking():
+    def model(x):  # the first of a hundred has a gradient of zero
+        return torch.where(x[:, :1] < 0.005, x.round(), x) @ torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+
+    x = torch.linspace(0, 0.99, 100)[:, None].repeat(1, 2)
+    x[:, 1] = 1 - x[:, 0]
+    labels = model(x).argmax(dim=1)
+    check = checks.check_gradients(model, x, labels, threat=Linf(0.6))
+    assert (check.value, check.passed) == (0.01, True)
+
+
+def test_where_logits_are_constant_there_is_nothing_to_follow():
+    def model(x):  # dead below 0.5
+        return torch.cat([1 - (x - 0.5).relu(), (x - 0.5).relu()], dim=1)
+
+    x, labels = torch.full((50, 1), 0.2), torch.zeros(50, dtype=torch.long)
+    assert checks.check_gradients(model, x, labels, threat=Linf(0.1)).value == 0.0
+    assert checks.check_gradients(model, x, labels, threat=Linf(0.4)).value == 1.0
+
+
+def test_ties_are_seen_in_coarse_logits():
+    model = linear()
+    x, _ = images(model)
+    assert checks.check_ties(model, x).passed
+    assert not checks.check_ties(lambda x: model(x) + 1e8, x).passed
+    assert not checks.check_ties(lambda x: (model(x) / 9 + 30).bfloat16(), x).passed
+
+
+def test_losses_that_differ_by_chance_or_little_pass():
+    def of(both, only_entropy, only_margin, none):
+        parts = ((both, True, True), (only_entropy, True, False), (only_margin, False, True), (none, False, False))
+        entropy = torch.tensor([a for n, a, _ in parts for _ in range(n)])
+        difference = torch.tensor([b for n, _, b in parts for _ in range(n)])
+        return strength.check_losses(entropy, difference)
+
+    assert of(50, 3, 5, 42).passed
+    assert of(500, 0, 20, 480).passed  # two points
+    assert not of(500, 1, 38, 461).passed
+    assert "margin does better" in of(500, 1, 38, 461).advice
+    assert "cross entropy does better" in of(500, 38, 1, 461).advice
+
+
+def test_a_few_samples_for_the_black_box_alone_are_no_masking():
+    known = torch.arange(150) < 60
+    assert strength.check_alone("black_box", known, torch.arange(150) > 146).passed
+    assert not strength.check_alone("black_box", known, torch.arange(150) > 140).passed
+    nothing = torch.zeros(150, dtype=torch.bool)
+    assert not strength.check_alone("black_box", nothing, torch.arange(150) < 8).passed  # eight to none
+
+
+def test_the_sentence_names_the_queries():
+    model = linear()
+    found = {check.name: check for check in all_checks(model, *images(model), Linf(0.1), steps=3, queries=77)}
+    assert "Square with 77 queries" in found["black_box"].found
+
+
+# AutoAttack's warnings ------------------------------------------------------------------------------------------------
+
+
+def heard(model, x, labels, threat, version):
+    return auto_attack(model, x, labels, threat, version=version, verdict=True).warnings
+
+
+def test_auto_attack_says_nothing_of_single_samples():
+    model = linear()
+    x, labels = images(model, 150)
+
+    def one_dead(z):  # the gradient of one sample in 150 is zero
+        dead = (z.flatten(1) - x[0].flatten()).abs().amax(dim=1, keepdim=True) == 0
+        return model(torch.where(dead[..., None, None], z.detach(), z))
+
+    assert heard(one_dead, x, labels, Linf(0.02), ["apgd-ce"]) == ()
+    (warning,) = [
+        text
+        for text in heard(lambda z: model(z.detach() + 0 * z), x, labels, Linf(0.02), ["apgd-ce"])
+        if "cross" in text
+    ]
+    assert "is exactly zero for 150 of 150 samples whose logits change in the ball" in warning
+
+
+def test_auto_attack_without_gradients_needs_none():
+    x, labels = images(linear(), 12)
+    found = auto_attack(
+        lambda z: linear()(z.detach()), x, labels, Linf(0.05), version=[("square", {"queries": 20})], verdict=True
+    )
+    assert len(found) == 12
+
+
+def test_square_is_said_with_its_queries_and_by_significance():
+    sentence = inspection.square_alone(9, 150, 5000)
+    assert "broke 9 of 150 samples with 5000 queries" in sentence
+    assert inspection.square_alone(2, 150, 5000) == ""
+    assert inspection.square_alone(12, 1000, 5000) == ""
 
 
 def test_malformed_calls_are_refused():

@@ -306,6 +306,8 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
         (80.0, 83.2, True)
     """
     _check_evaluation("against_published", "evaluation", evaluation)
+    if not isinstance(rows, Sequence) or not all(isinstance(row, PublishedRow) for row in rows):
+        raise TypeError("against_published: `rows` must be a sequence of what `published.published` gives.")
     if not rows:
         raise ValueError("against_published: `rows` is empty; no table has that combination.")
     found = []

@@ -144,7 +144,10 @@ class _Sample:
             steps=5 * steps, level=self.level, seed=self.seed,
         )  # fmt: skip
         del broken["larger_eps"]
-        white = torch.stack([one for one in broken.values() if isinstance(one, Tensor)]).any(dim=0)
+        worked = [one for one in broken.values() if isinstance(one, Tensor)]
+        if not worked:  # said above, for each
+            return
+        white = torch.stack(worked).any(dim=0)
         own, name = black_box or self._square(queries), "an attack without gradients"
         if own is not None:
             if black_box is None:

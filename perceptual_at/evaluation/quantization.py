@@ -112,7 +112,7 @@ def _check_call(x_adv: Tensor, x: Tensor, threat: Ball, levels: int) -> None:
     if levels < 2 or torch.finfo(x.dtype).eps * (levels - 1) >= 1:
         raise ValueError(f"quantize: `levels`={levels} cannot be told apart in {x.dtype}; use float32 inputs.")
     if not all(not isinstance(bound, Tensor) and math.isfinite(bound) for bound in threat.bounds):
-        raise ValueError(f"quantize: `threat` must have two finite numbers as bounds, got {threat!r}.")
+        raise ValueError(f"quantize: `threat` must have finite bounds that are numbers, got {threat!r}.")
     if not bool(x.isfinite().all() & x_adv.isfinite().all()):
         raise ValueError("quantize: `x` or `x_adv` contains NaN or infinite values.")
 

@@ -166,9 +166,10 @@ def mean_interval(mean: float, std: float, n: int, *, confidence: float = 0.95) 
     _check.count("mean_interval", "n", n)
     _check.number("mean_interval", "mean", mean, at_least=0.0, at_most=1.0)
     z = _quantile("mean_interval", confidence)
-    if n == 1 or std == math.inf:
+    if n == 1 or (isinstance(std, float) and std == math.inf):
         return Interval(0.0, 1.0)
     _check.number("mean_interval", "std", std, at_least=0.0)
+    mean, std = float(mean), float(std)
     half = z * std / math.sqrt(n)
     return Interval(max(0.0, mean - half), min(1.0, mean + half))
 

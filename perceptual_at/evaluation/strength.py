@@ -91,7 +91,7 @@ def check_alone(
         level: largest probability with which an honest model fails.
 
     Returns:
-        A `Check`; its value is the share of samples that only the other one breaks.
+        A `Check`; its value is the smaller of the two chances.
 
     Raises:
         ValueError: if a mask is not boolean or they differ in shape.
@@ -103,11 +103,12 @@ def check_alone(
         >>> check_alone("black_box", known, torch.arange(200) > 189).passed  # ten
         False
     """
-    stronger = check_stronger(name, known, other, names=names, level=level / 2)
+    stronger = check_stronger(name, known, other, names=names)
     alone = int((other & ~known).sum())
-    passed = stronger.passed and binomial_tail(alone, len(known), Fraction(1, 100)) >= level / 2
+    chance = min(stronger.value, binomial_tail(alone, len(known), Fraction(1, 100)))
+    passed = chance >= level / 2
     return Check(
-        name, passed, alone / len(known),
+        name, passed, chance,
         f"{names[0]} broke {int(known.sum())} of {len(known)}, {names[1]} {int(other.sum())}, {alone} of them alone",
         "" if passed else MASKING,
         "" if passed else STRONGER,

@@ -7,6 +7,7 @@ and all take a `width`, so that narrow versions can be trained on a CPU.
 """
 
 from perceptual_at.models.adapters import logits_of
+from perceptual_at.models.batches import whole_batches
 from perceptual_at.models.digits_cnn import DigitsCNN
 from perceptual_at.models.folding import fold_classes
 from perceptual_at.models.hypersphere import CosineLinear, with_cosine_logits
@@ -38,6 +39,7 @@ __all__ = [
     "trained",
     "trained_card",
     "vit_small",
+    "whole_batches",
     "wide_resnet28_10",
     "wide_resnet34_10",
     "with_cosine_logits",

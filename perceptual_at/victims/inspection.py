@@ -14,7 +14,7 @@ from perceptual_at._binomial import rare
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, select
+from perceptual_at.threats import Threat, select, start
 from perceptual_at.victims.door import Victim
 
 TINY = 1e-12
@@ -74,7 +74,7 @@ def gradient_sizes(
         return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
 
 
-def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, points: int = 4) -> Tensor:
+def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, points: int = 3) -> Tensor:
     """Samples whose outputs are the same everywhere in the ball as far as random points and corners show, `(B,)`.
 
     Where outputs do not change there is nothing to follow, and nothing to find.
@@ -89,8 +89,9 @@ def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threa
         digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
         for number in range(points):
             drawn = numbers.fork(number)
-            far = x + 1e3 * drawn.signs(tuple(x.shape)).to(x)
-            for point in (threat.random_start(x, generator=drawn), threat.project(far, x)):
+            far = 1e3 * drawn.signs(tuple(x.shape)).to(x)
+            inside = start("inspection", threat, x, drawn)
+            for point in (inside, threat.project(x + far, x), threat.project(x - far, x)):
                 difference = rows(model(point.to(x.dtype).clone()) - first).abs().amax(dim=1)
                 constant = constant & (difference <= 4 * digits)
     return constant
