@@ -35,8 +35,8 @@ GOOD = {
     "a": lambda: RESULT, "b": lambda: RESULT, "evaluations": lambda: [RESULT], "successes": lambda: 3, "n": lambda: 9,
     "only_a": lambda: 2, "only_b": lambda: 3, "rows": lambda: published(paper="RPAT", table=1),
     "gaps": lambda: {"a": GAP}, "paths": lambda: {"a": torch.rand(2, 3)}, "ax": lambda: plotting.accuracy_bars(RESULT),
-    "values": lambda: torch.rand(4), "clean": lambda: 0.8, "robust": lambda: 0.5, "mean": lambda: 0.5, "std": lambda: 0.1,
-    "logits": lambda: torch.randn(6, 3),
+    "values": lambda: torch.rand(4), "clean": lambda: 0.8, "robust": lambda: 0.5, "mean": lambda: 0.5,
+    "logits": lambda: torch.randn(6, 3), "std": lambda: 0.1,
 }  # fmt: skip
 OWN = {
     ("trade_off", "results"): lambda: {"a": [(80.0, 50.0)]},
