@@ -214,9 +214,15 @@ def bootstrap_interval(
     _check.tensor(name, "values", values)
     _check.count(name, "draws", draws)
     _check.number(name, "confidence", confidence, above=0.0, below=1.0)
+    _check.integer(name, "seed", seed)
+    if statistic is None and values.ndim > 1:
+        raise ValueError(
+            f"{name}: `values` must be one number per sample, (N,), without a `statistic`, got shape "
+            f"{tuple(values.shape)}."
+        )
     if not values.ndim or not len(values):
         raise ValueError(f"{name}: `values` must hold one row per sample, got shape {tuple(values.shape)}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     values = values.detach().cpu()
     compute = statistic or (lambda some: some.double().mean(dim=0))
     rows = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(draws))
