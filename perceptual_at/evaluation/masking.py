@@ -182,7 +182,7 @@ class _Sample:
         def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
             noise = SampleGenerator(self.seed, torch.arange(len(x)))
             image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
-            found: Tensor = square(  # type: ignore[call-overload]  # a ball is one of the three
+            found: Tensor = square(
                 lambda images: model(images.reshape(-1, *shape[1:])),
                 image,
                 labels,
