@@ -213,10 +213,16 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     _check.module("call_with", model)
     inner, own = bare(model), _tensors(model)
     _check_names("call_with", weights, own)
-    # Of weights that the model uses under several names, the first name counts, as in the model itself.
-    first = {name for name, _ in (*inner.named_parameters(), *inner.named_buffers())}
-    used = {name: weights[name].to(own[name].dtype) for name in own if name in first}
-    output: Tensor = torch.func.functional_call(inner, used, args)
+    # Tied weights come from the first of their names. A module that is used twice is named once: torch would put its
+    # weights back in the order of the names, and so leave the other weights in the model.
+    first: dict[int, str] = {}
+    used: Weights = {}
+    for place, part in inner.named_modules():
+        for key, value in (*part._parameters.items(), *part._buffers.items()):
+            name = f"{place}.{key}" if place else key
+            if value is not None and name in own:
+                used[name] = weights[first.setdefault(id(value), name)].to(value.dtype)
+    output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
     return output
 
 

@@ -279,7 +279,9 @@ def test_weights_under_two_names_are_averaged_and_called():
     model, tokens = Twice().eval(), torch.arange(5)
     average = snapshot(model)
     assert {"again.0.weight", "block.0.weight", "output.weight", "words.weight"} <= average.keys()
+    before = dict(model.named_parameters())
     assert torch.equal(call_with(model, average, tokens), model(tokens))
+    assert all(after is before[name] for name, after in model.named_parameters())  # they are the model's own again
     with torch.no_grad():
         model.words.weight.add_(1.0)
         model.block[0].bias.add_(1.0)

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -111,3 +112,18 @@ def test_the_perception_gap_of_a_checkpoint_is_measured_on_its_test_images(load,
     load("perception_gap").main()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"perception_gap.png", "perception_path.png"}
     assert "pgd20" in capsys.readouterr().out
+
+
+def test_the_segmentation_example_trains_attacks_and_draws(load, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    out, figure = tmp_path / "numbers.json", tmp_path / "pictures.png"
+    arguments = ["segmentation.py", "--steps", "2", "--attack-steps", "2", "--canvases", "3"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(out), "--figure", str(figure)])
+    load("segmentation").main()
+    runs = json.loads(out.read_text(encoding="utf-8"))["runs"]
+    assert list(runs) == ["PGD-AT", "PGD-AT + RPAT", "RAAT, per sample", "RAAT, per place"]
+    for (found,) in runs.values():
+        assert found["worst pixels"]["value"] <= min(found[f"{name} pixels"]["value"] for name in ("pgd", "segpgd"))
+        assert all(0 <= number["interval"][0] <= number["interval"][1] <= 100 for number in found.values())
+    assert Image.open(figure).size[0] > 300
+    assert "PGD-AT + RPAT: clean pixels" in capsys.readouterr().out
