@@ -111,7 +111,12 @@ def draw(path, x, labels, guesses):
     for column, (title, pictures) in zip(axes.T, columns.items(), strict=True):
         column[0].set_title(title, fontsize=8)
         for ax, picture in zip(column, pictures, strict=False):
-            ax.imshow(picture, cmap="gray" if title == "image" else "tab20", vmin=0, vmax=1 if title == "image" else 10)
+            ax.imshow(
+                picture.numpy(),
+                cmap="gray" if title == "image" else "tab20",
+                vmin=0,
+                vmax=1 if title == "image" else 10,
+            )
             ax.set_axis_off()
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
