@@ -4,7 +4,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = {"train": "train a network adversarially, or go on with a run"}
+COMMANDS = {
+    "train": "train a network adversarially, or go on with a run",
+    "evaluate": "attack a model, or the models of run folders",
+    "compare": "test whether one model is better than another",
+    "table": "make the papers' table of run folders",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,10 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage)
         return
     if not words or words[0] not in COMMANDS:
-        got = f"there is no command {words[0]!r}. " if words else ""
-        sys.exit(f"perceptual-at: {got}{usage}")
+        got = f"there is no command {words[0]!r}; there are " if words else "say which command: "
+        print(f"perceptual-at: {got}{', '.join(COMMANDS)}. `perceptual-at --help` says more.", file=sys.stderr)
+        raise SystemExit(2)
     try:
         command = importlib.import_module(f"perceptual_at.commands.{words[0]}").command
     except ModuleNotFoundError as error:
-        sys.exit(f"perceptual-at: {error.name} is needed; `pip install {error.name}` brings it, the extra `train` all.")
+        missing = (error.name or "").partition(".")[0]
+        if missing == "perceptual_at":
+            raise
+        brings = f"`pip install {missing}` brings it, the extra `train` all"
+        sys.exit(f"perceptual-at {words[0]}: {missing} is not installed; {brings}.")
     command(words[1:])

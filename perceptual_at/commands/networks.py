@@ -201,7 +201,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
             raise ValueError(f"--freeze {pattern}: no parameter has such a name; they are {_some(list(names))}.")
         for name in fitting:
             names[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in names.values()):
+    if patterns and not any(parameter.requires_grad for parameter in names.values()):
         raise ValueError("--freeze leaves nothing to train.")
 
 

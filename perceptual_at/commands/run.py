@@ -93,8 +93,8 @@ def prepare(settings: Settings) -> Run:
             line = networks.initialise(model, settings.network.init)
             if accelerator.is_main_process:
                 print(line)
-        networks.freeze(model, settings.network.freeze)
         networks.tried(model, task, settings.network.model)
+        networks.freeze(model, settings.network.freeze)
         _try_other_parts(parts)
         groups = networks.parameter_groups(model, optimisation)
     except (ValueError, TypeError, ImportError) as error:

@@ -1,0 +1,258 @@
+"""The papers' table from run folders: mean and deviation over seeds, NRR, paired tests, the printed row beside.
+
+    perceptual-at table runs/*                                  # Markdown
+    perceptual-at table runs/* --format latex --plot table.png
+
+Runs that differ in their seed alone are one method. Numbers come from `perceptual-at evaluate --run` where it has been
+run, else from the run's own test. Methods are compared with the first one, seed by seed.
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from perceptual_at import metrics, plotting
+from perceptual_at.checkpoints import written_whole
+from perceptual_at.commands.endings import said
+from perceptual_at.commands.evaluate import read_result, report_at
+from perceptual_at.commands.reading import parse
+from perceptual_at.commands.recipes import RECIPES
+from perceptual_at.commands.recipes.rows import DATA, NETWORKS
+from perceptual_at.commands.settings import FREE
+from perceptual_at.published import PublishedRow, published
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabulating:
+    """What becomes a table."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of finished runs."""
+    which: Literal["best", "final"] = "best"
+    """Which weights."""
+    format: Literal["markdown", "latex", "csv"] = "markdown"
+    """What the table is written as."""
+    printed: bool = True
+    """Put the papers' printed rows beside the methods that they are of."""
+    out: Path | None = None
+    """A file for the table; it is printed too."""
+    plot: Path | None = None
+    """A file for a plot of clean against robust accuracy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One run: its settings, and its scores in percent by column."""
+
+    folder: Path
+    settings: dict[str, Any]
+    scores: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One method: runs that differ in their seed alone."""
+
+    name: str
+    runs: tuple[Scored, ...]
+    rows: tuple[PublishedRow, ...]
+
+    def of_seeds(self, column: str) -> dict[int, float]:
+        """The scores of one column by seed."""
+        return {run.settings["seed"]: run.scores[column] for run in self.runs if column in run.scores}
+
+
+def scored(folder: Path, which: str) -> Scored:
+    """The scores of a run: of its evaluation where there is one, else of its own test."""
+    record = read_result(folder)
+    report = folder / "evaluation" / which / "report.json"
+    if report.is_file():
+        result = report_at(report)
+        shown = {"clean": result.clean_accuracy, **result.robust_accuracy}
+        scores = {name: 100 * value for name, value in shown.items()}
+    else:
+        test = record[which]["test"]
+        scores = {name: value for name, value in test.items() if name not in ("n", "mean", "nrr")}
+    robust = scores.get("aa", min((value for name, value in scores.items() if name != "clean"), default=math.nan))
+    if not math.isnan(robust):
+        scores |= {"mean": metrics.mean_score(scores["clean"], robust), "nrr": metrics.nrr(scores["clean"], robust)}
+    return Scored(folder, record["settings"], scores)
+
+
+def grouped(runs: Sequence[Scored]) -> list[Group]:
+    """Runs by method, in the order in which they came; a method's name says in what it differs from its namesakes."""
+    held: dict[str, list[Scored]] = {}
+    for run in runs:
+        fixed = {name: value for name, value in run.settings.items() if name not in (*FREE, "seed")}
+        held.setdefault(repr(sorted(fixed.items())), []).append(run)
+    short = {key: _short(group[0].settings) for key, group in held.items()}
+    groups = []
+    for key, group in held.items():
+        namesakes = [other for other in held if other != key and short[other] == short[key]]
+        differing = sorted({
+            name for other in namesakes for name, value in held[other][0].settings.items()
+            if name not in (*FREE, "seed") and value != group[0].settings.get(name)
+        })  # fmt: skip
+        more = ", ".join(f"{name} {group[0].settings.get(name)}" for name in differing[:4])
+        groups.append(
+            Group(f"{short[key]} ({more})" if more else short[key], tuple(group), _printed(group[0].settings))
+        )
+    return groups
+
+
+def _short(settings: dict[str, Any]) -> str:
+    name = str(settings["objective"])
+    if settings.get("base"):
+        name += f" on {settings['base']}"
+    return f"{name} + AWP" if settings.get("awp") else name
+
+
+def _printed(settings: dict[str, Any]) -> tuple[PublishedRow, ...]:
+    """The rows of the papers that are of this method, data set, norm and network."""
+    sets = {chosen["data"]: name for name, chosen in DATA.items()}
+    models = {short: name for name, short in NETWORKS.items()}
+    alike = [
+        made.printed for made in RECIPES.values()
+        if made.printed and all(
+            made.settings.flat()[name] == settings.get(name)
+            for name in ("objective", "base", "source", "cutmix", "awp", "boundary_perturbation")
+        ) and bool(made.settings.optimisation.average_decay) == bool(settings.get("average_decay"))
+    ]  # fmt: skip
+    if not alike or settings["data"] not in sets or settings["model"] not in models:
+        return ()
+    names = {name for printed in alike for name in printed}
+    rows = published(dataset=sets[settings["data"]], norm=settings["norm"]) if settings["norm"] != "l1" else ()
+    return tuple(row for row in rows if row.method in names and row.model == models[settings["model"]])
+
+
+# Tests ------------------------------------------------------------------------------------------------------------
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Two-sided p-value of Student's paired t-test: how often chance alone gives a mean difference this far from 0.
+
+    Examples:
+        >>> round(paired_t([1.0, 2.0, 3.0]), 4)
+        0.0742
+    """
+    count = len(differences)
+    if count < 2:
+        return math.nan
+    spread = statistics.stdev(differences)
+    if spread == 0:
+        return 0.0 if differences[0] else 1.0
+    t, degrees = abs(statistics.fmean(differences)) / (spread / math.sqrt(count)), count - 1
+    # With t = sqrt(degrees) tan(angle) the density becomes a power of the cosine, integrated over a finite range.
+    limit, steps = math.atan(t / math.sqrt(degrees)), 2000
+    heights = [math.cos(limit * place / steps) ** (degrees - 1) for place in range(steps + 1)]
+    inside = limit / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+    factor = math.gamma(count / 2) / (math.sqrt(math.pi) * math.gamma(degrees / 2))
+    return max(0.0, 1 - 2 * factor * inside)
+
+
+def compared(first: Group, other: Group, column: str) -> tuple[float, float] | None:
+    """Mean difference of a method from the first one over the seeds that both have, and its p-value."""
+    a, b = first.of_seeds(column), other.of_seeds(column)
+    differences = [b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())]
+    return (statistics.fmean(differences), paired_t(differences)) if differences else None
+
+
+# The table --------------------------------------------------------------------------------------------------------
+
+
+def columns_of(groups: Sequence[Group]) -> list[str]:
+    """Clean first, attacks as they come, mean and NRR last."""
+    found = dict.fromkeys(name for group in groups for run in group.runs for name in run.scores)
+    return [name for name in found if name not in ("mean", "nrr")] + [n for n in ("mean", "nrr") if n in found]
+
+
+def cells(groups: Sequence[Group], *, printed: bool) -> list[list[str]]:
+    """Head and rows: methods, their printed rows, and the differences from the first method."""
+    columns = columns_of(groups)
+    rows = [["method", "seeds", *columns]]
+    for group in groups:
+        values = [list(group.of_seeds(column).values()) for column in columns]
+        rows.append([group.name, str(len(group.runs)), *(_mean_and_deviation(value) for value in values)])
+        rows += [
+            [f"printed: {row.paper} Table {row.table}, {row.method}", "", *(_printed_cell(row, c) for c in columns)]
+            for row in (group.rows if printed else ())
+        ]
+    for group in groups[1:]:
+        found = [compared(groups[0], group, column) for column in columns]
+        rows.append([
+            f"{group.name} - {groups[0].name}", "",
+            *("" if pair is None else f"{pair[0]:+.2f}" + ("" if math.isnan(pair[1]) else f" (p {pair[1]:.3f})")
+              for pair in found),
+        ])  # fmt: skip
+    return rows
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def _printed_cell(row: PublishedRow, column: str) -> str:
+    name = {"cw": "cw", "mean": "mean", "nrr": "nrr"}.get(column, column)
+    spread = f" ± {row.printed_std[name]}" if name in row.printed_std else ""
+    return f"{row.printed[name]}{spread}" if name in row.printed else ""
+
+
+def written(rows: Sequence[Sequence[str]], kind: str) -> str:
+    """Rows as Markdown, LaTeX or CSV."""
+    if kind == "csv":
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        return file.getvalue()
+    head, *body = rows
+    if kind == "markdown":
+        lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    bodies = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in body]
+    return "\n".join([
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
+        " & ".join(_latex(cell) for cell in head) + r" \\", r"\midrule", *bodies, r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("#", r"\#"), ("&", r"\&"),
+                           ("±", r"$\pm$"), ("$$", "$")):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text
+
+
+def command(arguments: list[str]) -> None:
+    """`perceptual-at table`: run folders in, a table out."""
+    with said("perceptual-at table"):
+        chosen = parse(arguments, Tabulating, Tabulating(), "perceptual-at table", description=__doc__ or "")
+        if not chosen.runs:
+            raise ValueError("give the folders of finished runs.")
+        groups = grouped([scored(folder, chosen.which) for folder in chosen.runs])
+        text = written(cells(groups, printed=chosen.printed), chosen.format)
+        print(text, end="")
+        if chosen.out is not None:
+            with written_whole(chosen.out) as path:
+                path.write_text(text, encoding="utf-8")
+        if chosen.plot is not None:
+            _draw(groups, chosen.plot)
+
+
+def _draw(groups: Sequence[Group], path: Path) -> None:
+    """Clean against the strongest attack that all runs have."""
+    shared = [c for c in columns_of(groups) if c not in ("clean", "mean", "nrr")
+              and all(c in run.scores for group in groups for run in group.runs)]  # fmt: skip
+    if not shared:
+        raise ValueError("--plot needs an attack that all runs were evaluated with.")
+    robust = "aa" if "aa" in shared else shared[-1]
+    points = {group.name: [(run.scores["clean"], run.scores[robust]) for run in group.runs] for group in groups}
+    plotting.save(plotting.trade_off(points, robust_name=robust), path)

@@ -1,0 +1,471 @@
+"""The command line in this process: runs that become reports and tables, and calls that end in one line."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
+
+from perceptual_at import Evaluation, Linf  # noqa: E402
+from perceptual_at.checkpoints import save_weights  # noqa: E402
+from perceptual_at.commands import evaluate, networks, table  # noqa: E402
+from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
+from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
+from perceptual_at.commands.protocol import described, named_attack  # noqa: E402
+from perceptual_at.commands.reading import settings_of  # noqa: E402
+from perceptual_at.commands.recipes import RECIPES  # noqa: E402
+from perceptual_at.commands.recipes.rows import key_of, settings_of_row  # noqa: E402
+from perceptual_at.commands.settings import GROUP_OF, GROUPS, settings_from  # noqa: E402
+from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
+from perceptual_at.published import published  # noqa: E402
+
+TINY = ["--data", "random", "--width", "2", "--stem-stride", "2", "--batch", "8", "--steps", "1", "--select-steps", "1",
+        "--test-steps", "1", "--epochs", "1", "--cpu"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def call(*words):
+    """Run a command; gives its exit status."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def refused(capsys, *words):
+    """The one line that a call ends in."""
+    status = call(*words)
+    said = capsys.readouterr().err.strip()
+    text = said if isinstance(status, int) else str(status)
+    assert status != 0, words
+    assert text.count("\n") == 0, text
+    assert text.startswith("perceptual-at"), text
+    assert "Traceback" not in text
+    return text
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_belongs_to_one_group_and_settings_come_back_from_json():
+    assert sum(len(kind.__dataclass_fields__) for kind in GROUPS.values()) == len(GROUP_OF)
+    for name, made in RECIPES.items():
+        assert settings_from(json.loads(json.dumps(made.settings.flat()))) == made.settings, name
+    with pytest.raises(ValueError, match="unknown settings: nosuch"):
+        settings_from({"nosuch": 1})
+
+
+def test_rows_find_their_settings_by_name():
+    settings = settings_of(["--row", "RAAT/1/CIFAR-10/linf/ResNet-18/RAAT"])
+    flat = settings.flat()
+    assert (flat["objective"], flat["model"], flat["data"], flat["select_on"]) == (
+        "raat", "resnet26_bottleneck", "cifar10", "test",
+    )  # fmt: skip
+    tiny = settings_of(["--row", "RPAT/2/Tiny-ImageNet/l2/ResNet-18/TRADES+RPAT", "--seed", "3"]).flat()
+    assert (tiny["base"], tiny["norm"], tiny["eps"], tiny["stem_stride"], tiny["seed"]) == (
+        "trades", "l2", 128 / 255, 2, 3,
+    )  # fmt: skip
+    strong = settings_of(["--row", "RPAT/6/CIFAR-10/linf/PreActResNet-18/RPAT++$"]).flat()
+    assert (strong["strong_attack_from"], strong["factor"]) == (100, 1.7)
+    cut = settings_of(["--row", "RPAT/4/CIFAR-10/linf/WideResNet-34-10/ReBAT*"]).flat()
+    assert (cut["cutmix"], cut["beta"], cut["model"]) == (True, 2.0, "wide_resnet34_10")
+    assert settings_of(["--row", "RPAT/5/CIFAR-10/linf/ResNet-18/PGD-AT+RPAT[second-to-last]"]).method.perceive
+
+
+def test_every_row_of_the_papers_own_methods_and_their_bases_has_a_recipe():
+    for row in published(variant=("baseline", "ours")):
+        recipe, settings = settings_of_row(row, RECIPES)
+        assert settings.threat.norm == row.norm, key_of(row)
+        assert recipe in RECIPES
+
+
+def test_help_shows_families_groups_and_the_values_that_a_recipe_has(capsys):
+    assert call("train", "--help") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RECIPES)
+    assert listed.index("bases:") < listed.index("RPAT:") < listed.index("RAAT:")
+    assert call("train", "raat_plus_plus", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for group in GROUPS:
+        assert f"{group} options" in shown
+    assert "(default: 6.0)" in shown
+    assert "(default: 0.1)" in shown
+    for name in COMMANDS:
+        assert call(name, "--help") == 0
+    capsys.readouterr()
+
+
+# Calls that cannot be ------------------------------------------------------------------------------------------------
+
+TRAIN = ["train", "pgd_at", *TINY, "--out", "out"]
+ANY = ["train", "pgd_at", "--data", "random", "--batch", "8", "--cpu", "--out", "out"]
+MALFORMED = [
+    ([], "say which command"),
+    (["trian"], "there is no command 'trian'"),
+    (["train", "rapt"], "did you mean rpat?"),
+    (["train", "--epochs", "3"], "a recipe comes first"),
+    (["train", "--row"], "--row needs the name"),
+    (["train", "--row", "RAAT/1/CIFAR-10/linf/ResNet-18/RAT"], "did you mean RAAT/1/CIFAR-10/linf/ResNet-18/RAAT?"),
+    (["train", "rpat", "--objectiv", "x"], "did you mean --objective?"),
+    (["train", "rpat", "extra"], "extra"),
+    (["train", "rpat", "--lr"], "--lr"),
+    (["train", "rpat", "--lr", "abc"], "abc"),
+    (["train", "rpat", "--lr", "-1"], "--lr must be more than 0"),
+    (["train", "rpat", "--lr", "nan"], "--lr must be"),
+    (["train", "rpat", "--lr", "inf"], "--lr must be"),
+    (["train", "rpat", "--factor", "0"], "--factor must be at least 1"),
+    (["train", "rpat", "--epochs", "0"], "--epochs must be at least 1"),
+    (["train", "rpat", "--batch", "2.5"], "--batch"),
+    (["train", "rpat", "--eps", "1/0"], "1/0"),
+    (["train", "rpat", "--eps", "0"], "--eps must be more than 0"),
+    (["train", "rpat", "--step-size", "2"], "did you mean 2/255?"),
+    (["train", "rpat", "--momentum", "1.5"], "--momentum must be at least 0 and at most 1"),
+    (["train", "rpat", "--alpha", "1.5"], "--alpha must be"),
+    (["train", "rpat", "--alpha", "gamma"], "gamma"),
+    (["train", "rpat", "--milestones", "9", "3"], "--milestones must be epochs in order"),
+    (["train", "rpat", "--size", "1", "2", "3"], "--size must be one side or height and width"),
+    (["train", "rpat", "--extend"], "--extend and --change go with --resume"),
+    (["train", "rpat", "--nesterov", "--momentum", "0"], "--nesterov needs a --momentum"),
+    (["train", "trades", "--eta", "0.2"], "--eta has no effect with --objective trades"),
+    (["train", "pgd_at", "--criterion", "kl"], "--criterion has no effect"),
+    (["train", "pgd_at", "--perceive", "second_to_last"], "--perceive has no effect"),
+    (["train", "pgd_at", "--source", "paper"], "--source paper has no effect"),
+    (["train", "pgd_at", "--objective", "rpatt"], "did you mean rpat?"),
+    (["train", "raat", "--boundary-perturbation", "clean"], "go with --objective pgd_at"),
+    (["train", "rpat", "--options", "alhpa=1"], "takes no 'alhpa'"),
+    (["train", "rpat", "--options", "alpha"], "takes name=value"),
+    (["train", "pgd_at", "--objective", "rebat"], "--average-decay is needed by rebat"),
+    (["train", "pgd_at", "--average-start", "3"], "no effect without --average-decay"),
+    (["train", "pgd_at", "--awp-start", "3"], "no effect without --awp"),
+    ([*TRAIN, "--model", "resnet1"], "did you mean"),
+    ([*ANY, "--model", "nosuchmodule:f"], "there is no module 'nosuchmodule'"),
+    ([*ANY, "--model", "mine:nosuch"], "mine has no 'nosuch'"),
+    ([*ANY, "--model", "mine:build(open('x'))"], "with literals"),
+    ([*ANY, "--model", "mine:build(1, 2, 3)"], "raised TypeError"),
+    ([*ANY, "--model", "mine:text"], "must give a torch.nn.Module, got str"),
+    ([*ANY, "--model", "mine:small"], "fails on images of shape (3, 16, 16)"),
+    ([*ANY, "--model", "mine:three"], "K of at least 10 classes"),
+    ([*ANY, "--model", "mine:pair"], "gives tuple in train mode, not logits"),
+    ([*ANY, "--model", "broken:f"], "importing 'broken' failed"),
+    ([*TRAIN, "--model", "torchvision:resnet18"], "--width is for networks of this package"),
+    ([*ANY, "--model", "torchvision:resnet19"], "did you mean resnet18?"),
+    ([*TRAIN, "--init", "none.safetensors"], "there is no file `none.safetensors`"),
+    ([*TRAIN, "--freeze", "nosuch.*"], "no parameter has such a name"),
+    ([*TRAIN, "--freeze", "*"], "leaves nothing to train"),
+    ([*TRAIN, "--weight-decay-of", "nosuch=0"], "no parameter has such a name"),
+    ([*TRAIN, "--normalize", "own", "--grey"], "--grey has no effect with --data random"),
+    ([*TRAIN, "--stream"], "--stream has no effect with --data random"),
+    ([*TRAIN, "--held-out", "64"], "holds out 64 of 64"),
+    ([*TRAIN, "--extra", "none.npz"], "there is no file `none.npz`"),
+    ([*TRAIN, "--track", "nosuchtracker"], "--track nosuchtracker"),
+    ([*TRAIN, "--precision", "fp16"], "--precision fp16 needs an accelerator"),
+    (["evaluate"], "give either --run FOLDER ... or --model"),
+    (["evaluate", "--run", "none"], "there is no folder `none`"),
+    (["evaluate", "--run", "."], "holds no result.json"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--attacks", "pgd20x"], "--attacks knows"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--eps", "8"], "did you mean"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--batch", "0"], "--batch must be at least 1"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--checkpoint", "x.pt"], "there is no file `x.pt`"),
+    (["evaluate", "--model", "mine:build", "--data", "folder", "--root", "none"], "there is no folder 'test'"),
+    (["evaluate", "--model", "mine:build", "--run", "a"], "give either --run FOLDER ... or --model"),
+    (["evaluate", "--run", "a", "--checkpoint", "b.pt"], "--checkpoint goes with --model"),
+    (["compare", "a"], "give two reports, got 1"),
+    (["compare", "a", "b"], "there is no report `a`"),
+    (["table"], "give the folders of finished runs"),
+    (["table", "none"], "there is no folder `none`"),
+    (["table", "x", "--format", "html"], "html"),
+]
+
+MINE = """
+from torch import nn
+def build(width=2): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+def text(): return "text"
+def small(): return nn.Linear(3, 10)
+def three(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+class Pair(nn.Module):
+    def forward(self, x): return x, x
+def pair(): return Pair()
+"""
+
+
+@pytest.mark.parametrize(("words", "message"), MALFORMED, ids=[" ".join(words)[-60:] for words, _ in MALFORMED])
+def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    assert message in refused(capsys, *words)
+    left = {path.name for path in tmp_path.iterdir()} - {"mine.py", "broken.py", "__pycache__"}
+    assert left == set()
+
+
+def test_signals_end_in_one_line_that_says_how_to_go_on(capsys, monkeypatch):
+    import signal
+
+    from perceptual_at.commands import train
+
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        monkeypatch.setattr(train, "train", lambda settings, number=number: os.kill(os.getpid(), number))
+        assert call(*TRAIN) == status
+        assert "the same command with --resume goes on" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_said_and_one_that_fails_is_something_else(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "needs timm" in refused(capsys, *ANY, "--model", "timm:resnet18")
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for name in [name for name in sys.modules if name.startswith("perceptual_at.commands.") and "main" not in name]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "`pip install tyro` brings it" in refused(capsys, "train", "rpat")
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path):
+    out = tmp_path / "out"
+    with locked(out, "--out"):
+        second = locked(out, "--out")
+        with pytest.raises(Stopped, match="another process is at work"), second:
+            pass
+    with locked(out, "--out"):
+        pass
+
+
+# Networks by name ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("build", ("build", [], {})),
+        ("build()", ("build", [], {})),
+        ('build("robust")', ("build", ["robust"], {})),
+        ("build(-1, 2.5, None, True, wide=False)", ("build", [-1, 2.5, None, True], {"wide": False})),
+        ("zoo.make([1, (2, 3)], {'a': b'x'}, 1 + 2j)", ("zoo.make", [[1, (2, 3)], {"a": b"x"}, 1 + 2j], {})),
+    ],
+)
+def test_literals_of_every_kind_are_passed_on(text, expected):
+    assert networks.call_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["f(x)", "f(**{'a': 1})", "f(open('x'))", "f(", "1", "f() + 1", "f(*[1])", "lambda: 1", ""]
+)
+def test_what_is_no_call_with_literals_is_refused(text):
+    with pytest.raises(ValueError, match="with literals"):
+        networks.call_of(text)
+
+
+def test_first_weights_are_taken_where_they_fit_and_parts_are_frozen(tmp_path, capsys):
+    torch.manual_seed(0)
+    old, new = DigitsCNN(width=4, num_classes=7), normalized(DigitsCNN(width=4), (0.5,), (0.5,))
+    save_weights(tmp_path / "old.safetensors", old)
+    line = networks.initialise(new, tmp_path / "old.safetensors")
+    assert "tensors taken; left as they were: linear.bias, linear.weight" in line
+    kept = dict(new.named_parameters())
+    same = [name for name, value in old.named_parameters() if any(torch.equal(own, value) for own in kept.values())]
+    assert dict(old.named_parameters()).keys() - set(same) == {"linear.weight", "linear.bias"}
+    networks.freeze(new, ("*layer1*", "*.bias"))
+    assert {name for name, p in new.named_parameters() if p.requires_grad} == {
+        name for name in kept if "layer1" not in name and not name.endswith(".bias")
+    }
+    from perceptual_at.commands.settings import Optimisation
+
+    chosen = Optimisation(weight_decay=0.1, weight_decay_of=("layer1*=0", "*.weight=0.3"))
+    groups = {group["weight_decay"]: len(group["params"]) for group in networks.parameter_groups(DigitsCNN(), chosen)}
+    assert set(groups) == {0.0, 0.3, 0.1}
+    assert sum(groups.values()) == len(list(DigitsCNN().parameters()))
+
+
+def test_a_network_of_torchvision_by_name():
+    pytest.importorskip("torchvision")
+    from perceptual_at.commands.settings import Network
+
+    task = networks.Task(3, 4, torch.rand(2, 3, 32, 32))
+    model = networks.network(Network(model="torchvision:mobilenet_v3_small(dropout=0.1)"), task, seed=0)
+    assert model(task.images).shape == (2, 4)
+    again = networks.network(Network(model="torchvision:mobilenet_v3_small(dropout=0.1)"), task, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    networks.tried(model, task, "it")
+
+
+# From runs to a table -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two methods with two seeds each, one of them of ReBAT's kind: normalised, averaged."""
+    from accelerate.state import AcceleratorState
+
+    folder = tmp_path_factory.mktemp("runs")
+    for recipe, more in (("pgd_at", []), ("rebat", ["--average-start", "0", "--average-decay", "0.5"])):
+        for seed in (0, 1):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert call("train", recipe, *TINY, *more, "--seed", seed, "--out", folder / f"{recipe}-{seed}") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_result_json_holds_effective_values_and_what_columns_mean(runs):
+    record = json.loads((runs / "rebat-0/result.json").read_text())
+    assert record["settings"]["beta"] == 1.0
+    assert record["settings"]["concentration"] == 0.75
+    assert "1 steps of 2.5 eps / steps on cross entropy" in record["protocol"]["pgd1"]
+    assert record["shape"] == [3, 16, 16]
+    assert record["warnings"] == sorted(set(record["warnings"]), key=record["warnings"].index)
+    assert record["best"]["per_class"]["0"]["n"] > 0
+    assert (runs / "rebat-0/final_model.safetensors").exists()
+    groups = record["log"][0]["groups"]
+    assert sum(groups.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_run_folder_is_enough_and_the_same_call_goes_on(copied, capsys):
+    call("evaluate", "--run", copied / "rebat-0", "--attacks", "pgd1", "fgsm", "--batch", "9", "--cpu")
+    assert "What the columns mean" in capsys.readouterr().out
+    for name in ("best", "final"):
+        folder = copied / "rebat-0/evaluation" / name
+        result = Evaluation.from_json(folder / "report.json")
+        record = json.loads((copied / "rebat-0/result.json").read_text())[name]["test"]
+        assert 100 * result.clean_accuracy == pytest.approx(record["clean"], abs=1e-3)
+        assert 100 * result.robust_accuracy["pgd1"] == pytest.approx(record["pgd1"], abs=1e-3)  # one meaning of a name
+        lines = (folder / "record.jsonl").read_text()
+        assert call("evaluate", "--run", copied / "rebat-0", "--attacks", "pgd1", "fgsm", "--cpu") == 0
+        assert (folder / "record.jsonl").read_text() == lines
+        assert Evaluation.from_json(folder / "report.json").to_dict() == result.to_dict()
+
+
+def test_runs_become_a_table_in_every_form(copied, capsys):
+    for name in ("pgd_at-0", "pgd_at-1"):
+        call("evaluate", "--run", copied / name, "--attacks", "pgd1", "--which", "best", "--cpu")
+    capsys.readouterr()
+    folders = sorted(copied.iterdir())
+    assert call("table", *folders) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0] == "| method | seeds | clean | pgd1 | mean | nrr |"
+    assert lines[2].startswith("| pgd_at | 2 | ")
+    assert lines[2].count("±") == 4
+    assert lines[3].startswith("| rebat | 2 | ")
+    assert lines[4].startswith("| rebat - pgd_at |  | ")
+    assert "(p " in lines[4]
+    assert call("table", *folders, "--format", "csv", "--out", copied / "t.csv", "--plot", copied / "t.png") == 0
+    assert capsys.readouterr().out == (copied / "t.csv").read_text()
+    assert len({len(row) for row in csv.reader(io.StringIO((copied / "t.csv").read_text()))}) == 1
+    assert (copied / "t.png").read_bytes().startswith(b"\x89PNG")
+    assert call("table", *folders, "--format", "latex") == 0
+    latex = capsys.readouterr().out
+    assert r"pgd\_at & 2 & " in latex
+    assert r"$\pm$" in latex
+
+
+def test_printed_rows_stand_beside_the_methods_they_are_of():
+    settings = settings_of(["--row", "RAAT/1/CIFAR-10/linf/ResNet-18/RAAT"]).flat()
+    run = table.Scored(Path("x"), settings, {"clean": 80.0, "aa": 50.0, "mean": 65.0, "nrr": 61.54})
+    (group,) = table.grouped([run])
+    assert {row.method for row in group.rows} == {"RAAT"}
+    text = table.written(table.cells([group], printed=True), "markdown")
+    (row,) = published(paper="RAAT", table=1, dataset="CIFAR-10", model="ResNet-18", method="RAAT")
+    assert f"printed: RAAT Table 1, RAAT |  | {row.printed['clean']} ± {row.printed_std['clean']}" in text
+
+
+def test_two_reports_are_compared(copied, capsys):
+    for name in ("pgd_at-0", "rebat-0"):
+        call("evaluate", "--run", copied / name, "--attacks", "pgd1", "--which", "best", "--cpu")
+    capsys.readouterr()
+    reports = [copied / name / "evaluation/best" for name in ("pgd_at-0", "rebat-0")]
+    assert call("compare", *reports, "--names", "a", "b") == 0
+    assert "|  | a, % | b, % | difference | 95 % interval | p |" in capsys.readouterr().out
+
+
+UNKNOWN = json.dumps({"settings": {"nosuch": 1}, "shape": [3, 1, 1], "classes": 2, "best": 0, "final": 0})
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"settings": {}}', "", UNKNOWN])
+def test_a_damaged_result_is_named(copied, capsys, damage):
+    (copied / "pgd_at-0/result.json").write_text(damage)
+    text = refused(capsys, "evaluate", "--run", copied / "pgd_at-0", "--cpu")
+    assert "result.json" in text or "unknown settings" in text
+
+
+def test_a_choice_of_samples_has_every_class(tmp_path):
+    wishes = evaluate.Wishes(images=evaluate.Samples(data="random", samples=20))
+    images = evaluate.images_of(evaluate._with_wishes(evaluate.Data(), wishes.images), "test")
+    rows = evaluate.chosen_rows(images, wishes)
+    assert len(rows) == 20
+    counts = torch.bincount(images.labels[rows], minlength=10) - torch.bincount(images.labels, minlength=10) * 20 / 64
+    assert counts.abs().max() < 1
+
+
+def test_models_by_name_are_evaluated_with_checkpoints_of_both_kinds(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    torch.manual_seed(0)
+    weights = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)).state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "a.pt")
+    save_weights(tmp_path / "a.safetensors", weights)
+    found = []
+    for checkpoint in ("a.pt", "a.safetensors"):
+        words = ["--model", "mine:build(width=3)", "--checkpoint", checkpoint, "--data", "random", "--attacks", "pgd2"]
+        assert call("evaluate", *words, "--out", checkpoint[-2:], "--cpu") == 0
+        found.append(Evaluation.from_json(tmp_path / checkpoint[-2:] / "report.json").to_dict())
+    assert found[0] == found[1]
+    capsys.readouterr()
+
+
+def test_a_model_of_robustbench_is_asked_for_by_name_and_norm(monkeypatch):
+    asked = {}
+
+    def load_model(name, **options):
+        asked.update(options, name=name)
+        return DigitsCNN(width=4)
+
+    zoo = types.ModuleType("robustbench.utils")
+    zoo.load_model = load_model
+    monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", zoo)
+    wishes = evaluate.Wishes(
+        models=evaluate.Models(model="robustbench:Wong2020Fast"), images=evaluate.Samples(root=Path("here")),
+        threat=evaluate.Threats(norm="l2"),
+    )  # fmt: skip
+    (target,) = evaluate.targets_of(wishes)
+    assert isinstance(target.made(None), DigitsCNN)
+    assert asked == {"name": "Wong2020Fast", "model_dir": "here", "dataset": "cifar10", "threat_model": "L2"}
+
+
+def test_every_attack_that_is_named_is_one_and_has_a_meaning():
+    threat = Linf(0.1)
+    x, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    model = DigitsCNN(width=4).eval()
+    for name in ("fgsm", "pgd2", "cw2", "apgd3"):
+        found = named_attack(name, threat)(model, x, labels)
+        assert getattr(found, "x_adv", found).shape == x.shape
+        assert described(name, threat)
+    assert named_attack("pgd20", threat, step_size=0.01).keywords["step_size"] == 0.01
+    assert "20 steps of 2.5 eps / steps on cross entropy, one random start" in described("pgd20", threat)
+    assert "the margin" in described("cw20", threat)
+    for name in ("fgsm2", "nosuch", "pgdx", "pgd0", "pgd020", ""):
+        with pytest.raises(ValueError, match="knows fgsm, pgd, cw, apgd"):
+            named_attack(name, threat)
