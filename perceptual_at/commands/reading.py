@@ -106,8 +106,10 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
 def _one_line(box: str) -> str:
     """What a box of tyro's says, without its frame: the problem, and the option that was perhaps meant."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
-    framed = [line for line in box.splitlines() if not re.match(r"\s*[╭╰+]", line)]
-    lines = [line for line in (line.strip(" │|") for line in framed) if line.strip("─- ")]
+    inside = [line.strip(" │|") for line in box.splitlines() if line.strip() and not re.match(r"\s*[╭╰+]", line)]
+    if len(inside) > 1 and not inside[1].strip("-"):  # without a frame, the title is a line above a rule
+        inside = inside[2:]
+    lines = [line for line in inside if line.strip("─- ")]
     problem = next((line for line in lines if not line.startswith("For full helptext")), "the words make no sense.")
     wanted = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("Perhaps you meant")), "")
     got = [line.removeprefix("- ").partition(": ")[2] for line in lines if line.startswith("- <class")]
