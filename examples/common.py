@@ -15,19 +15,31 @@ from perceptual_at.augment import random_crop_flip
 from perceptual_at.data import digits
 from perceptual_at.models import DigitsCNN
 
+IMAGES = 1797
+"""How many digits there are: rows of a memory, of which each image has one."""
+
 
 class Batches:
-    """Shuffled batches of images shifted by up to one pixel; with `views=2`, pairs of shifted copies."""
+    """Shuffled batches of images shifted by up to one pixel; with `views=2`, pairs of shifted copies.
 
-    def __init__(self, x, labels, *, views=1, batch_size=128, generator=None, device="cpu"):
-        self.x, self.labels, self.views = x, labels, views
+    With `numbered` the images' numbers come third.
+    """
+
+    def __init__(self, x, labels, *, views=1, batch_size=128, generator=None, device="cpu", numbered=False):
+        self.x, self.labels, self.views, self.numbered = x, labels, views, numbered
         self.batch_size, self.generator, self.device = batch_size, generator, device
 
     def __iter__(self):
         for rows in torch.randperm(len(self.x), generator=self.generator).split(self.batch_size):
             shifted = functools.partial(random_crop_flip, padding=1, flip=False, generator=self.generator)
             views = [shifted(self.x[rows]).to(self.device) for _ in range(self.views)]
-            yield views[0] if self.views == 1 else tuple(views), self.labels[rows].to(self.device)
+            numbers = (rows.to(self.device),) if self.numbered else ()
+            yield views[0] if self.views == 1 else tuple(views), self.labels[rows].to(self.device), *numbers
+
+
+def ready(x_adv, model, x, labels, **options):
+    """An attack that has its answer already."""
+    return x_adv
 
 
 def with_weights(model, weights):
@@ -54,7 +66,7 @@ def spread(function, jobs, workers=None):
         return {futures[future]: future.result() for future in done}
 
 
-def main(train, *, views=1):
+def main(train, *, views=1, numbered=False):
     """Train on the digits with one seed and print what came of it."""
     parser = argparse.ArgumentParser(description="Train on handwritten digits; see the head of the file.")
     parser.add_argument("--seed", type=int, default=0)
@@ -67,6 +79,6 @@ def main(train, *, views=1):
     order = torch.Generator().manual_seed(options.seed)
     noise = torch.Generator(options.device).manual_seed(options.seed)
     x, labels = digits("train", seed=options.seed)
-    batches = Batches(x, labels, views=views, generator=order, device=options.device)
+    batches = Batches(x, labels, views=views, generator=order, device=options.device, numbered=numbered)
     trained = train(model, batches, noise, epochs=options.epochs)
     print(report(trained, seed=options.seed))

@@ -18,6 +18,7 @@ METHODS = {
     "pgd_at": 1, "trades": 1, "mart": 1, "consistency_at": 2, "rpat": 1, "rpat_trades": 1,
     "raat": 2, "raat_plus_plus": 2, "rebat": 1, "rpat_plus_plus": 1, "raat_sharp": 2,
     "free_at": 1,
+    "awp": 1, "hat": 1, "te": 1, "mma": 1,
 }  # fmt: skip
 
 
@@ -35,11 +36,15 @@ def load(monkeypatch):
     return load_module
 
 
-def random_batches(views):
+NUMBERED = ("te", "mma")
+
+
+def random_batches(views, numbered=False):
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(16, 1, 8, 8, generator=generator) for _ in range(views)]
     labels = torch.randint(0, 10, (16,), generator=generator)
-    return [(images[0] if views == 1 else tuple(images), labels)]
+    numbers = (torch.arange(16),) if numbered else ()
+    return [(images[0] if views == 1 else tuple(images), labels, *numbers)]
 
 
 @pytest.mark.parametrize(("name", "views"), METHODS.items())
@@ -47,7 +52,9 @@ def test_example_trains_and_moves_the_weights(load, capsys, name, views):
     torch.manual_seed(0)
     model = DigitsCNN(width=4)
     before = model.linear.weight.detach().clone()
-    trained = load(name).train(model, random_batches(views), torch.Generator().manual_seed(0), epochs=4)
+    trained = load(name).train(
+        model, random_batches(views, name in NUMBERED), torch.Generator().manual_seed(0), epochs=4
+    )
     assert not torch.equal(trained.linear.weight, before)
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 4

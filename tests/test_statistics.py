@@ -219,6 +219,15 @@ def test_one_seed_has_no_deviation():
     assert str(MeanStd(0.5, 0.0)) == "50.00 ± 0.00"
 
 
+def test_rows_of_another_setting_are_not_compared():
+    rows = published(method="AWP", dataset="CIFAR-10")
+    assert len({row.model for row in rows}) > 1
+    with pytest.raises(ValueError, match=r"of one data set, threat and network.*PreActResNet-18.*WideResNet-34-10"):
+        against_published(evaluation("10"), rows)
+    same = published(method=("AWP", "TE"), dataset="CIFAR-10", model="PreActResNet-18", paper="RPAT")
+    assert {found.method for found in against_published(evaluation("10"), same)} == {"AWP", "TE"}
+
+
 def test_own_numbers_stand_beside_the_printed_ones():
     rows = published(paper="RPAT", table=1, dataset="CIFAR-10", method="PGD-AT")
     (row,) = rows

@@ -280,7 +280,7 @@ class PublishedDifference:
 
 
 def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> tuple[PublishedDifference, ...]:
-    """An evaluation beside rows of the papers' tables, number by number.
+    """An evaluation beside rows of the papers' tables, number by number; all of the same data, threat and network.
 
     Attacks are matched by name: call yours as the tables do, `pgd10`, `pgd20`, `pgd100`, `cw`, `aa`. The interval is
     that of the test samples alone. Seeds, epochs and the choice of the checkpoint differ on top of it.
@@ -293,7 +293,7 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
         A `PublishedDifference` for each row and number that both have, in the order of the rows.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: if there is no row, or rows are of several data sets, threats or networks.
 
     Source:
         RPAT, Tables 1 to 6; RAAT, Tables 1, 2, 3 and 5.
@@ -310,6 +310,12 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
         raise TypeError("against_published: `rows` must be a sequence of what `published.published` gives.")
     if not rows:
         raise ValueError("against_published: `rows` is empty; no table has that combination.")
+    settings = dict.fromkeys((row.dataset, row.norm, row.model) for row in rows)
+    if len(settings) > 1:
+        raise ValueError(
+            "against_published: `rows` must be of one data set, threat and network, those of the evaluation, got "
+            f"{', '.join(' / '.join(one) for one in settings)}; choose with published(dataset=, norm=, model=)."
+        )
     found = []
     for row in rows:
         for metric in METRICS:
