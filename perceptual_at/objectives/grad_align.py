@@ -9,7 +9,7 @@ from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, joined
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, check_threat
 
 
 def grad_align(
@@ -61,8 +61,7 @@ def grad_align(
         ['cross_entropy', 'grad_align']
     """
     _check.number("grad_align", "weight", weight, at_least=0.0)
-    if isinstance(threat, type) or not isinstance(threat, Threat):
-        raise TypeError(f"grad_align: `threat` must be a threat model such as Linf(8 / 255), got {threat!r}.")
+    check_threat("grad_align", threat)
     x, labels = joined("grad_align", views, labels)
     check_indices("grad_align", labels)
     x_adv = attacked("grad_align", attack, model, x, labels)

@@ -1,0 +1,99 @@
+"""Targets, undefined predictions, infinite slopes and losses of a batch, in the attacks that search."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from perceptual_at import L1, L2, Linf, apgd, auto_attack, dlr, fab, kl_to, margin, pgd, square
+from tests.strategies import generator
+
+ATTACKS = {
+    "pgd": functools.partial(pgd, steps=20, keep="best"),
+    "apgd": functools.partial(apgd, steps=20),
+    "fab": functools.partial(fab, steps=20),
+    "square": functools.partial(square, queries=200),
+}
+THREATS = [Linf(0.3), L2(3.0), L1(15.0)]
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+def problem():
+    torch.manual_seed(0)
+    x = torch.rand(8, 1, 8, 8, generator=generator(1))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return net, x, net(x).argmax(dim=1)
+
+
+@every_attack
+@pytest.mark.parametrize("threat", THREATS, ids=repr)
+def test_success_is_being_taken_for_the_target(attack, threat):
+    net, x, labels = problem()
+    targets = ((labels + 1) % 10).to(torch.uint8)
+    verdict = attack(net, x, labels, threat, targets=targets, verdict=True)
+    assert torch.equal(net(verdict.x_adv).argmax(dim=1) == targets, verdict.success)
+    assert verdict.success.sum() >= (2 if "square" in str(attack) else 6)
+    assert threat.contains(verdict.x_adv, x).all()
+
+
+@pytest.mark.parametrize("attack", [apgd, square])
+def test_a_loss_that_leads_nowhere_is_refused(attack):
+    net, x, labels = problem()
+    with pytest.raises(ValueError, match=rf"^{attack.__name__}: `loss`=dlr"):
+        attack(net, x, labels, Linf(0.1), targets=labels, loss=dlr)
+
+
+@pytest.mark.parametrize("attack", [apgd, fab])
+def test_targets_and_target_classes_exclude_each_other(attack):
+    net, x, labels = problem()
+    with pytest.raises(ValueError, match="`target_classes` has no effect with given `targets`"):
+        attack(net, x, labels, Linf(0.1), targets=labels, target_classes=3)
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), functools.partial(auto_attack, version=["apgd-ce"])])
+def test_samples_without_a_prediction_are_neither_broken_nor_robust(attack):
+    net, x, labels = problem()
+    broken = torch.arange(8) < 3
+
+    def model(z):
+        return torch.where(broken[: len(z), None] & (len(z) == 8), torch.nan, net(z))
+
+    verdict = attack(model, x, labels, Linf(0.001), verdict=True)
+    assert not verdict.robust[:3].any()
+    assert not verdict.success[:3].any()
+    assert verdict.robust[3:].any()
+
+
+def test_fab_follows_slopes_that_are_infinite():
+    _, x, _ = problem()
+    x = torch.where(x < 0.3, 0.0, x)
+    linear = nn.Linear(64, 10)
+    labels = linear(x.flatten(1).sqrt()).argmax(dim=1)
+    found = fab(lambda z: linear(z.flatten(1).sqrt()), x, labels, Linf(0.1), steps=20, verdict=True)
+    assert found.success.sum() >= 4
+
+
+def test_losses_of_a_batch_keep_up_with_the_samples_that_stay():
+    net, x, labels = problem()
+    labels = torch.where(torch.arange(8) < 3, (labels + 1) % 10, labels)  # three are wrong and leave at once
+    loss = kl_to(net(x).detach())
+    together = apgd(net, x, labels, Linf(0.05), steps=5, loss=loss)
+    assert Linf(0.05).contains(together, x).all()
+    square(net, x, labels, Linf(0.05), queries=5, loss=loss)
+
+
+def test_apgd_compares_its_first_loss_with_0_as_the_original_does():
+    # The same slopes: only what the first step is compared with tells a margin below 0 from one above it.
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    x = torch.rand(20, 6, generator=generator(4), dtype=torch.float64)
+    labels = net(x).argmax(dim=1)
+
+    def found(offset):
+        return apgd(
+            net, x, labels, L2(0.05), steps=10, start=x, early_stop=False,
+            loss=lambda logits, labels: margin(logits, labels) + offset,
+        )  # fmt: skip
+
+    assert (found(0.0) - found(100.0)).abs().max() > 1e-5
