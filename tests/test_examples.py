@@ -132,5 +132,6 @@ def test_the_segmentation_example_trains_attacks_and_draws(load, tmp_path, monke
     for (found,) in runs.values():
         assert found["worst pixels"]["value"] <= min(found[f"{name} pixels"]["value"] for name in ("pgd", "segpgd"))
         assert all(0 <= number["interval"][0] <= number["interval"][1] <= 100 for number in found.values())
-    assert Image.open(figure).size[0] > 300
+    with Image.open(figure) as drawn:
+        assert drawn.size[0] > 300
     assert "PGD-AT + RPAT: clean pixels" in capsys.readouterr().out
