@@ -9,7 +9,6 @@ nothing of a GPU.
 """
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,9 +72,10 @@ def step(found: Case, way: Way, steps: int, *, objective: Callable[..., Any] = o
     model = copy.deepcopy(found.model).to(memory_format=form).train()
     x, labels = found.x.contiguous(memory_format=form), found.labels
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    attack = functools.partial(
-        pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean", lane=way.lane, validate=False
-    )
+
+    def attack(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, **own: Any) -> torch.Tensor:
+        settings = {"steps": steps, "step_size": STEP_SIZE, "start": "clean", "lane": way.lane, **own}
+        return pgd(model, x, labels, THREAT, validate=False, **settings)
 
     def run() -> None:
         tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32

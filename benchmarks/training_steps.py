@@ -10,6 +10,7 @@ batch.
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from cases import LANES, STEP_SIZE, STEPS, THREAT, Case, case
@@ -48,7 +49,10 @@ def loss_of(name: str, model: nn.Module, steps: int, lane: Lane | None) -> Loss:
     objective, options = OBJECTIVES[name]
     if "average" in options:
         options = {**options, "average": snapshot(model)}
-    attack = functools.partial(pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean", lane=lane)
+
+    def attack(model: nn.Module, x: Tensor, labels: Tensor, **own: Any) -> Tensor:
+        settings = {"steps": steps, "step_size": STEP_SIZE, "start": "clean", "lane": lane, **own}  # some have a start
+        return pgd(model, x, labels, THREAT, **settings)
 
     def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         views = x.chunk(2) if name in TWO_VIEWS else (x,)

@@ -307,3 +307,12 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert same(read_weights(path), snapshot(model))
+
+
+def test_as_many_numbers_in_another_shape_are_another_layer(tmp_path):
+    path, model = tmp_path / "wide.safetensors", nn.Linear(2, 3, bias=False)
+    save_weights(path, nn.Linear(3, 2, bias=False))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"'weight' has shape \(2, 3\) .* but \(3, 2\)"):
+        load_weights(model, path)
+    assert torch.equal(model.weight, before["weight"])

@@ -411,7 +411,7 @@ OBJECTIVES = [name for name in objectives.__all__ if name not in OWN_TESTS]
 def test_objectives_attack_in_the_lane_and_learn_on_the_model(name):
     model, x = prepared(MODELS["transposed and linear"][0]), images(6)
     labels = torch.arange(6) % 3
-    attack = functools.partial(pgd, threat=THREAT, steps=2, start="clean")
+    attack = functools.partial(pgd, threat=THREAT, steps=2)
 
     options = {"average": snapshot(model)} if name in ("rebat", "rpat_plus_plus", "raat_sharp") else {}
     options |= {"mix": 0.75} if name in ("raat", "raat_plus_plus", "raat_sharp", "dicar") else {}
@@ -424,7 +424,7 @@ def test_objectives_attack_in_the_lane_and_learn_on_the_model(name):
         torch.manual_seed(0)  # of the dropout
         noise = {"generator": generator(0)} if drawn else {}
         loss, _ = getattr(objectives, name)(
-            model, views, labels, functools.partial(attack, lane=lane), **options, **noise
+            model, views, labels, functools.partial(attack, lane=lane, generator=generator(1)), **options, **noise
         )
         model.zero_grad()
         loss.backward()

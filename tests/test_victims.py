@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from perceptual_at import Lane, Linf, apgd, auto_attack, fab, fgsm, frozen, pgd, square
+from perceptual_at import Lane, Linf, apgd, auto_attack, cw, fab, fgsm, frozen, objectives, pgd, square
 from perceptual_at.victims import Terms, inspection, modules_of, opened, twins
 from perceptual_at.victims.door import _HELD
 from tests.strategies import generator, uniform
@@ -544,3 +544,25 @@ def test_rooms_may_look_at_a_victim():
     with opened("x", training_net(), images(), classes_of(), THREAT) as victim:
         assert inspection.passes_differ(victim, victim.x) == 0
         assert not inspection.gives_probabilities(victim.logits(victim.x))
+
+
+# Objectives hand their attack on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "message"),
+    [
+        ("trades", functools.partial(pgd, threat=THREAT, start="clean"), "trades: `attack` has a `start` of its own"),
+        ("trades", functools.partial(pgd, threat=THREAT, loss=root), "trades: `attack` has a `loss` of its own"),
+        ("mart", functools.partial(pgd, threat=THREAT, start="clean"), "mart: `attack` has a `start` of its own"),
+        (
+            "trades",
+            functools.partial(cw, threat=THREAT),
+            "trades: `attack` cannot be called as attack.*functools",
+        ),
+        ("pgd_at", pgd, "pgd_at: `attack` cannot be called as .*missing a required argument: 'threat'.*functools.part"),
+    ],
+)
+def test_what_an_objective_would_override_is_refused(name, attack, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(objectives, name)(training_net(), (images(),), classes_of(), attack)
