@@ -155,9 +155,10 @@ class Optimisation:
     """Weight decay of SGD."""
     weight_decay_of: tuple[str, ...] = ()
     """Other weight decays by name pattern, as "*.bn*=0"; the first that fits a parameter counts."""
-    schedule: Literal["steps", "rebat", "one_cycle", "cosine"] = "steps"
+    schedule: Literal["steps", "rebat", "one_cycle", "cosine", "triangular"] = "steps"
     """`steps` divides by `factor` at each milestone; `rebat` the same, looked up at the end of a step; `one_cycle`
-    rises to `lr` over three tenths of the run and falls to zero; `cosine` falls to zero from the start."""
+    rises to `lr` over three tenths of the run and falls to zero; `cosine` falls to zero from the start;
+    `triangular` rises from 0 to `lr` in the first half and falls to 0 in the second."""
     milestones: tuple[int, ...] = (100, 105)
     """Epochs at which the learning rate drops (`steps`, `rebat`)."""
     factor: float = 10.0

@@ -21,7 +21,7 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
 THREATS: dict[str, Callable[[float], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
-TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp")
+TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", "rpat_raat")
 
 
 def threat_of(chosen: Budget) -> pat.Threat:
