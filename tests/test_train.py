@@ -353,7 +353,7 @@ with torch.no_grad(), frozen(run.model) as f:  # all right, but barely: verdicts
     f.linear.bias -= f(test[:][0]).mean(dim=0)
     test.labels = f(test[:][0]).argmax(dim=1)
 weights = snapshot(run.model)
-run.settings = settings.changed(eps=0.5)
+run.settings = settings.changed(eps=0.5, eval_step_size=2 / 255)
 tested = report.measure(run, run.model, weights, test, 3)
 run.settings = settings
 seen = {"correct": tested.correct, "robust": tested.robust["pgd3"]}
