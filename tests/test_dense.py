@@ -356,3 +356,30 @@ def test_labels_may_be_of_any_integer_dtype(dtype):
     assert torch.equal(
         torch.stack(pat.boundary_partition(Z, -Z, labels)), torch.stack(pat.boundary_partition(Z, -Z, L))
     )
+
+
+# Hyper-parameters of a compiled loss ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z, labels, v: pat.dicar_loss(*z, mix=v),
+        lambda z, labels, v: pat.dicar_loss(*z, mix=v, space="logits"),
+        lambda z, labels, v: pat.robust_perception_loss(*z, alpha=v),
+        lambda z, labels, v: pat.robust_perception_loss(*z, alpha=v, form="interpolation", criterion="reverse_kl"),
+        lambda z, labels, v: pat.robust_perception_kl_loss(*z, alpha=v),
+        lambda z, labels, v: pat.trades_loss(*z[:2], labels, beta=v),
+        lambda z, labels, v: pat.mart_loss(*z[:2], labels, beta=v),
+        lambda z, labels, v: pat.consistency_loss(*z[:2], temperature=v),
+    ],
+    ids=["dicar", "dicar logits", "quotient", "interpolation", "perception kl", "trades", "mart", "consistency"],
+)
+def test_one_graph_takes_a_number_after_another(call, dynamic):
+    torch._dynamo.reset()
+    z, labels = [normal(i, 4, 5) for i in range(3)], torch.tensor([0, 1, 2, 3])
+    compiled = torch.compile(call, fullgraph=True, backend="eager", dynamic=dynamic)
+    for value in (0.3, 0.7, 0.5):
+        exactly(compiled(z, labels, value), call(z, labels, value))
