@@ -74,6 +74,7 @@ COMBINATIONS = list(itertools.product(("rpat", "dicar", "both"), ("pgd_at", "tra
 AROUND = list(itertools.product((False, True), ("none", "ema", "swa")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("combination", "base"), COMBINATIONS)
 def test_a_combination_learns_and_goes_on_after_a_kill_to_the_last_bit(combination, base):
     # each pairing of weight perturbation and averaging with one of the combinations, and all of them with some
