@@ -135,6 +135,8 @@ def _supplied(settings: Settings, sources: Sources, epoch: int, average: Weights
         found["generator"] = sources.noise
     if "threat" in known:
         found["threat"] = threat_of(settings.threat)
+    if "kappa" in known:  # GAIRAT counts the attack's steps
+        found["steps"] = settings.threat.steps
     if "reduced_attack" in known and method.source == "paper" and given.get("bound", True):
         found["reduced_attack"] = attack_of(settings.threat, sources.noise, size=method.eta or 0.1, epoch=epoch)
     if "average" in known:
