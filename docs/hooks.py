@@ -22,6 +22,7 @@ REWRITES = (
     (r"\\operatorname\*", r"\\operatorname"),
 )
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+LEGIBLE = 24  # characters of code that fit beside another column on a phone
 HEAD = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
 LIMITS = {"max", "min", "sup", "inf", "mean"}
 FUNCTIONS = {"cos", "exp", "log", "sin", "tanh"}
@@ -53,10 +54,11 @@ def on_page_content(content, page, **_):
 
 
 def as_cards(match):
-    """Name a table's columns in every cell, if there are three or more: narrow screens show its rows as cards."""
+    """Name a table's columns in every cell, if it is wide: narrow screens show its rows as cards."""
     table = match[0]
     heads = [html.escape(re.sub("<[^>]+>", "", head).strip(), quote=True) for head in HEAD.findall(table)]
-    if len(heads) < 3:
+    longest = max((len(html.unescape(code)) for code in re.findall(r"<code>([^<]*)</code>", table)), default=0)
+    if len(heads) < 3 and (len(heads) < 2 or longest < LEGIBLE):
         return table
     names = itertools.cycle(heads)
     table = re.sub(r"<td\b", lambda _: f'<td data-head="{next(names)}"', table)
@@ -136,7 +138,7 @@ def on_post_page(output, **_):
         if output.count(before) != 1:
             raise PluginError(f"the theme changed: {before!r} occurs {output.count(before)} times, not once")
         output = output.replace(before, after)
-    return output
+    return output.replace(' data-md-component="source"', "")  # with it, the theme asks the repository's host for stars
 
 
 def on_post_template(output, template_name, **_):

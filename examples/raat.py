@@ -23,9 +23,13 @@ def train_loss(model, x1, x2, labels, generator):
     with frozen(model) as f, torch.no_grad():
         parts = boundary_partition(f(x), f(reduced), both, adv_logits=f(x_adv))
     supervised = torch.where(parts.boundary.reshape(-1, 1, 1, 1), reduced, x_adv)
-    mix, mask = draw_beta(fold="max", generator=generator), ~torch.stack(parts.misclassified.chunk(2)).any(dim=0)
-    logits, mixed, clean = model(supervised), model(interpolate(*x_adv.chunk(2)[::-1], mix)), model(x)
-    alignment = dicar_loss(mixed, *clean.chunk(2), mix=mix, space="logits", temperature=0.5, mask=mask)
+    mix = draw_beta(fold="max", generator=generator)
+    adv1, adv2 = x_adv.chunk(2)
+    wrong1, wrong2 = parts.misclassified.chunk(2)
+    logits, mixed = model(supervised), model(mix * adv1 + (1 - mix) * adv2)
+    clean1, clean2 = model(x).chunk(2)
+    both_right = ~(wrong1 | wrong2)
+    alignment = dicar_loss(mixed, clean1, clean2, mix=mix, space="logits", temperature=0.5, mask=both_right)
     return cross_entropy(logits, both) + WEIGHT * alignment
 
 

@@ -33,12 +33,12 @@ def train_loss(model, x1, x2, labels, generator):
     with frozen(model) as f, torch.no_grad():
         parts = boundary_partition(f(x), f(reduced), both, adv_logits=f(x_adv))
     supervised = torch.where(parts.boundary.reshape(-1, 1, 1, 1), reduced, x_adv)
-    mix, mask = draw_beta(fold="max", generator=generator), ~torch.stack(parts.misclassified.chunk(2)).any(dim=0)
+    mix = draw_beta(fold="max", generator=generator)
+    (adv1, adv2), (wrong1, wrong2) = x_adv.chunk(2), parts.misclassified.chunk(2)
     adv, clean, logits = model(x_adv), model(x), model(supervised)
-    mixed = model(interpolate(*x_adv.chunk(2)[::-1], mix))
-    alignment = dicar_loss(mixed, *clean.chunk(2), mix=mix, space="logits", temperature=0.5, mask=mask)
-    stability = weighted_kl_loss(clean, adv, both)
-    return boosted_cross_entropy(logits, both) + BETA * stability + WEIGHT * alignment
+    mixed, (clean1, clean2) = model(mix * adv1 + (1 - mix) * adv2), clean.chunk(2)
+    alignment = dicar_loss(mixed, clean1, clean2, mix=mix, space="logits", temperature=0.5, mask=~(wrong1 | wrong2))
+    return boosted_cross_entropy(logits, both) + BETA * weighted_kl_loss(clean, adv, both) + WEIGHT * alignment
 
 
 def train(model, batches, generator, epochs=10):

@@ -274,6 +274,25 @@ def test_the_table_of_the_demo_in_the_readme_is_the_recorded_one():
     assert table in (ROOT / "README.md").read_text(), f"put this table into README.md:\n{table}"
 
 
+def test_recorded_outputs_are_those_of_the_code_on_the_page():
+    hook = loaded("outputs_hook")
+    record = hook.read()
+    assert record
+    for name, outputs in record.items():
+        text = (DOCS / name).read_text(encoding="utf-8")
+        keys = {key for _, key in hook.blocks(text)}
+        assert outputs.keys() <= keys, f"run `python docs/outputs_hook.py {name}`"
+        assert hook.shown(text, outputs).count('```text title="prints"') == len(outputs)
+
+
+def test_an_output_stands_under_the_code_that_printed_it():
+    hook = loaded("outputs_hook")
+    page = "```python\nx = 2\n```\n\n```python\nprint(x + 1)\n```\nend\n"
+    outputs = hook.printed(page)
+    assert hook.shown(page, outputs).endswith('```\n\n```text title="prints"\n3\n```\nend\n')
+    assert hook.shown(page.replace("x = 2", "x = 3"), outputs) == page.replace("x = 2", "x = 3")
+
+
 # The built site ---------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +362,7 @@ def test_every_internal_link_and_anchor_resolves(pages):
             target, _, anchor = link.partition("#")
             target = (path.parent / target).resolve() if target else path
             target = target / "index.html" if target.is_dir() else target
-            assert target in pages or (target.suffix == ".json" and target.exists()), (path.name, link)
+            assert target in pages or (target.suffix in (".json", ".ipynb") and target.exists()), (path.name, link)
             assert not anchor or anchor in pages[target].anchors, (path.name, link)
 
 

@@ -62,6 +62,29 @@ def test_example_trains_and_moves_the_weights(load, capsys, name, views):
     assert min(losses[1:]) < losses[0]
 
 
+def test_rpat_on_cifar10_in_one_file_runs_on_folders(load, tmp_path, monkeypatch, capsys):
+    for split, count in (("train", 70), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    options = ["--folder", str(tmp_path), "--epochs", "1", "--width", "4", "--tested", "4"]
+    monkeypatch.setattr(sys, "argv", ["cifar10_rpat.py", *options])
+    load("cifar10_rpat").main()
+    said = capsys.readouterr().out
+    assert "epoch  1" in said
+    assert "averaged: clean" in said
+
+
+def test_rpat_on_cifar10_is_one_short_file_of_its_own():
+    text = (EXAMPLES / "cifar10_rpat.py").read_text()
+    assert len(text.splitlines()) <= 120
+    assert "import common" not in text
+    assert "commands" not in text
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_example_is_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60

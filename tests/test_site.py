@@ -8,6 +8,7 @@ import functools
 import http.server
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -221,6 +222,64 @@ def test_search_finds_a_function(opened, shape):
     assert "/index.html" not in page.url
     assert "robust_perception_loss" in heading.inner_text()
     page.wait_for_function("heading => heading.getBoundingClientRect().top < innerHeight", arg=heading.element_handle())
+
+
+def found_first(page, words, count=5):
+    """The pages of the first results for some words."""
+    page.locator(".md-search__input").fill("")
+    page.locator(".md-search__input").click()
+    page.keyboard.type(words)
+    page.wait_for_function(
+        "words => document.querySelector('.md-search__input').value === words"
+        " && document.querySelector('.md-search-result__link[href*=\"h=\"]')",
+        arg=words,
+    )
+    links = page.locator(".md-search-result__item > .md-search-result__link").all()[:count]
+    return [link.get_attribute("href").partition("?")[0].partition("#")[0] for link in links]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    {
+        "own dataset": "how-to/your-model-and-data.html", "normalise": "faq.html", "EMA": "averaging.html",
+        "AWP": "faq.html", "epsilon": "faq.html", "learning rate": "faq.html", "pretrained": "faq.html",
+    }.items(),
+)  # fmt: skip
+def test_search_finds_the_answer(opened, words, wanted):
+    results = found_first(opened("index.html", **DESKTOP), words)
+    assert any(result.endswith(wanted) for result in results), results
+
+
+def test_the_site_searches_when_it_is_opened_from_its_folder(chromium, site):
+    with window(chromium, None, **DESKTOP) as page:
+        page.goto((site / "index.html").as_uri())
+        assert "robust_perception" in " ".join(found_first(page, "robust_perception_loss"))
+        assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+        assert page.errors == []
+
+
+def test_the_cheat_sheet_prints_on_one_sheet(opened, tmp_path):
+    page = opened("cheat-sheet.html", **DESKTOP)
+    printed = page.pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
+
+
+def test_tables_of_differences_are_cards_on_a_phone(opened):
+    page = opened("losses/trades.html", **PHONE)
+    table = page.locator("table.cards").last
+    assert table.locator("td").first.evaluate("cell => getComputedStyle(cell).display") == "block"
+    assert table.locator("td").first.evaluate("cell => getComputedStyle(cell, '::before').content") not in (
+        "none",
+        '""',
+    )
+    assert table.evaluate("table => table.scrollWidth <= table.clientWidth")
+
+
+def test_a_copy_button_covers_no_code_on_a_phone(opened):
+    page = opened("index.html", **PHONE)
+    button = page.locator(".md-code__nav, .md-clipboard").first.bounding_box()
+    code = page.locator("pre > code").first.bounding_box()
+    assert code["x"] + code["width"] <= button["x"] + 1
 
 
 def paper(page):

@@ -253,4 +253,4 @@ if __name__ == "__main__":
         first_order_term, gaussian_samples,
     ):  # fmt: skip
         picture()
-        print(picture.__name__)  # noqa: T201
+        print(picture.__name__)
