@@ -204,7 +204,7 @@ ROOMS = (
 ALLOWED = {
     ("victims/door.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
     ("victims/door.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
-    ("attacks/margins.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
+    ("attacks/training.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
     ("threats/entries.py", "tolist"): "what a threat model is called and whether two are equal depends on its numbers",
     ("threats/kinds.py", "tolist"): "records are written when everything has been computed",
     ("threats/threat.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",

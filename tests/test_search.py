@@ -2,7 +2,7 @@
 
 import torch
 
-from perceptual_at.attacks.search import Search
+from perceptual_at.attacks.verdict import Search
 from tests.strategies import uniform
 
 LABELS = torch.tensor([0, 1, 0, 1])

@@ -3,15 +3,12 @@
 from perceptual_at.attacks.apgd import apgd
 from perceptual_at.attacks.autoattack import AutoAttackVerdict, auto_attack
 from perceptual_at.attacks.fab import fab
-from perceptual_at.attacks.friendly import friendly_pgd
-from perceptual_at.attacks.margins import Margins, bisect_margins, find_margins
-from perceptual_at.attacks.n_fgsm import n_fgsm
 from perceptual_at.attacks.pgd import cw, fgsm, pgd
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
-from perceptual_at.attacks.segmentation import cospgd_loss, segpgd_loss
 from perceptual_at.attacks.square import square
-from perceptual_at.attacks.targets import dlr, kl_to, margin, targeted_dlr
+from perceptual_at.attacks.targets import cospgd_loss, dlr, kl_to, margin, segpgd_loss, targeted_dlr
+from perceptual_at.attacks.training import Margins, bisect_margins, find_margins, friendly_pgd, n_fgsm
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.divergences import cross_entropy, soft_logit_margin
 from perceptual_at.victims import Lane, frozen

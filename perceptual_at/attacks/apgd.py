@@ -13,9 +13,8 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.pgd import visible
-from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import likely_targets, loss_of, targeted_dlr, towards
-from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, around, budget, budgets, check_threat, select
 from perceptual_at.threats import start as start_of

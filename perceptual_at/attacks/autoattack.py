@@ -15,10 +15,9 @@ from perceptual_at.attacks import official
 from perceptual_at.attacks.apgd import ApgdOptions, apgd
 from perceptual_at.attacks.fab import FabOptions, fab
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
-from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.square import SquareOptions, square
 from perceptual_at.attacks.targets import dlr, margin
-from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, as_released, budgets, check_threat, norm_name, select
 from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, opened

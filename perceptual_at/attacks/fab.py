@@ -11,9 +11,8 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
-from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import likely_targets
-from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, budgets, check_threat, select
 from perceptual_at.threats.ball import Units
 from perceptual_at.threats.entries import Entries, multipliable

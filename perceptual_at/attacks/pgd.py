@@ -11,9 +11,8 @@ from perceptual_at import _check
 from perceptual_at._random import Generator
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places, rows
-from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import dlr, margin
-from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, ascent, budget, check_threat, select
 from perceptual_at.threats import start as start_of

@@ -8,11 +8,21 @@ from torch.utils._pytree import tree_leaves
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
+from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.pgd import visible
-from perceptual_at.attacks.steps import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget
 from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own, leveled
+
+
+def ascended(threat: Threat, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
+    """The allowed point one step up from `x_adv`: by the threat's own step, or along its steepest direction."""
+    own = getattr(threat, "step", None)
+    if own is not None:
+        point: Tensor = own(x_adv, x, grad, step_size)
+        return point
+    length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
+    return threat.project(x_adv + length * threat.steepest(grad), x)
 
 
 def pure_pgd(

@@ -10,9 +10,8 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places
-from perceptual_at.attacks.search import Search
 from perceptual_at.attacks.targets import loss_of, margin, towards
-from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import L1, L2, Linf, Threat, around, as_ball, budgets, check_threat, select
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened

@@ -1,0 +1,73 @@
+"""The shape of the package: imports without circles, geometry in one room, functions and rooms of a size to read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "perceptual_at"
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_of(path): path for path in SOURCES}
+
+
+def imported(tree):
+    """The package's modules that a module imports when it is itself imported."""
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("perceptual_at"):
+            for alias in statement.names:
+                whole = f"{statement.module}.{alias.name}"
+                yield whole if whole in NAMES else statement.module
+        elif isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names if alias.name in NAMES)
+
+
+def test_imports_have_no_circle():
+    # A package's own `__init__` gathers what is below it; that is no arrow of its own.
+    arrows = {
+        name: {other for other in imported(SOURCES[path]) if other != name and other != "perceptual_at"}
+        for name, path in NAMES.items()
+        if name != "perceptual_at"
+    }
+    left = dict(arrows)
+    while left:
+        free = [name for name, others in left.items() if not others & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_geometry_is_asked_of_the_threat(path):
+    if path.is_relative_to(PACKAGE / "threats"):
+        return
+    asked = [
+        ast.unparse(node)
+        for node in ast.walk(SOURCES[path])
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("isinstance", "type")
+        and "threat" in ast.unparse(node)
+        and any(kind in ast.unparse(node) for kind in ("Linf", "L2", "L1"))
+    ]
+    assert asked == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_what_is_private_takes_ten_arguments_at_most(path):
+    for node in ast.walk(SOURCES[path]):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        documented = not node.name.startswith("_") and "Args:" in (ast.get_docstring(node) or "")
+        overloaded = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+        assert documented or overloaded or len([a for a in given if a.arg != "self"]) <= 10, (node.name, node.lineno)
+
+
+def test_the_attacks_are_few_files():
+    assert len(list((PACKAGE / "attacks").glob("*.py"))) <= 13
