@@ -34,7 +34,7 @@ def geometric_weights(
 
     Args:
         kappa: $\kappa$ of each sample in [0, K], shape `(B,)`, integer or floating.
-        steps: $K$, the number of steps of the attack, at least 2.
+        steps: $K$, the number of steps of the attack; with one, $h$ is 1.
         offset: $L$; `math.inf` gives every sample the weight 1, GAIRAT's burn-in. Not used by `"discrete"`.
         form: `"tanh"` (GAIRAT's default), `"sigmoid"` or `"discrete"`.
 
@@ -63,8 +63,6 @@ def geometric_weights(
         )
     _check.count(name, "steps", steps)
     _check.choice(name, "form", form, ("tanh", "sigmoid", "discrete"))
-    if steps < 2:
-        raise ValueError(f"{name}: `steps` must be at least 2, got {steps}.")
     if offset != math.inf:
         _check.number(name, "offset", offset)
     dtype = kappa.dtype if kappa.is_floating_point() else torch.get_default_dtype()
@@ -74,7 +72,7 @@ def geometric_weights(
             raise ValueError(f"{name}: `offset`={offset!r} has no effect with form='discrete'.")
         log = torch.log1p(-count / (steps + 1))
     else:
-        half = steps // 2
+        half = max(1, steps // 2)  # the released code divides by 0 for one step
         argument = offset + 5 * (half - count) / half
         log = functional.logsigmoid(2 * argument if form == "tanh" else argument)
     return (log.softmax(dim=0) * count.shape[0]).detach().to(dtype)  # in logarithms: far offsets do not underflow

@@ -89,7 +89,7 @@ def test_as_many_are_chosen_as_asked_for(seed, count):
     [
         (lambda: geometric_weights([1, 2]), TypeError, "geometric_weights: `kappa`"),
         (lambda: geometric_weights(torch.zeros(2, 2)), ValueError, r"`kappa` .*\(2, 2\)"),
-        (lambda: geometric_weights(torch.zeros(2), steps=1), ValueError, "`steps`"),
+        (lambda: geometric_weights(torch.zeros(2), steps=0), ValueError, "`steps`"),
         (lambda: geometric_weights(torch.zeros(2), form="cosine"), ValueError, "`form`"),
         (lambda: geometric_weights(torch.zeros(2), offset=math.nan), ValueError, "`offset`"),
         (lambda: geometric_weights(torch.zeros(2), offset=0.0, form="discrete"), ValueError, "`offset` no effect"),
