@@ -2,9 +2,11 @@
 
     python examples/cifar10_rpat.py --root data --download           # torchvision's files
     python examples/cifar10_rpat.py --folder cifar10                 # cifar10/{train,test}/CLASS/*.jpg
-    python examples/cifar10_rpat.py --folder cifar10 --epochs 3 --width 8 --images 4000 --tested 500
+    python examples/cifar10_rpat.py --folder cifar10 --epochs 3 --width 8 --images 1500 --tested 200
 
 All of the method stands in `rpat_loss`. First weights, order, crops and attacks follow from `--seed`.
+Measured with the third command on JPEG copies of CIFAR-10 (seed 0, one thread of a busy CPU, torch 2.15): after 33
+steps the averaged weights have 25.0 % clean and 16.0 % under PGD-20 on 200 images. It learns; no long run was made.
 """
 
 import argparse
