@@ -16,6 +16,7 @@ DISPLAY = re.compile(r'<div class="arithmatex">\s*\\\[(.+?)\\\]\s*</div>', re.DO
 REWRITES = (
     (r"\\\n", r"\\ "),
     (r"\\\\\[\w+\]", r"\\\\"),
+    (r"(\\begin\{cases\}\s*)\[", r"\1{[}"),  # a bracket, not an option of the environment
     (r"\\big(?=\s*[()\[\]])", ""),
     (r"\\(big|Big|bigg|Bigg)\s*\\\|", "\\\\\\1\N{DOUBLE VERTICAL LINE}"),
     (r"\\arg\b", r"\\operatorname{arg}"),
