@@ -4,6 +4,7 @@ Values of the released codes are in test_golden.py; here are passes, gradients, 
 """
 
 import functools
+import inspect
 import itertools
 
 import pytest
@@ -598,3 +599,35 @@ def test_the_released_trades_with_rpat_moves_batch_norm_four_times():
     assert int(model.norm.num_batches_tracked) == 4
     with pytest.raises(ValueError, match="`base`='mart' has no effect with objective='raat'"):
         objectives.preset("raat", "paper", base="mart")
+
+
+class Overwriting(nn.Module):
+    """Normalises its input in place, as models in the wild do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.sub_(0.25).mul_(2.0))
+
+
+class Careful(Overwriting):
+    def forward(self, x):
+        return self.model((x - 0.25) * 2.0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_model_that_writes_to_its_input_trains_as_one_that_does_not(name):
+    losses = []
+    for kind in (Careful, Overwriting):
+        model, views, labels = problem()
+        before = [view.clone() for view in views]
+        torch.manual_seed(0)
+        draws = "generator" in inspect.signature(getattr(objectives, name)).parameters
+        options = {"generator": torch.Generator().manual_seed(0)} if draws else {}
+        loss, _ = call(name, kind(model), views, labels, attack_with(), **options)
+        loss.backward()
+        assert all(torch.equal(*pair) for pair in zip(views, before, strict=True))
+        losses.append(loss.detach())
+    assert_close(losses[0], losses[1])

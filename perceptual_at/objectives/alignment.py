@@ -12,7 +12,7 @@ from perceptual_at._places import labelled, over_places, wrong
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
-from perceptual_at.objectives.passes import Attack, attacked, predictions
+from perceptual_at.objectives.passes import Attack, attacked, forward, predictions
 from perceptual_at.partitions import boundary_partition
 from perceptual_at.paths import interpolate
 
@@ -154,7 +154,7 @@ def dicar_term(
         return x.new_zeros(()), clean
     # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
     mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
-    clean = model(x) if clean is None else clean
+    clean = forward(model, x) if clean is None else clean
     clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
     term = dicar_loss(
         mixed, clean_1, clean_2, mix=mix, space=settings.space, temperature=settings.temperature,

@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     kl_attacked,
@@ -51,7 +52,7 @@ def pgd_at(model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: At
         (['cross_entropy'], True)
     """
     x, labels = joined("pgd_at", views, labels)
-    adv = model(attacked("pgd_at", attack, model, x, labels))
+    adv = forward(model, attacked("pgd_at", attack, model, x, labels))
     ce = cross_entropy(adv, labels).mean()
     return finish(ce, cross_entropy=ce)
 
@@ -104,8 +105,8 @@ def trades(
     _check.number("trades", "beta", beta, at_least=0.0)
     x, labels = joined("trades", views, labels)
     x_adv = kl_attacked("trades", attack, model, x, labels, noise, generator)
-    clean, adv = model(x), model(x_adv)
-    again = model(x) if repeat_clean_forward else clean
+    clean, adv = forward(model, x), forward(model, x_adv)
+    again = forward(model, x) if repeat_clean_forward else clean
     ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(again, adv, mask=labelled(labels)).mean()
     return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 
@@ -156,7 +157,7 @@ def mart(
     x, labels = joined("mart", views, labels)
     check_indices("mart", labels)
     x_adv = attacked("mart", attack, model, x, labels, start=gaussian_start("mart", x, noise, generator))
-    clean, adv = model(x), model(x_adv)
+    clean, adv = forward(model, x), forward(model, x_adv)
     bce, kl = boosted_cross_entropy(adv, labels), weighted_kl_loss(clean, adv, labels)
     return finish(bce + beta * kl, boosted_cross_entropy=bce, weighted_kl=kl)
 
@@ -203,7 +204,7 @@ def consistency_at(
     """
     _check.number("consistency_at", "consistency_weight", consistency_weight, at_least=0.0)
     x, labels = joined("consistency_at", views, labels, expected=(2,))
-    adv = model(attacked("consistency_at", attack, model, x, labels))
+    adv = forward(model, attacked("consistency_at", attack, model, x, labels))
     ce = cross_entropy(adv, labels).mean()
     js = consistency_loss(*adv.chunk(2), temperature=consistency_temperature)
     return finish(ce + consistency_weight * js, cross_entropy=ce, consistency=js)

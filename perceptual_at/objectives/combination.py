@@ -10,7 +10,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.objectives.passes import Attack, Perceive, Result
+from perceptual_at.objectives.passes import Attack, Perceive, Result, check_views, forward
 
 BaseName = Literal[
     "adr", "alp", "clp", "consistency_at", "cure", "dicar", "ducat", "ewat", "gairat", "grad_align", "hat",
@@ -42,6 +42,9 @@ class _Noted(nn.Module):
     It is named as torch.compile names what it wraps, so averaged weights and attacks look through it.
     """
 
+    copies = True
+    """It hands on copies itself, and has to see the tensor that it was given."""
+
     def __init__(self, model: nn.Module, perceive: Perceive | None) -> None:
         super().__init__()
         self._orig_mod = model
@@ -51,12 +54,12 @@ class _Noted(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         if not torch.is_grad_enabled():
-            return self._orig_mod(x)
+            return forward(self._orig_mod, x)
         if self.perceive is None:
-            logits = self._orig_mod(x)
+            logits = forward(self._orig_mod, x)
             self.calls.append((x, (logits, logits)))
             return logits
-        seen = self.perceive(x)
+        seen = self.perceive(x.clone())
         self.calls.append((x, seen))
         return seen[0]
 
@@ -78,6 +81,7 @@ def run_base(
     term: str,
 ) -> Passes:
     """Run a base objective and tell what it ran; `term` is what will be added to it."""
+    check_views(function, views, labels, expected=(1, 2))
     objective = _resolved(function, base, options)
     noted = _Noted(model, perceive)
     attacks: list[tuple[Tensor, Tensor]] = []
@@ -99,7 +103,7 @@ def logits_as_perception(model: nn.Module) -> Perceive:
     """Perception as the papers take it by default: the logits."""
 
     def perceive(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x)
+        logits = forward(model, x)
         return logits, logits
 
     return perceive

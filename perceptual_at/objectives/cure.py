@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     Result,
     check_indices,
     finish,
+    forward,
     joined,
     kl_attacked,
     predictions,
@@ -174,7 +175,7 @@ def _terms(
     stable: list[Tensor] = []
     logits = []
     for inputs in (x, x_adv):
-        logits.append(model(inputs))
+        logits.append(forward(model, inputs))
         if average is not None:
             (teacher,) = predictions(model, inputs, weights=average, as_is=teacher_mode == "as_is")
             stable.append(kl_divergence(teacher, logits[-1]).mean())

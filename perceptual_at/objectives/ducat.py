@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     kl_attacked,
@@ -103,7 +104,7 @@ def ducat(
     def supervised() -> tuple[Tensor, Tensor]:
         """The cross entropy, and the adversarial logits of its pass."""
         if not dummies:
-            logits = model(x_adv)
+            logits = forward(model, x_adv)
             return cross_entropy(logits, labels).mean(), logits
         clean, adv = model(torch.cat([x, x_adv])).chunk(2)
         own = dummy_class_loss(clean, labels, share=clean_share)
@@ -111,16 +112,16 @@ def ducat(
         return (own + adv_weight * attacked_) / 2, adv
 
     if base == "mart":
-        clean_first = model(x) if not dummies else None  # MART's order without dummies, as released
-        adv = model(x_adv)
+        clean_first = forward(model, x) if not dummies else None  # MART's order without dummies, as released
+        adv = forward(model, x_adv)
         ce = supervised()[0] if dummies else cross_entropy(adv, labels).mean()
-        clean = model(x) if clean_first is None else clean_first
+        clean = forward(model, x) if clean_first is None else clean_first
         pushed = boosted_cross_entropy(adv, labels) - cross_entropy(adv, labels).mean()
         kl = weighted_kl_loss(clean, adv, labels)
         return finish(ce + pushed + beta * kl, cross_entropy=ce, margin=pushed, weighted_kl=kl)
     ce, adv = supervised()
     if base == "trades":
-        adv, clean = model(x_adv), model(x)
+        adv, clean = forward(model, x_adv), forward(model, x)
         kl = kl_divergence(clean, adv).mean()
         return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
     if base == "consistency_at":

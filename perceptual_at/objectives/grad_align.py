@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, joined
+from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, joined
 from perceptual_at.threats import Threat, check_threat
 
 
@@ -65,7 +65,7 @@ def grad_align(
     x, labels = joined("grad_align", views, labels)
     check_indices("grad_align", labels)
     x_adv = attacked("grad_align", attack, model, x, labels)
-    ce = cross_entropy(model(x_adv), labels).mean()
+    ce = cross_entropy(forward(model, x_adv), labels).mean()
     beside = threat.random_start(x.detach(), generator=generator)
     here = _gradient(model, x, labels, differentiable=False)
     there = _gradient(model, beside, labels, differentiable=True)
@@ -76,5 +76,5 @@ def grad_align(
 def _gradient(model: nn.Module, x: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
     """Input gradient of the summed cross entropy."""
     at = x.detach().requires_grad_()
-    total = cross_entropy(model(at), labels).sum()
+    total = cross_entropy(forward(model, at), labels).sum()
     return torch.autograd.grad(total, at, create_graph=differentiable)[0]

@@ -16,6 +16,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     predictions,
@@ -82,10 +83,10 @@ def hypersphere(
     start = gaussian_start("hypersphere", x, noise, generator)
     if base == "pgd_at":
         x_adv = attacked("hypersphere", attack, model, x, labels, start=start)
-        ce = hypersphere_loss(model(x_adv), labels, scale=scale, margin=margin)
+        ce = hypersphere_loss(forward(model, x_adv), labels, scale=scale, margin=margin)
         return finish(ce, margin_cross_entropy=ce)
     (reference,) = predictions(model, x)
     x_adv = attacked("hypersphere", attack, model, x, labels, loss=kl_to(reference), start=start)
-    clean, adv = model(x), model(x_adv)
+    clean, adv = forward(model, x), forward(model, x_adv)
     ce, kl = hypersphere_loss(clean, labels, scale=scale, margin=margin), kl_divergence(clean, adv).mean()
     return finish(ce + beta * kl, margin_cross_entropy=ce, kl=kl)

@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     predictions,
@@ -97,7 +98,7 @@ def ikl(
 
     start = gaussian_start("ikl", x, noise, generator)
     x_adv = attacked("ikl", attack, model, x, labels, loss=farther, start=start)
-    clean, adv = model(x), model(x_adv)
+    clean, adv = forward(model, x), forward(model, x_adv)
     ce, soft = cross_entropy(clean, labels).mean(), soft_cross_entropy_loss(clean, adv)
     squared = weighted_mse_loss(clean, adv, class_weights=weights, gamma=gamma, detach_adv=detach_adv)
     if sums is not None:

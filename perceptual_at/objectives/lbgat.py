@@ -16,6 +16,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     predictions,
@@ -78,8 +79,8 @@ def lbgat(
     (reference,) = predictions(model, x)
     start = gaussian_start("lbgat", x, noise, generator)
     x_adv = attacked("lbgat", attack, model, x, labels, loss=kl_to(reference), start=start)
-    adv = model(x_adv)
-    clean = model(x) if beta > 0 else None
+    adv = forward(model, x_adv)
+    clean = forward(model, x) if beta > 0 else None
     guiding = teacher(x)
     guidance, ce = logit_pairing_loss(adv, guiding), cross_entropy(guiding, labels).mean()
     if clean is None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy, soft_logit_margin
 from perceptual_at.losses.max_margin import check_margins
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, check_views, finish
+from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, check_views, finish, forward
 
 
 def mma(
@@ -71,9 +71,9 @@ def mma(
     (x,) = views
     check_margins("mma", margins, largest, clean_weight, **{"views[0]": x})
     points = attacked("mma", attack, model, x, labels)
-    clean = model(x) if clean_logits is None else clean_logits
+    clean = forward(model, x) if clean_logits is None else clean_logits
     _check.logits("mma", clean_logits=clean)
-    at_points = cross_entropy(model(points), labels)
+    at_points = cross_entropy(forward(model, points), labels)
     counts = (soft_logit_margin(clean.detach(), labels) >= 0) | (margins < largest)
     ce = cross_entropy(clean, labels).mean()
     max_margin = torch.where(counts, at_points, torch.zeros_like(at_points)).mean()

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from perceptual_at import _check, _random
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import logit_pairing_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, check_views, finish, joined
+from perceptual_at.objectives.passes import (
+    Attack,
+    Result,
+    attacked,
+    check_indices,
+    check_views,
+    finish,
+    forward,
+    joined,
+)
 from perceptual_at.soft_labels import smoothed
 
 
@@ -69,7 +78,7 @@ def alp(
     x, labels = joined("alp", views, labels)
     check_indices("alp", labels)
     x_adv = attacked("alp", attack, model, x, labels)
-    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (model(x), model(x_adv))
+    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
     target = smoothed("alp", labels, clean.shape[1], smoothing, dtype=clean.dtype) if smoothing else labels
     ce = cross_entropy(adv, target).mean()
     if supervise == "both":
@@ -148,7 +157,7 @@ def clp(
         if attack is None:
             raise TypeError("clp: `attack` must be a function (model, x, labels) -> x_adv for 'attacked', got None.")
         x_adv = attacked("clp", attack, model, x, labels)
-        clean = model(x)
-        pairing = logit_pairing_loss(clean, model(x_adv), space="probabilities")
+        clean = forward(model, x)
+        pairing = logit_pairing_loss(clean, forward(model, x_adv), space="probabilities")
     ce = cross_entropy(clean, labels).mean()
     return finish(ce + weight * pairing, cross_entropy=ce, pairing=pairing)

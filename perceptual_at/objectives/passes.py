@@ -120,7 +120,13 @@ def predictions(
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
     with torch.no_grad(), frozen(model, model_mode="as_is" if as_is else "eval") as f:
-        return [f(x) if weights is None else call_with(model, weights, x) for x in inputs]
+        return [f(x.clone()) if weights is None else call_with(model, weights, x.clone()) for x in inputs]
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits at `x`. The model gets a copy, because it may write to its input, which other terms still need."""
+    logits: Tensor = model(x if getattr(model, "copies", False) else x.clone())
+    return logits
 
 
 def finish(loss: Tensor, **terms: Tensor) -> Result:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import normalized_error_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, joined
+from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, joined
 
 
 def piat(
@@ -57,7 +57,7 @@ def piat(
     x, labels = joined("piat", views, labels)
     check_indices("piat", labels)
     x_adv = attacked("piat", attack, model, x, labels)
-    clean, adv = model(x), model(x_adv)
+    clean, adv = forward(model, x), forward(model, x_adv)
     ce = cross_entropy(clean, labels).mean()
     error = normalized_error_loss(clean, adv, labels=labels if weighted else None)
     return finish(ce + weight * error, cross_entropy=ce, normalized_error=error)

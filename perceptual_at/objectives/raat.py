@@ -34,6 +34,7 @@ from perceptual_at.objectives.passes import (
     check_indices,
     check_views,
     finish,
+    forward,
     gaussian_start,
     joined,
     predictions,
@@ -146,7 +147,7 @@ def raat(
         supervised = composed(function, choice.wrong, instead, supervised, labels, reduce_per)
 
     rows = slice(views[0].shape[0] if supervise == "first" else None)
-    logits = model(supervised[rows])
+    logits = forward(model, supervised[rows])
     terms = {"cross_entropy": cross_entropy(logits, labels[rows]).mean()}
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
@@ -154,7 +155,7 @@ def raat(
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
         assert choice.wrong is not None
-        clean = model(x) if clean is None else clean
+        clean = forward(model, x) if clean is None else clean
         terms["weighted_kl"] = _weighted_kl_of_wrong(clean[rows], logits, labels[rows], choice.wrong[rows])
         loss = loss + (6.0 if beta is None else beta) * terms["weighted_kl"]
     return finish(loss, **terms)
@@ -251,9 +252,9 @@ def raat_plus_plus(
     ask_wrong = weight > 0 and mask is None
     choice = choose(function, model, x, x_adv, labels, rule, ask_wrong=ask_wrong)
 
-    adv, clean = model(x_adv), model(x)
+    adv, clean = forward(model, x_adv), forward(model, x)
     terms = {
-        "boosted_cross_entropy": boosted_cross_entropy(model(choice.supervised) if bound else adv, labels),
+        "boosted_cross_entropy": boosted_cross_entropy(forward(model, choice.supervised) if bound else adv, labels),
         "weighted_kl": weighted_kl_loss(clean, adv, labels),
     }
     loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
@@ -338,7 +339,7 @@ def raat_sharp(
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = weight > 0 and mask is None
     choice = choose(function, model, x, x_adv, labels, rule, average, as_is, ask_wrong=ask_wrong)
-    ce = cross_entropy(model(choice.supervised), labels).mean()
+    ce = cross_entropy(forward(model, choice.supervised), labels).mean()
     if weight == 0:
         return finish(ce, cross_entropy=ce)
     x2_adv = attacked(function, attack, model, views[1], labels)

@@ -10,7 +10,7 @@ from perceptual_at._places import labelled
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, finish, joined, predictions
+from perceptual_at.objectives.passes import Attack, Result, attacked, finish, forward, joined, predictions
 from perceptual_at.paths import interpolate
 
 
@@ -61,7 +61,7 @@ def rebat(
     """
     x, labels = joined("rebat", views, labels)
     x_adv = attacked("rebat", attack, model, x, labels)
-    adv = model(x_adv)
+    adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rebat", average, beta, teacher_mode):
         return finish(ce, cross_entropy=ce)
@@ -121,7 +121,7 @@ def rpat_plus_plus(
     """
     x, labels = joined("rpat_plus_plus", views, labels)
     x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
-    adv = model(x_adv)
+    adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
     if not _uses_average("rpat_plus_plus", average, beta, teacher_mode):
         return finish(ce, cross_entropy=ce)

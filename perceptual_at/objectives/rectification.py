@@ -10,7 +10,16 @@ from perceptual_at import _check, _random
 from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy, kl_divergence
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, joined, predictions
+from perceptual_at.objectives.passes import (
+    Attack,
+    Result,
+    attacked,
+    check_indices,
+    finish,
+    forward,
+    joined,
+    predictions,
+)
 from perceptual_at.soft_labels import rectified_labels
 
 
@@ -94,7 +103,7 @@ def adr(
     (teacher,) = predictions(model, x, weights=average)
     rectified = rectified_labels(teacher, labels, temperature=temperature, trust=trust)
     if base == "pgd_at":
-        adv = model(attacked("adr", attack, model, x, rectified))
+        adv = forward(model, attacked("adr", attack, model, x, rectified))
         ce = cross_entropy(adv, rectified).mean()
         return finish(ce, cross_entropy=ce)
     options: dict[str, Any] = {}
@@ -102,7 +111,7 @@ def adr(
         (reference,) = predictions(model, x, as_is=reference_mode == "as_is")
         options = {"loss": kl_to(reference), "start": _beside(x, start, noise, generator)}
     x_adv = attacked("adr", attack, model, x, labels, **options)
-    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (model(x), model(x_adv))
+    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
     ce, kl = cross_entropy(clean, rectified).mean(), kl_divergence(clean, adv).mean()
     return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 

@@ -16,6 +16,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     gaussian_start,
     joined,
     kl_attacked,
@@ -97,7 +98,7 @@ def gairat(
                 f"gairat: `kappa` must have one number per row, {tuple(labels.shape)}, got {tuple(kappa.shape)}."
             )
         x_adv = attacked("gairat", attack, model, x, labels)
-    per_sample = cross_entropy(model(x_adv), labels)
+    per_sample = cross_entropy(forward(model, x_adv), labels)
     weights = geometric_weights(kappa.to(per_sample.dtype), steps=steps, offset=offset, form=form)
     loss = (weights * per_sample).mean()
     return finish(loss, weighted_cross_entropy=loss)
@@ -171,8 +172,8 @@ def mail(
         x_adv = kl_attacked("mail", attack, model, x, labels, noise, generator)
     else:
         x_adv = attacked("mail", attack, model, x, labels, start=gaussian_start("mail", x, noise, generator))
-    clean = model(x) if base != "pgd_at" else None
-    adv = model(x_adv)
+    clean = forward(model, x) if base != "pgd_at" else None
+    adv = forward(model, x_adv)
     weights: Tensor | float = 1.0
     if weighted:
         seen = clean.detach() if clean is not None else None
@@ -240,7 +241,7 @@ def ewat(
     """
     x, labels = joined("ewat", views, labels)
     check_indices("ewat", labels)
-    adv = model(attacked("ewat", attack, model, x, labels))
+    adv = forward(model, attacked("ewat", attack, model, x, labels))
     loss = (entropy_weights(adv, form=form) * cross_entropy(adv, labels)).mean()
     return finish(loss, weighted_cross_entropy=loss)
 
@@ -291,7 +292,7 @@ def sovr(
     _check.number("sovr", "share", share, at_least=0.0, at_most=1.0)
     x, labels = joined("sovr", views, labels)
     check_indices("sovr", labels)
-    adv = model(attacked("sovr", attack, model, x, labels))
+    adv = forward(model, attacked("sovr", attack, model, x, labels))
     switched = smallest_margins(adv, labels, share=share)
     nothing = adv.new_zeros(())
     ce = torch.where(switched, nothing, cross_entropy(adv, labels)).mean()

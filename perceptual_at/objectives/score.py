@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import prediction_squared_error
 from perceptual_at.losses import brier_loss, score_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, finish, gaussian_start, joined, predictions
+from perceptual_at.objectives.passes import (
+    Attack,
+    Result,
+    attacked,
+    finish,
+    forward,
+    gaussian_start,
+    joined,
+    predictions,
+)
 
 
 def score(
@@ -71,7 +80,7 @@ def score(
     x, labels = joined("score", views, labels)
     if base == "pgd_at":
         x_adv = attacked("score", attack, model, x, labels, loss=_error)
-        adv = model(x_adv)
+        adv = forward(model, x_adv)
         loss = brier_loss(adv, labels, slack=slack)
         return finish(loss, squared_error=brier_loss(adv.detach(), labels))
     (reference,) = predictions(model, x)
@@ -82,10 +91,10 @@ def score(
     start = gaussian_start("score", x, noise, generator)
     x_adv = attacked("score", attack, model, x, labels, loss=distance, start=start)
     if adv_first:
-        adv = model(x_adv)
-        clean = model(x)
+        adv = forward(model, x_adv)
+        clean = forward(model, x)
     else:
-        clean, adv = model(x), model(x_adv)
+        clean, adv = forward(model, x), forward(model, x_adv)
     loss = score_loss(clean, adv, labels, beta=4.0 if beta is None else beta, slack=slack, slack_on=slack_on)
     moved = prediction_squared_error(adv.detach(), clean.detach()).mean()
     return finish(loss, squared_error=brier_loss(clean.detach(), labels), squared_distance=moved)

@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     attacked,
     check_indices,
     finish,
+    forward,
     joined,
     kl_attacked,
     predictions,
@@ -87,7 +88,7 @@ def hat(
     else:
         x_adv = attacked("hat", attack, model, x, labels)
     (said,) = predictions(helper, x_adv)
-    clean, adv, beyond = model(x), model(x_adv), model(x + reach * (x_adv - x))
+    clean, adv, beyond = forward(model, x), forward(model, x_adv), model(x + reach * (x_adv - x))
     ce = cross_entropy(clean, labels).mean()
     helped = cross_entropy(beyond, said.argmax(dim=1)).mean()
     if base == "trades":
@@ -156,7 +157,7 @@ def kd(
         _check.number("kd", "weights", value, at_least=0.0)
     x, labels = joined("kd", views, labels)
     x_adv = attacked("kd", attack, model, x, labels)
-    adv = model(x_adv)
+    adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
     standard, robust = (
         distillation_loss(adv, predictions(teacher, x_adv)[0], temperature=temperature, form=form)

@@ -17,6 +17,7 @@ from perceptual_at.objectives.passes import (
     check_indices,
     check_views,
     finish,
+    forward,
     gaussian_start,
     predictions,
 )
@@ -99,8 +100,8 @@ def te(
     if base == "trades" or held is not None:
         options["loss"] = ascended if held is None else _with_term(ascended, held, weight)
     x_adv = attacked("te", attack, model, x, labels, **options)
-    clean = model(x) if base == "trades" else None
-    adv = model(x_adv)
+    clean = forward(model, x) if base == "trades" else None
+    adv = forward(model, x_adv)
     ce = cross_entropy(adv if clean is None else clean, labels).mean()
     loss, terms = ce, {"cross_entropy": ce}
     if clean is not None:

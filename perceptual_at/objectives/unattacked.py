@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.objectives.passes import Attack, Result, finish, joined
+from perceptual_at.objectives.passes import Attack, Result, finish, forward, joined
 from perceptual_at.threats import Threat, check_threat
 
 
@@ -45,7 +45,7 @@ def standard(
         True
     """
     x, labels = joined("standard", views, labels)
-    ce = cross_entropy(model(x), labels).mean()
+    ce = cross_entropy(forward(model, x), labels).mean()
     return finish(ce, cross_entropy=ce)
 
 
@@ -90,5 +90,5 @@ def random_noise(
     """
     check_threat("random_noise", threat)
     x, labels = joined("random_noise", views, labels)
-    ce = cross_entropy(model(threat.random_start(x, generator=generator)), labels).mean()
+    ce = cross_entropy(forward(model, threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)
