@@ -1,5 +1,7 @@
 """The least that an objective of the tables' other methods needs beside model, views, labels and attack."""
 
+import copy
+
 import torch
 
 from perceptual_at import snapshot
@@ -23,5 +25,8 @@ def needs(name, model, x, classes, *, steps, teacher=None):
         "kd": {"standard_teacher": teacher, "robust_teacher": teacher},
         "adr": {"average": snapshot(model)},
         "cure": {"average": snapshot(model)},
+        "clp": {"pairs": "attacked"},
+        "ikl": {"table": None},
+        "lbgat": {"teacher": copy.deepcopy(teacher)},
         "mma": {"margins": torch.linspace(0, 0.2, rows).to(like), "largest": 0.15},
     }.get(name, {})

@@ -39,7 +39,7 @@ class Smooth(nn.Module):
 
 def trajectory(threat, loss, x, labels, start, **options):
     """Step sizes and losses before every step, of ours."""
-    seen, look = [], module._Climb.look
+    seen, look = [], module._Ascent.look
 
     def watched(climb, *arguments, **keywords):
         wrong = look(climb, *arguments, **keywords)
@@ -47,7 +47,7 @@ def trajectory(threat, loss, x, labels, start, **options):
         return wrong
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Climb, "look", watched)
+        patch.setattr(module._Ascent, "look", watched)
         apgd(Smooth(), x, labels, threat, loss=loss, start=start, early_stop=False, **options)
     return [torch.stack(values) for values in zip(*seen, strict=True)]
 
@@ -383,7 +383,7 @@ def test_a_start_and_larger_balls_exclude_each_other():
 @given(seeds, st.sampled_from([1, 6, 300]))
 def test_sparse_steps_move_the_entries_of_largest_gradient(seed, entries):
     grad, share = normal(seed, 5, entries), uniform(seed + 1, 5)
-    direction = module._Climb._sparse(None, grad, share)
+    direction = module._Ascent._sparse(None, grad, share)
     for row, gradient, part in zip(direction, grad, share, strict=True):
         place = min(int((1 - part) * entries), entries - 1)
         moved = gradient.abs() >= gradient.abs().sort().values[place]

@@ -480,14 +480,23 @@ def test_malformed_calls_are_refused(options, error, message):
 
 
 def test_threats_without_a_form_are_refused():
+    class FirstEntry:
+        eps, bounds = 0.1, (0.0, 1.0)
+        project = steepest = random_start = norm = scaled = lambda self, *_, **__: None
+
+    with pytest.raises(TypeError, match=r"^auto_attack: `threat` must be Linf, L2 or L1"):
+        auto_attack(Net(), images(), classes_of(), FirstEntry())
+
+
+def test_a_subclass_of_a_ball_is_attacked_but_its_result_has_no_published_name():
     class Half(Linf):
         pass
 
-    with pytest.raises(TypeError, match=r"^auto_attack: `threat` must be Linf, L2 or L1"):
-        auto_attack(Net(), images(), classes_of(), Half(0.1))
+    found = auto_attack(Net(), images(), classes_of(), Half(0.1), verdict=True, version=[("square", {"queries": 5})])
+    assert found.protocol.name.startswith("custom")
 
 
 def test_options_of_an_attack_that_do_not_exist_are_refused():
     x = uniform(0, 2, 3, 2, 2)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+    with pytest.raises(ValueError, match=r"^auto_attack: 'apgd-ce' in `version` takes the options .*, got 'stepz'"):
         auto_attack(Pointwise(), x, Pointwise()(x).argmax(dim=1), Linf(0.1), version=[("apgd-ce", {"stepz": 3})])

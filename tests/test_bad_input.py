@@ -144,8 +144,6 @@ ROWS = [
         for t in (THREAT, L2(0.5), L1(0.5)) for name in ("norm", "steepest", "random_start")
     ),
     (TypeError, "L2.random_start `generator` int", lambda w: L2(0.5).random_start(w.x, generator=7)),
-    (ValueError, "L2.random_start `generator` cpu `x` meta torch.Generator('meta')",
-     lambda w: L2(0.5).random_start(w.x.to("meta"), generator=torch.Generator())),
     # The path
     (ValueError, "interpolate `x_adv` (6, 1, 2, 2)", lambda w: interpolate(w.x, w.x[:, :1], 0.5)),
     (ValueError, "interpolate `x_adv` meta", lambda w: interpolate(w.x, w.x.to("meta"), 0.5)),
@@ -425,7 +423,7 @@ ROWS = [
     (ValueError, "evaluate: `labels` [0, 4]", lambda w: evaluate(w.model, [(w.x, w.labels + 9)], {}, progress=False)),
     (ValueError, "evaluate: `labels` (6,) (2,)",
      lambda w: evaluate(w.model, [(w.x, w.labels[:2])], {}, progress=False)),
-    (TypeError, "evaluate: model(x) tuple",
+    (TypeError, "evaluate: `model` tuple",
      lambda w: evaluate(lambda x: (x, x), [(w.x, w.labels)], {}, progress=False)),
     (ValueError, "evaluate: attacks 'cut' (1, 3, 2, 2)",
      lambda w: evaluate(w.model, [(w.x, w.predicted)], {"cut": lambda model, x, labels: x[:1]}, progress=False)),

@@ -269,7 +269,7 @@ STEPS_OF_TRAINING = [
     ("cure", {"average": None}, 3, 2, 0),
     ("mma", {}, 2, 2, 0),
 ]
-PAIRED = ("consistency_at", "raat", "raat_plus_plus", "raat_sharp", "dicar")
+PAIRED = ("consistency_at", "raat", "raat_plus_plus", "raat_sharp", "dicar", "rpat_raat")
 
 
 def step_of(name, options, *, validate=False, lane=None, **more):
@@ -282,7 +282,7 @@ def step_of(name, options, *, validate=False, lane=None, **more):
         views = views[:1]
     if name in ("rebat", "rpat_plus_plus", "raat_sharp"):
         options = {"average": snapshot(model), **options}
-    if name == "random_noise":
+    if name in ("random_noise", "grad_align"):
         options = {"threat": LINF, **options}
     options = {**needs(name, model, views[0], CLASSES, steps=STEPS), **options}
     attack = functools.partial(pgd, threat=LINF, steps=STEPS, generator=generator(0), validate=validate, lane=lane)

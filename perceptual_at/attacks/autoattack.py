@@ -263,10 +263,15 @@ def _called(
     labels: Tensor,
     at: Tensor,
 ) -> Verdict:
-    found: Verdict = function(
-        model, x, labels, select(threat, at), model_mode="eval" if isinstance(model, FastModel) else "as_is",
-        validate=False, verdict=True, generator=numbers.take(at), **options,
-    )  # fmt: skip
+    mode: ModelMode = "eval" if isinstance(model, FastModel) else "as_is"
+    try:
+        found: Verdict = function(
+            model, x, labels, select(threat, at), model_mode=mode, validate=False, verdict=True,
+            generator=numbers.take(at), **options,
+        )  # fmt: skip
+    except ValueError as error:  # which speaks of the function that was called, not of a part of it
+        _, colon, rest = str(error).partition(": ")
+        raise ValueError(f"auto_attack: {rest}" if colon else str(error)) from error
     return found
 
 

@@ -358,8 +358,10 @@ def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
     for name, value in (("labels", labels), *(("index", one) for one in batch[2:])):
         if value.ndim < 1 or len(value) != len(x):
             raise ValueError(
-                f"evaluate: `{name}` must hold one entry per sample, {len(x)}, got shape {tuple(value.shape)}."
+                f"evaluate: `{name}` must hold one entry per sample, shape ({len(x)},) or ({len(x)}, ...), got shape "
+                f"{tuple(value.shape)}."
             )
+    _check.same_device("evaluate", "labels", labels.device, "x", x.device)
     if not bool(x.isfinite().all()):
         raise ValueError("evaluate: `x` contains NaN or infinite values.")
     return x, labels, list(range(start, start + len(x))) if len(batch) == 2 else batch[2].tolist()
