@@ -8,7 +8,7 @@ import griffe
 
 REFERENCE = Path(__file__).parent / "reference"
 MARK = "<!-- reference: names -->"
-ENTRY = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
+ENTRY = re.compile(r"^(?:::: |- \[`\w+`\]\[)([\w.]+)", re.MULTILINE)  # on the page, or in its list of links
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def index() -> str:
-    """A table of all pages of the reference with the names that each documents, linked."""
+    """A table of all pages of the reference with the names that each documents or lists, linked."""
     lines = ["| page | names |", "|---|---|"]
     for path in sorted(REFERENCE.rglob("*.md")):
         text = path.read_text(encoding="utf-8")

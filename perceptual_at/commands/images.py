@@ -296,8 +296,6 @@ def _cropping(size: tuple[int, int], flip: bool) -> Any:
     try:
         from torchvision.transforms import v2
     except ImportError as error:
-        raise ImportError(
-            "--augment resized_crop needs torchvision; run `pip install 'perceptual-at[vision]'`."
-        ) from error
+        raise ImportError("--augment resized_crop needs torchvision; run `pip install torchvision`.") from error
     crop = v2.RandomResizedCrop(size, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop

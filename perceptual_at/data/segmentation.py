@@ -135,7 +135,7 @@ def _opened(path: Path) -> Any:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError(
-            "mask_folder: Pillow is needed to read images; run `pip install 'perceptual-at[vision]'`."
+            "mask_folder: Pillow is needed to read images and is not installed; `pip install pillow` brings it."
         ) from error
     try:
         with Image.open(path) as opened:
