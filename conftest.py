@@ -8,6 +8,9 @@ from torch import nn
 
 import perceptual_at
 
+# Not for this process: calls that must not type-check, and tests of another device that change what torch is.
+collect_ignore = ["tests/typing", "tests/second_device/contract.py"]
+
 # The suite runs one process per core on tiny tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
 
