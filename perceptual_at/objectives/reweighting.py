@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,11 @@ def gairat(
     x, labels = joined("gairat", views, labels)
     check_indices("gairat", labels)
     if kappa is None:
-        own = attack.keywords.get("loss") if isinstance(attack, functools.partial) else None
+        own: Any = None
+        if isinstance(attack, functools.partial):  # the steps are counted by a loss around the attack's own
+            keywords = dict(attack.keywords)
+            own = keywords.pop("loss", None)
+            attack = functools.partial(attack.func, *attack.args, **keywords)
         withstood = StepsWithstood(own or cross_entropy)
         x_adv = attacked("gairat", attack, model, x, labels, loss=withstood)
         kappa = withstood.kappa

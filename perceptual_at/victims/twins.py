@@ -158,7 +158,8 @@ def _twin(model: nn.Module, lane: Lane, x: Tensor) -> _Twin:
             free[:] = [twin for twin in free if twin.signature == signature]
             twin = free.pop() if free else None
         if twin is None:
-            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            # Tracing replaces functions of torch for a moment, so one thread at a time makes twins.
+            with _LOCK, torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
                 twin = _Twin(model, lane, x)
             for note in twin.notes:
                 warnings.warn(f"Lane: {note}.", stacklevel=4)
