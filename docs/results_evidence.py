@@ -163,6 +163,8 @@ def state(record: Run) -> str:
         if job not in runs and str(job) not in started:
             missing.setdefault((job.regime, job.arm), []).append(str(job.seed))
     lines = [f"{len(runs)} of {len(declared)} declared runs have finished."]
+    if not runs:
+        lines = [f"**No run has finished yet**, of {len(declared)} declared: this page shows a design, and no result."]
     if started:
         lines.append(f"Begun: {', '.join(f'`{run}`' for run in started)}.")
     if missing:
