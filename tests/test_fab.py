@@ -595,7 +595,7 @@ def test_a_step_waits_for_the_device_once_while_nothing_is_in_reach(monkeypatch)
             fab(model, x, right_labels(model, x), Linf(1e-4), steps=steps, target_classes=1)
         return len(seen)
 
-    assert reads(12) - reads(7) == 5
+    assert reads(12) - reads(7) == 2 * 5  # one of the two is made on CPUs alone, where looking is free
 
 
 @every_threat

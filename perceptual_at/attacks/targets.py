@@ -281,7 +281,7 @@ def cospgd_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Examples:
         >>> cospgd_loss(torch.zeros(1, 2), torch.tensor([0]))  # cos 45 degrees times log 2
         tensor([0.4901])
-        >>> cospgd_loss(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: nothing to be won
+        >>> cospgd_loss(torch.tensor([[0.0, 200.0]]), torch.tensor([0]))  # surely wrong: nothing to be won
         tensor([0.])
     """
     _check.logits("cospgd_loss", logits=logits)

@@ -39,7 +39,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
         (False, False)
         >>> model.training, all(p.requires_grad for p in model.parameters())
         (True, True)
-        >>> with frozen(lambda x: model(x).softmax(dim=1)):  # the module is found
+        >>> with frozen(functools.partial(lambda net, x: net(x).softmax(dim=1), model)):  # the module is found
         ...     model.training
         False
     """
