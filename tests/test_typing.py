@@ -11,7 +11,13 @@ import pytest
 FOLDER = Path(__file__).parent / "typing"
 CHECKERS = {
     "mypy": [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", "--no-error-summary"],
-    "basedpyright": [str(Path(sys.executable).with_name("basedpyright")), "--level", "error"],
+    "basedpyright": [
+        str(Path(sys.executable).with_name("basedpyright")),
+        "--level",
+        "error",
+        "--pythonpath",
+        sys.executable,
+    ],
 }
 every = pytest.mark.parametrize("checker", CHECKERS)
 
