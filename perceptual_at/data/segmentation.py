@@ -8,6 +8,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._check import NO_LABEL
+from perceptual_at._extras import extra
 from perceptual_at.data.sklearn_digits import digits
 
 BACKGROUND = 10
@@ -131,16 +132,11 @@ def _by_stem(folder: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _opened(path: Path) -> Any:
+    pillow = extra("mask_folder", "PIL.Image", why="to read images")
     try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError(
-            "mask_folder: Pillow is needed to read images and is not installed; `pip install pillow` brings it."
-        ) from error
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with pillow.open(path) as opened:
+            return extra("mask_folder", "PIL.ImageOps", why="to read images").exif_transpose(opened).copy()
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise ValueError(
             f"mask_folder: `{path}` cannot be read as an image ({error}). Restore or remove it."
         ) from error
