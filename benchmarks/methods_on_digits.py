@@ -1,6 +1,7 @@
 """Every training method on handwritten digits under one budget of passes, with paired tests over seeds.
 
     python benchmarks/methods_on_digits.py --out docs/results/methods_on_digits.json --threads 1
+    python benchmarks/methods_on_digits.py --only rpat_relative raat_adaptive rpat_raat --units 6000 --threads 1
 
 A forward pass counts 1, an input gradient 1, a parameter gradient 2, each times the share of the batch that it was of;
 passes of teachers and of averaged weights count too. A method trains until the budget is spent, so one that needs more
@@ -26,10 +27,10 @@ from torch import nn
 from perceptual_at import Linf, ema_update, nrr, pgd, refresh_batch_norm, snapshot, swa_update, weight_perturbation
 from perceptual_at.augment import random_crop_flip
 from perceptual_at.data import digits
-from perceptual_at.models import DigitsCNN, with_cosine_logits
+from perceptual_at.models import DigitsCNN, fold_classes, with_cosine_logits
 
-WHOLE = {"seeds": 5, "width": 8, "batch": 64, "eps": 0.1, "steps": 3, "units": 1200, "peak": 0.01, "test": 360}
-MINIATURE = WHOLE | {"seeds": 2, "width": 4, "batch": 32, "steps": 2, "units": 14, "test": 40}
+WHOLE = {"seeds": 5, "width": 8, "batch": 64, "eps": 0.1, "steps": 2, "units": 1000, "peak": 0.01, "test": 360}
+MINIATURE = WHOLE | {"seeds": 2, "width": 4, "batch": 32, "units": 14, "test": 40}
 TEACHERS = ("standard", "pgd_at")
 """Trained before, with a budget of their own, for the methods that have a teacher."""
 
@@ -78,7 +79,7 @@ def trained(
 ) -> tuple[nn.Module, Run]:
     """A network trained by a method until its budget is spent."""
     torch.manual_seed(seed)
-    model: nn.Module = DigitsCNN(width=settings["width"])
+    model: nn.Module = DigitsCNN(width=settings["width"], num_classes=20 if method.dummies else 10)
     if method.cosines:
         model = with_cosine_logits(model, scale=method.cosines)
     x, labels = digits("train", seed=seed)
@@ -119,7 +120,7 @@ def trained(
         model.load_state_dict(refresh_batch_norm(model, run.held["swa"], images))
     elif method.evaluates_average:
         model.load_state_dict(run.average)
-    return model.eval(), run
+    return (fold_classes(model) if method.dummies else model).eval(), run
 
 
 def step(run: Run, method: Method, optimizer: torch.optim.Optimizer, views: Any, labels: torch.Tensor) -> None:
@@ -172,8 +173,10 @@ def teachers_of(seed: int, settings: dict[str, Any]) -> dict[str, nn.Module]:
 def main(arguments: list[str] | None = None) -> None:
     options = record.parser(__file__, __doc__, rounds=1)
     options.add_argument("--only", nargs="+", choices=list(METHODS), help="these methods, and what they compare with")
+    options.add_argument("--units", type=int, help="the budget of passes, if another")
     chosen = record.begin(options, arguments)
     settings = MINIATURE if chosen.quick else WHOLE
+    settings = settings if chosen.units is None else settings | {"units": chosen.units}
     names = list(METHODS)
     if chosen.only:
         names = [n for n in names if n in {*chosen.only, *(METHODS[name].against for name in chosen.only)}]

@@ -12,6 +12,7 @@ from perceptual_at import (
     adaptive_eta,
     attacks,
     draw_beta,
+    ema_update,
     friendly_pgd,
     frozen,
     interpolate,
@@ -20,10 +21,13 @@ from perceptual_at import (
     objectives,
     pgd,
     smooth_labels,
+    snapshot,
 )
 from perceptual_at.class_predictions import class_table
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.models import DigitsCNN
+from perceptual_at.objectives.cure import cure_gradients
+from perceptual_at.schedules import piat_decay
 
 ETAS = (0.1, 0.25, 0.5, 0.75)
 
@@ -46,6 +50,8 @@ class Method:
     average_from: float = 0.5
     evaluates_average: bool = False
     swa: bool = False
+    dummies: bool = False
+    """Two outputs per class (DUCAT), folded for the evaluation."""
     cosines: float = 0.0
     """Scale of a last layer on the hypersphere."""
     prepare: Callable[[Any], None] | None = None
@@ -108,7 +114,7 @@ def even_table(run: Any) -> None:
 
 
 def new_table(run: Any) -> None:
-    if run.steps % (run.images // run.settings["batch"]) == 0:  # an epoch
+    if epoch_ends(run):
         run.held["table"] = class_table(run.held["sums"], run.held["table"])
         run.held["sums"] = torch.zeros(10, 10)
 
@@ -160,6 +166,37 @@ def free(run: Any, optimizer: torch.optim.Optimizer, views: Any, labels: Tensor,
         moved = x_adv.detach() + run.threat.eps * run.threat.steepest(x_adv.grad)
         run.held["delta"] = run.threat.project(moved, x) - x
         run.spent += 1  # the input gradient; weights and forward pass were counted
+
+
+def epoch_of(run: Any) -> int:
+    return run.steps // (run.images // run.settings["batch"])
+
+
+def epoch_ends(run: Any) -> bool:
+    return run.steps % (run.images // run.settings["batch"]) == 0
+
+
+def own_average(run: Any) -> None:
+    run.held["average"] = snapshot(run.model)
+
+
+def back_to_the_start(run: Any) -> None:
+    """PIAT: at the end of an epoch, some of the way back to its first weights."""
+    if epoch_ends(run):
+        run.model.load_state_dict(ema_update(run.held["average"], run.model, decay=piat_decay(epoch_of(run) - 1)))
+        run.held["average"] = snapshot(run.model)
+
+
+def revised(run: Any, optimizer: torch.optim.Optimizer, views: Any, labels: Tensor) -> None:
+    """CURE: a step along the revised gradient, and now and then one of the average."""
+    optimizer.zero_grad()
+    average = run.held["average"]
+    cure_gradients(run.model, views, labels, run.attack(), average=average, generator=run.generator)
+    run.spent += 6  # two backward passes more: of the clean loss, and of the KL of two inputs
+    optimizer.step()
+    if torch.rand((), generator=run.generator) < 0.2:
+        decay = min(1 - 1 / (run.steps + 1), 0.999)
+        run.held["average"] = ema_update(average, run.model, decay=decay, buffers="keep")
 
 
 def single(**changes: Any) -> Callable[[Any], Any]:
@@ -272,18 +309,21 @@ METHODS = {
     "mail": Method("MAIL", by("mail", weighted=lambda run: run.progress >= 0.5, generator=generator)),
     "ewat": Method("EWAT (unverified)", by("ewat")),
     "sovr": Method("SOVR (unverified)", by("sovr")),
-    "piat": Method("PIAT (unverified)", by("piat")),
+    "piat": Method("PIAT (unverified)", by("piat"), prepare=own_average, after=back_to_the_start),
+    "ducat": Method("DUCAT", by("ducat", dummies=lambda run: run.progress >= 0.5), dummies=True),
     "te": Method("TE", temporal, prepare=ensemble),
     "te_trades": Method("TE on TRADES", functools.partial(temporal, base="trades"), prepare=ensemble, against="trades"),
     "hat": Method("HAT", by("hat", helper=teacher("standard"), generator=generator), against="trades"),
     "kd": Method("KD+SWA", by("kd", standard_teacher=teacher("standard"), robust_teacher=teacher("pgd_at")), swa=True),
     "adr": Method("ADR", by("adr", average=average), average_from=0.0, evaluates_average=True, against="wa"),
-    "cure": Method(
-        "CURE, without its revision of gradients",
-        by("cure", average=average, generator=generator),
+    "adr_trades": Method(
+        "ADR on TRADES",
+        by("adr", average=average, base="trades", generator=generator),
         average_from=0.0,
+        evaluates_average=True,
         against="trades",
     ),
+    "cure": Method("CURE", by("cure", average=None), prepare=own_average, step=revised, against="trades"),
     "mma": Method("MMA", max_margin, prepare=first_margins),
 }
 """Every method by the name of its recipe or objective."""
