@@ -80,6 +80,11 @@ def labels(function: str, value: Tensor, *, classes: int | None = None, name: st
     With `classes`, also require them in range where that can be read without waiting. Gives them as int64.
     """
     ((other_name, other),) = like.items()
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape == (*other.shape[:1], *other.shape[2:]):
+        raise ValueError(
+            f"{function}: `{name}` must be integer class indices of shape ({other.shape[0]},), got dense ones of shape "
+            f"{tuple(value.shape)}, for which it is not defined."
+        )
     value = _indices(function, name, value, other.shape[:1], other_name, other.device)
     if classes is not None and _readable(value):
         _in_range(function, name, value, classes)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
-from perceptual_at._places import labelled, over_places
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._rounding import common, wide
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +60,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     labels = _check.soft_labels("cross_entropy", labels, read=False, logits=logits)
     if labels.is_floating_point():
         shares = labels.to(logits.dtype)
-        return over_places(-_times_log(shares, functional.log_softmax(logits, dim=1)).sum(dim=1))
+        return over_places(-times_log(shares, functional.log_softmax(logits, dim=1)).sum(dim=1))
     return over_places(functional.cross_entropy(logits, labels, reduction="none"), labelled(labels))
 
 
@@ -73,11 +73,11 @@ def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     prediction. MMA attacks with it and calls a sample right where it is negative.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
 
     Returns:
-        Shape `(B,)`.
+        Shape `(B,)`; of dense logits the mean over the labelled places.
 
     Raises:
         TypeError: if `labels` are no class indices.
@@ -93,9 +93,10 @@ def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-2.])
     """
     _check.logits("soft_logit_margin", logits=logits)
-    _check.labels("soft_logit_margin", labels, logits=logits)
-    index = labels.long()[:, None]
-    return logits.scatter(1, index, -math.inf).logsumexp(dim=1) - logits.gather(1, index).squeeze(1)
+    labels = _check.indices("soft_logit_margin", labels, read=False, logits=logits)
+    index = known(labels).unsqueeze(1)
+    margins = logits.scatter(1, index, -math.inf).logsumexp(dim=1) - logits.gather(1, index).squeeze(1)
+    return over_places(margins, labelled(labels))
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -159,8 +160,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     _check.same_shape("cosine_distance", a=a, b=b)
     a, b, dtype = _widen(a, b)
-    a, b = (functional.normalize(_vectors(v), dim=1, eps=1e-8) for v in (a, b))
-    return over_places((a - b).square().sum(dim=1) / 2).to(dtype)
+    return over_places((directions(a) - directions(b)).square().sum(dim=1) / 2).to(dtype)
 
 
 def kl_divergence(
@@ -268,7 +268,7 @@ def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
     """
     _check.same_shape("prediction_squared_error", a_logits=a_logits, b_logits=b_logits)
     a, b, dtype = _widen(a_logits, b_logits)
-    return over_places((log_distribution(a).exp() - log_distribution(b).exp()).square().sum(dim=1)).to(dtype)
+    return over_places(square_of_logs(log_distribution(a), log_distribution(b))).to(dtype)
 
 
 def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -278,7 +278,7 @@ def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def kl_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) at each place, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
-    return _times_log(log_p.exp(), log_p - log_q).sum(dim=1)
+    return times_log(log_p.exp(), log_p - log_q).sum(dim=1)
 
 
 def js_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -289,7 +289,17 @@ def js_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (kl_of_logs(log_p, log_mean) + kl_of_logs(log_q, log_mean)) / 2
 
 
-def _times_log(shares: Tensor, logs: Tensor) -> Tensor:
+def square_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Squared distance of two distributions at each place, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
+    return (log_p.exp() - log_q.exp()).square().sum(dim=1)
+
+
+def directions(value: Tensor) -> Tensor:
+    """Vectors `(B, K, *S)` of length one at each place; zero vectors stay."""
+    return functional.normalize(_vectors(value), dim=1, eps=1e-8)
+
+
+def times_log(shares: Tensor, logs: Tensor) -> Tensor:
     """Shares times logarithms, with 0 log 0 = 0, in the gradient too."""
     return shares * torch.where(shares == 0, torch.zeros_like(logs), logs)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._rounding import wide
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 
@@ -88,8 +89,8 @@ def probability_margin(logits: Tensor, labels: Tensor, *, wrong_logits: Tensor |
     $\mathrm{PM}^{\mathrm{dif}}$, whose definition is inferred from the paper's abstract and checked against no source.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`; a sample counts by the mean over its labelled places.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
         wrong_logits: where the wrong classes' probabilities are taken from; None takes `logits`.
 
     Returns:
@@ -110,14 +111,14 @@ def probability_margin(logits: Tensor, labels: Tensor, *, wrong_logits: Tensor |
     """
     name = "probability_margin"
     _check.logits(name, logits=logits)
-    _check.labels(name, labels, classes=logits.shape[1], logits=logits)
+    labels = _check.indices(name, labels, logits=logits)
     if wrong_logits is not None:
         _check.same_shape(name, logits=logits, wrong_logits=wrong_logits)
     others = logits if wrong_logits is None else wrong_logits
-    index = labels.long()[:, None]
+    index = known(labels).unsqueeze(1)
     right = logits.to(wide(logits)).softmax(dim=1).gather(1, index).squeeze(1)
     wrong = others.to(wide(others)).softmax(dim=1).scatter(1, index, -math.inf).amax(dim=1)
-    return (right - wrong).to(logits.dtype)
+    return over_places(right - wrong, labelled(labels)).to(logits.dtype)
 
 
 def margin_weights(
@@ -177,7 +178,7 @@ def entropy_weights(adv_logits: Tensor, *, form: Literal["one_plus", "proportion
     paper.
 
     Args:
-        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`.
+        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
         form: `"one_plus"` or `"proportional"`.
 
     Returns:
@@ -185,7 +186,7 @@ def entropy_weights(adv_logits: Tensor, *, form: Literal["one_plus", "proportion
 
     Raises:
         TypeError: if logits are no floating-point tensor.
-        ValueError: if they are not of shape `(B, K)`, or `form` is unknown.
+        ValueError: if they are no logits, or `form` is unknown.
 
     Source:
         Kim et al. 2021 (EWAT), abstract only.
@@ -199,7 +200,7 @@ def entropy_weights(adv_logits: Tensor, *, form: Literal["one_plus", "proportion
     _check.logits("entropy_weights", adv_logits=adv_logits)
     _check.choice("entropy_weights", "form", form, ("one_plus", "proportional"))
     log_p = functional.log_softmax(adv_logits.detach().to(wide(adv_logits)), dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    entropy = over_places(-(log_p.exp() * log_p).sum(dim=1))
     mean = entropy.mean() if entropy.shape[0] else entropy.sum()
     share = torch.where(mean > 0, entropy / mean, torch.ones_like(entropy))
     return (share + 1 if form == "one_plus" else share).to(adv_logits.dtype)
@@ -213,8 +214,8 @@ def smallest_margins(adv_logits: Tensor, labels: Tensor, *, share: float) -> Ten
     choice is made within the batch is from memory.
 
     Args:
-        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`.
-        labels: class indices `(B,)`.
+        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
         share: in [0, 1].
 
     Returns:
@@ -235,11 +236,12 @@ def smallest_margins(adv_logits: Tensor, labels: Tensor, *, share: float) -> Ten
         False
     """
     _check.logits("smallest_margins", adv_logits=adv_logits)
-    _check.labels("smallest_margins", labels, classes=adv_logits.shape[1], adv_logits=adv_logits)
+    labels = _check.indices("smallest_margins", labels, adv_logits=adv_logits)
     _check.number("smallest_margins", "share", share, at_least=0.0, at_most=1.0)
-    batch, index = adv_logits.shape[0], labels.long()[:, None]
+    batch, index = adv_logits.shape[0], known(labels).unsqueeze(1)
     logits = adv_logits.detach()
     margins = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -math.inf).amax(dim=1)
+    margins = over_places(margins, labelled(labels))
     rank = margins.argsort(stable=True).argsort()
     return rank < int(batch * share + 1e-9)  # 0.29 * 100 is 28.999...
 

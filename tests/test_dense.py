@@ -10,8 +10,10 @@ import torch
 from torch.testing import assert_close
 
 import perceptual_at as pat
+from perceptual_at import losses
 from perceptual_at.attacks import cospgd_loss, segpgd_loss, targeted_dlr
-from perceptual_at.divergences import cross_entropy
+from perceptual_at.divergences import cross_entropy, prediction_squared_error, soft_logit_margin
+from perceptual_at.sample_weights import entropy_weights, probability_margin, smallest_margins
 from tests.strategies import integers, normal, uniform
 
 BATCH, CLASSES, PLACES = 4, 5, (3, 2)
@@ -71,6 +73,28 @@ CASES = [
     Case("boosted_cross_entropy", loss(pat.boosted_cross_entropy), 1, labels=True),
     Case("weighted_kl", loss(pat.weighted_kl_loss), 2, labels=True),
     Case("consistency", loss(pat.consistency_loss), 2),
+    Case("soft_logit_margin", soft_logit_margin, 1, labels=True),
+    Case("prediction_squared_error", prediction_squared_error, 2),
+    Case("distillation", loss(losses.distillation_loss), 2),
+    Case("distillation kl", loss(losses.distillation_loss, form="kl"), 2),
+    Case("dummy_class", lambda z, labels: losses.dummy_class_loss(
+        torch.cat((z, z.flip(1)), dim=1), labels, share=0.3, reduction="none"), 1, labels=True),
+    Case("hypersphere", loss(losses.hypersphere_loss), 1, labels=True),
+    Case("interpolation", loss(losses.interpolation_consistency_loss, mix=0.3), 3),
+    Case("interpolation kl", loss(losses.interpolation_consistency_loss, mix=0.3, criterion="kl"), 3),
+    Case("logit_pairing", loss(losses.logit_pairing_loss, space="probabilities"), 2),
+    Case("normalized_error cosine", loss(losses.normalized_error_loss), 2),
+    Case("weighted cosine", lambda a, b, labels: losses.normalized_error_loss(
+        a, b, labels=labels, reduction="none"), 2, labels=True),
+    Case("one_vs_rest", loss(losses.one_vs_rest_loss), 1, labels=True),
+    Case("brier", loss(losses.brier_loss), 1, labels=True),
+    Case("brier slack", loss(losses.brier_loss, slack=0.4), 1, labels=True),
+    Case("score", loss(losses.score_loss), 2, labels=True),
+    Case("score slack", loss(losses.score_loss, slack=0.2, slack_on="robust"), 2, labels=True),
+    Case("soft_cross_entropy", loss(losses.soft_cross_entropy_loss), 2),
+    Case("weighted_mse", loss(losses.weighted_mse_loss), 2),
+    Case("temporal_ensembling", lambda z, t: losses.temporal_ensembling_loss(z, t.softmax(1), reduction="none"), 2),
+    Case("probability_margin", probability_margin, 1, labels=True),
     Case("robust_perception_kl", loss(pat.robust_perception_kl_loss, alpha=0.3), 3),
     Case("dicar probabilities", with_mix(pat.dicar_loss), 3),
     Case("dicar logits", with_mix(pat.dicar_loss, space="logits"), 3),
@@ -189,6 +213,14 @@ def test_the_weights_of_the_attacks_on_segmentation():
     exactly(grad[0, :, :3], cosines * plain[0, :, :3])
 
 
+def test_weights_of_samples_go_by_their_places_on_the_whole():
+    z, labels = normal(0, BATCH, CLASSES, *PLACES), labelled()
+    entropies = torch.distributions.Categorical(logits=z.movedim(1, -1)).entropy().flatten(1).mean(dim=1)
+    exactly(entropy_weights(z, form="proportional"), entropies / entropies.mean())
+    margins = -pat.margin(z, labels)
+    assert smallest_margins(z, labels, share=0.25).nonzero().item() == margins.argmin()
+
+
 # Gradients and graphs ---------------------------------------------------------------------------------------------
 
 
@@ -198,7 +230,7 @@ def test_gradients_are_those_of_finite_differences(case):
     logits = [v.requires_grad_() for v in given[: case.logits]]
     if case.reference:  # held fixed
         logits[0].requires_grad_(False)
-    if case.name == "cospgd":  # its weights are held fixed: see above
+    if case.name in ("cospgd", "soft_cross_entropy", "weighted_mse"):  # their weights are held fixed: see above
         return
     assert torch.autograd.gradcheck(lambda *z: case(*z, *given[case.logits :]), logits)
 
@@ -252,7 +284,8 @@ def masked_logits(case, places=()):
     return [*logits, *labels], [*short, *labels]
 
 
-UNLIKE = ("squared_error", "targeted_dlr", "cosine_distance")  # a mean over five entries, a masked target
+UNLIKE = ("squared_error", "targeted_dlr", "dummy_class")  # masked targets, dummies
+MEANS = ("interpolation", "temporal_ensembling")  # over five classes
 maskable = pytest.mark.parametrize(
     "case", [case for case in CASES if case.name not in UNLIKE and "cosine" not in case.name],
     ids=lambda case: case.name,
@@ -266,7 +299,7 @@ def test_masked_classes_count_as_absent(case, places):
     for v in (*given[: case.logits], *short[: case.logits]):
         v.requires_grad_()
     each, expected = case(*given), case(*short)
-    if "mse" in case.name:
+    if case.name in MEANS or ("robust_perception" in case.name and "mse" in case.name):
         expected = expected * 3 / 5
     exactly(each, expected)
     grads = torch.autograd.grad(each.sum(), given[: case.logits], allow_unused=True)
@@ -326,6 +359,10 @@ ERRORS = [
                                                                                    torch.tensor([0, -100]))),
     ("float labels", TypeError, r"class indices of shape \(2, 4, 5\) or class probabilities of shape \(2, 3, 4, 5\)",
      lambda: pat.trades_loss(Z, Z, L.double())),
+    ("margins belong to samples", ValueError, r"max_margin_loss: `labels` .*, got dense ones .* it is not defined",
+     lambda: losses.max_margin_loss(Z, Z, L, margins=torch.ones(2), largest=1.0)),
+    ("labels beyond the classes, not their dummies", ValueError, r"dummy_class_loss: .* in \[0, 1\] for 2 classes",
+     lambda: losses.dummy_class_loss(Z.repeat(1, 4, 1, 1)[:, :4], L.masked_fill(L == 0, 2), share=0.5)),
     ("probabilities that are none", ValueError, r"class probabilities, at least 0 and of sum 1",
      lambda: pat.trades_loss(Z, Z, Z)),
     ("a single class is needed", TypeError, r"weighted_kl_loss: `labels` must be integer class indices",

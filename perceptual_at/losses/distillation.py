@@ -7,7 +7,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import kl_of_logs, log_distribution
+from perceptual_at.divergences import kl_of_logs, log_distribution, times_log
 
 
 def distillation_loss(
@@ -26,7 +26,7 @@ def distillation_loss(
     `form="kl"` subtracts the teacher's entropy, so that the smallest value is 0; the student's gradient is the same.
 
     Args:
-        logits: the student's, shape `(B, K)`.
+        logits: the student's, shape `(B, K)`, or dense `(B, K, *S)`.
         teacher_logits: the teacher's, the same shape; held fixed by the caller.
         temperature: $T$; the factor $T^2$ keeps the gradient's size.
         form: `"cross_entropy"` (the released code of KD+SWA) or `"kl"`.
@@ -55,5 +55,5 @@ def distillation_loss(
     _check.choice(name, "form", form, ("cross_entropy", "kl"))
     dtype = wide(logits, teacher_logits)
     log_p, log_q = (log_distribution(z.to(dtype), temperature) for z in (logits, teacher_logits))
-    distance = kl_of_logs(log_q, log_p) if form == "kl" else -(log_q.exp() * log_p).sum(dim=1)
+    distance = kl_of_logs(log_q, log_p) if form == "kl" else -times_log(log_q.exp(), log_p).sum(dim=1)
     return reduce(name, (temperature**2 * distance).to(common(logits, teacher_logits)), reduction)

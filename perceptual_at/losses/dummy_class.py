@@ -1,5 +1,6 @@
 """DUCAT's term: what a network may leave to the dummy of the right class."""
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
@@ -16,8 +17,8 @@ def dummy_class_loss(logits: Tensor, labels: Tensor, *, share: float, reduction:
     Output $k + K$ is the dummy of class $k$; at test time `models.fold_classes` counts it as class $k$.
 
     Args:
-        logits: shape `(B, 2 K)`, the classes and then their dummies.
-        labels: class indices `(B,)`, below K.
+        logits: shape `(B, 2 K)`, or dense `(B, 2 K, *S)`: the classes and then their dummies.
+        labels: class indices `(B,)` or `(B, *S)`, below K; -100 is no label.
         share: $w$ in [0, 1]: 0.25 at clean and 1 at adversarial inputs in DUCAT.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -45,8 +46,9 @@ def dummy_class_loss(logits: Tensor, labels: Tensor, *, share: float, reduction:
         raise ValueError(
             f"{name}: `logits` must have two outputs per class, (B, 2 K), got shape {tuple(logits.shape)}."
         )
-    _check.labels(name, labels, classes=outputs // 2, logits=logits)
+    labels = _check.indices(name, labels, logits=logits[:, : outputs // 2])
     _check.number(name, "share", share, at_least=0.0, at_most=1.0)
-    widened, index = logits.to(wide(logits)), labels.long()
-    own, dummy = cross_entropy(widened, index), cross_entropy(widened, index + outputs // 2)
+    widened = logits.to(wide(logits))
+    dummies = torch.where(labels < 0, labels, labels + outputs // 2)
+    own, dummy = cross_entropy(widened, labels), cross_entropy(widened, dummies)
     return reduce(name, ((1 - share) * own + share * dummy).to(logits.dtype), reduction)

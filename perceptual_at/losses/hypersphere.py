@@ -1,12 +1,13 @@
 """Hypersphere embedding: logits are cosines, and the right class must win by an angular margin."""
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import known
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import wide
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.soft_labels import smoothed
 
 
 def hypersphere_loss(
@@ -20,8 +21,8 @@ def hypersphere_loss(
     Attack, KL and evaluation take them as they are; the margin belongs to the training loss alone.
 
     Args:
-        logits: scaled cosines $z$, shape `(B, K)`, in $[-s, s]$.
-        labels: class indices `(B,)`.
+        logits: scaled cosines $z$, shape `(B, K)`, or dense `(B, K, *S)`, in $[-s, s]$.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
         scale: $s$, the one in the network.
         margin: $m$, in units of the cosine.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
@@ -45,9 +46,9 @@ def hypersphere_loss(
     """
     name = "hypersphere_loss"
     _check.logits(name, logits=logits)
-    _check.labels(name, labels, logits=logits)
+    labels = _check.indices(name, labels, logits=logits)
     _check.number(name, "scale", scale, above=0.0)
     _check.number(name, "margin", margin, at_least=0.0)
     wider = logits.to(wide(logits))
-    right = smoothed(name, labels, logits.shape[1], 0.0).to(wider.dtype)
+    right = torch.zeros_like(wider).scatter(1, known(labels).unsqueeze(1), 1.0)
     return reduce(name, cross_entropy(wider - scale * margin * right, labels).to(logits.dtype), reduction)

@@ -1,11 +1,12 @@
 """The two halves of the KL divergence, apart: decoupled (DKL) and improved (IKL, GKL)."""
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import log_distribution
+from perceptual_at.divergences import log_distribution, times_log
 
 
 def soft_cross_entropy_loss(clean_logits: Tensor, adv_logits: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -17,7 +18,7 @@ def soft_cross_entropy_loss(clean_logits: Tensor, adv_logits: Tensor, *, reducti
     the clean ones.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`; detached inside.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`; detached inside.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -41,7 +42,7 @@ def soft_cross_entropy_loss(clean_logits: Tensor, adv_logits: Tensor, *, reducti
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    per_sample = -(clean.detach().softmax(dim=1) * log_distribution(adv)).sum(dim=1)
+    per_sample = -times_log(clean.detach().softmax(dim=1), log_distribution(adv)).sum(dim=1)
     return reduce(name, per_sample.to(common(*given)), reduction)
 
 
@@ -103,6 +104,7 @@ def weighted_mse_loss(
     weights = weights.detach() if gamma == 1.0 else weights.detach() ** gamma
     total = weights.sum(dim=1, keepdim=True)
     change = clean - (adv.detach() if detach_adv else adv)
+    change = torch.where(weights == 0, torch.zeros_like(change), change)  # of masked classes, -inf on both sides
     mean = (weights * change).sum(dim=1, keepdim=True) / total
     per_sample = (total * weights * (change - mean).square()).sum(dim=1) / 2
     if gamma != 1.0:

@@ -30,7 +30,7 @@ def interpolation_consistency_loss(
     are different images, both clean; DICAR takes two views of one image, and mixes their adversarial versions.
 
     Args:
-        mixed_logits: $f(\lambda u_1 + (1 - \lambda) u_2)$, shape `(B, K)`.
+        mixed_logits: $f(\lambda u_1 + (1 - \lambda) u_2)$, shape `(B, K)`, or dense `(B, K, *S)`.
         teacher_logits_1: $\bar f(u_1)$ of averaged weights, the same shape; held fixed by the caller.
         teacher_logits_2: $\bar f(u_2)$, usually `teacher_logits_1[permutation]`, the same shape.
         mix: weight of part 1 in [0, 1]; a tensor `(B,)` gives each sample its own. ICT draws it from a Beta

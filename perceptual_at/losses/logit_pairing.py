@@ -25,7 +25,7 @@ def logit_pairing_loss(
     of clean and adversarial *probabilities*. Gradients flow into both.
 
     Args:
-        logits_1: shape `(B, K)`.
+        logits_1: shape `(B, K)`, or dense `(B, K, *S)`.
         logits_2: the same shape.
         space: compare `"logits"`, as a mean over classes (Kannan et al., and HE's ALP), or `"probabilities"`, as a sum
             over classes (MART's Table 1).

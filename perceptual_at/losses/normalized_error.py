@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import cosine_distance
+from perceptual_at.divergences import directions
 
 
 def normalized_error_loss(
@@ -20,9 +21,10 @@ def normalized_error_loss(
     has a gradient. The formula is that of another library's re-implementation; the paper's own code could not be read.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
-        labels: class indices `(B,)`; given, each sample is weighted by $1 - p_y(x)$.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label; given, each sample, or place, is weighted by
+            $1 - p_y(x)$.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
     Returns:
@@ -45,8 +47,9 @@ def normalized_error_loss(
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    error = 2 * cosine_distance(clean, adv)
+    error = (directions(clean) - directions(adv)).square().sum(dim=1)
     if labels is not None:
-        _check.labels(name, labels, classes=clean.shape[1], clean_logits=clean_logits)
-        error = error * clean.softmax(dim=1).scatter(1, labels.long()[:, None], 0.0).sum(dim=1)
+        labels = _check.indices(name, labels, clean_logits=clean_logits)
+        unsure = clean.softmax(dim=1).scatter(1, known(labels).unsqueeze(1), 0.0).sum(dim=1)
+        error = over_places(error * unsure, labelled(labels))
     return reduce(name, error.to(common(*given)), reduction)

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import wide
 
@@ -18,8 +19,8 @@ def one_vs_rest_loss(adv_logits: Tensor, labels: Tensor, *, reduction: Reduction
     be read.
 
     Args:
-        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`.
-        labels: class indices `(B,)`.
+        adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
     Returns:
@@ -40,9 +41,10 @@ def one_vs_rest_loss(adv_logits: Tensor, labels: Tensor, *, reduction: Reduction
     """
     name = "one_vs_rest_loss"
     _check.logits(name, adv_logits=adv_logits)
-    _check.labels(name, labels, classes=adv_logits.shape[1], adv_logits=adv_logits)
+    labels = _check.indices(name, labels, adv_logits=adv_logits)
     logits = adv_logits.to(wide(adv_logits))
-    index = labels.long()[:, None]
+    index = known(labels).unsqueeze(1)
     right = functional.softplus(-logits.gather(1, index)).squeeze(1)
     wrong = functional.softplus(logits).scatter(1, index, 0.0).sum(dim=1)
-    return reduce(name, (right + wrong).to(adv_logits.dtype), reduction)
+    per_sample = over_places(right + wrong, labelled(labels))
+    return reduce(name, per_sample.to(adv_logits.dtype), reduction)

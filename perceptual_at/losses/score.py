@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._places import known, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import prediction_squared_error
-from perceptual_at.soft_labels import smoothed
+from perceptual_at.divergences import log_distribution, square_of_logs
 
 
 def brier_loss(logits: Tensor, labels: Tensor, *, slack: float = 0.0, reduction: Reduction = "mean") -> Tensor:
@@ -20,8 +20,9 @@ def brier_loss(logits: Tensor, labels: Tensor, *, slack: float = 0.0, reduction:
     Bounded, and minimal where $p$ is the true probability. On adversarial inputs it is SCORE's PGD-AT.
 
     Args:
-        logits: shape `(B, K)`.
-        labels: class indices `(B,)`, or class probabilities `(B, K)` such as `smooth_labels` gives.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label, or class probabilities of the shape of the
+            logits, such as `smooth_labels` gives.
         slack: $b$, how much of the distance costs nothing; see `perceptual_at.soft_labels.score_slack`.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
@@ -44,8 +45,9 @@ def brier_loss(logits: Tensor, labels: Tensor, *, slack: float = 0.0, reduction:
     """
     name = "brier_loss"
     _check.number(name, "slack", slack, at_least=0.0)
-    per_sample = _brier(name, logits, labels)
-    return reduce(name, _beyond(per_sample, slack).to(logits.dtype), reduction)
+    labels = _labels(name, labels, logits)
+    per_sample = over_places(_beyond(_brier(logits, labels), slack), labelled(labels))
+    return reduce(name, per_sample.to(logits.dtype), reduction)
 
 
 def score_loss(
@@ -68,7 +70,8 @@ def score_loss(
     Args:
         clean_logits: $f(x)$, shape `(B, K)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
-        labels: class indices `(B,)`, or class probabilities `(B, K)` such as `smooth_labels` gives.
+        labels: class indices `(B,)` or `(B, *S)`, where -100 is no label, or class probabilities of the shape of the
+            logits, such as `smooth_labels` gives.
         beta: weight of the second sum, at least 0; 4 with generated images, 6 without.
         slack: $b$; see `perceptual_at.soft_labels.score_slack`.
         slack_on: what the slack is taken from: the `"sum"` of a sample, or its `"robust"` distance alone, before
@@ -100,19 +103,26 @@ def score_loss(
     _check.choice(name, "slack_on", slack_on, ("sum", "robust"))
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    wrong, moved = _brier(name, clean, labels), prediction_squared_error(adv, clean)
+    labels = _labels(name, labels, clean_logits)
+    wrong, moved = _brier(clean, labels), square_of_logs(log_distribution(adv), log_distribution(clean))
     of_sum, of_moved = (slack, 0.0) if slack_on == "sum" else (0.0, slack)
-    per_sample = _beyond(wrong + beta * _beyond(moved, of_moved), of_sum)
+    per_place = _beyond(wrong + beta * _beyond(moved, of_moved), of_sum)
+    per_sample = over_places(per_place, labelled(labels))
     return reduce(name, per_sample.to(common(*given)), reduction)
 
 
-def _brier(function: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of probabilities from labels, `(B,)`, in float32 or wider."""
+def _labels(function: str, labels: Tensor, logits: Tensor) -> Tensor:
+    """Class indices or probabilities that fit the logits."""
     _check.logits(function, logits=logits)
-    _check.targets(function, labels, logits=logits)
+    return _check.soft_labels(function, labels, logits=logits)
+
+
+def _brier(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of probabilities from labels at each place, `(B, *S)`, in float32 or wider."""
     probabilities = logits.to(wide(logits)).softmax(dim=1)
-    target = smoothed(function, labels, logits.shape[1], 0.0) if labels.ndim == 1 else labels
-    return (probabilities - target.to(probabilities.dtype)).square().sum(dim=1)
+    if not labels.is_floating_point():
+        labels = torch.zeros_like(probabilities).scatter(1, known(labels).unsqueeze(1), 1.0)
+    return (probabilities - labels.to(probabilities.dtype)).square().sum(dim=1)
 
 
 def _beyond(value: Tensor, slack: float) -> Tensor:

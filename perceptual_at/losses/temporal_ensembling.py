@@ -15,7 +15,7 @@ def temporal_ensembling_loss(logits: Tensor, targets: Tensor, *, reduction: Redu
     The mean runs over classes, as in the released code: with 100 classes a sample's term is a tenth of that with 10.
 
     Args:
-        logits: $f(x_{\mathrm{adv}})$ on PGD-AT, $f(x)$ on TRADES; shape `(B, K)`.
+        logits: $f(x_{\mathrm{adv}})$ on PGD-AT, $f(x)$ on TRADES; shape `(B, K)`, or dense `(B, K, *S)`.
         targets: probabilities $t$, the same shape, as from `memories.ensemble_targets`; held fixed by the caller.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 

@@ -84,6 +84,8 @@ def te(
     check_views("te", views, labels, expected=(1,))
     check_indices("te", labels)
     (x,) = views
+    if targets is not None:
+        _check.tensor("te", "targets", targets)
     held = None if targets is None else targets.detach()
     if held is not None and held.shape[:1] != x.shape[:1]:
         raise ValueError(
