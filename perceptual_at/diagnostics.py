@@ -14,6 +14,7 @@ from perceptual_at import _check
 from perceptual_at._shapes import per_sample
 from perceptual_at._values import Value
 from perceptual_at.divergences import squared_error
+from perceptual_at.metrics import Score, judge
 from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
@@ -30,33 +31,37 @@ class PerceptionGap(Value):
     distance: Tensor
     """Mean squared difference between the perceptions of the clean and the perturbed input, `(n,)`."""
     defended: Tensor
-    """Right on the perturbed input, boolean `(n,)`: the success cases."""
+    """Right on the perturbed input, boolean `(n,)`: the success cases. Or a score in [0, 1]: the share of success."""
     correct: Tensor
-    """Right on the clean input, boolean `(n,)`."""
+    """Right on the clean input, boolean `(n,)`, or its score."""
 
     def __post_init__(self) -> None:
         _check.floating("PerceptionGap", distance=self.distance)
         for name in ("defended", "correct"):
-            _check.mask("PerceptionGap", name, getattr(self, name), distance=self.distance)
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape == self.distance.shape:
+                _check.same_device("PerceptionGap", name, value.device, "distance", self.distance.device)
+            else:
+                _check.mask("PerceptionGap", name, value, distance=self.distance)
 
     @property
     def success(self) -> float | None:
-        """Mean distance of the success cases; None if there are none."""
-        return _mean(self.distance[self.defended])
+        """Mean distance of the success cases, weighted by their scores; None if there are none."""
+        return _mean(self.distance, self.defended.double())
 
     @property
     def failure(self) -> float | None:
-        """Mean distance of the failure cases; None if there are none."""
-        return _mean(self.distance[~self.defended])
+        """Mean distance of the failure cases, weighted by what their scores lack; None if there are none."""
+        return _mean(self.distance, 1 - self.defended.double())
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of samples that are right on the clean input."""
+        """Share of samples that are right on the clean input; the mean of scores."""
         return self.correct.double().mean().item()
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of samples that are right on the perturbed input, whatever the clean one."""
+        """Share of samples that are right on the perturbed input, whatever the clean one; the mean of scores."""
         return self.defended.double().mean().item()
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,24 +81,30 @@ def perception_gap(
     perturb: Attack,
     *,
     perceive: Perceive | None = None,
+    score: Score | None = None,
 ) -> PerceptionGap:
     r"""How far perturbations move the perception of samples that resist and of samples that give in.
 
     $$ d_i = \tfrac1K \| h(x_i + \delta_i) - h(x_i) \|_2^2 $$
 
-    kept per sample, so that the groups' means depend on no batch size. The model runs in eval mode.
+    kept per sample, so that the groups' means depend on no batch size. The model runs in eval mode. Of dense outputs,
+    or with a `score`, a sample is defended in part, and counts in both groups by its share.
 
     Args:
-        model: maps inputs to logits.
+        model: maps inputs to logits `(B, K)` or `(B, K, *S)`; with `score`, to a tensor of any kind. Another module's
+            dict or tuple goes through `models.logits_of`.
         loader: batches `(x, labels)` on the model's device.
         perturb: `(model, x, labels) -> x_adv`, e.g. `functools.partial(pgd, threat=Linf(8 / 255), steps=20)` or
             `functools.partial(random_noise, threat=Linf(8 / 255))`.
         perceive: `x -> (logits, perception)` for a perception other than the logits; it must run `model`.
+        score: what counts as right, `(outputs, labels) -> (B,)`, boolean or in [0, 1]. None is 0/1 correctness for
+            classes, and the share of right places for dense labels.
 
     Returns:
         A `PerceptionGap` with one entry per sample.
 
     Raises:
+        TypeError: if `perturb` is no function, or the model returns no tensor.
         ValueError: if the loader is empty or shapes do not fit.
 
     Source:
@@ -105,6 +116,10 @@ def perception_gap(
         >>> gap = perception_gap(model, [batch], functools.partial(pgd, threat=Linf(0.25)))
         >>> gap.defended.tolist(), gap.success, gap.failure
         ([True, False], 0.0625, 0.0625)
+        >>> near = lambda outputs, labels: 1 - (outputs[:, 0] - labels).abs()  # a regression, scored by its error
+        >>> noise = lambda model, x, labels: x + 0.25
+        >>> perception_gap(nn.Identity(), [(batch[0], torch.tensor([1.0, 0.5]))], noise, score=near).defended
+        tensor([0.8750, 0.8750])
     """
     if not callable(perturb):
         raise TypeError(
@@ -116,9 +131,11 @@ def perception_gap(
         for x, labels in loader:
             x_adv = perturb(f, x, labels)
             with torch.no_grad():
-                (clean_logits, clean), (adv_logits, adv) = perceived(x), perceived(x_adv)
-            _check.labels("perception_gap", labels, classes=clean_logits.shape[1], x=x)
-            defended, correct = (z.argmax(dim=1) == labels for z in (adv_logits, clean_logits))
+                (clean_outputs, clean), (adv_outputs, adv) = perceived(x), perceived(x_adv)
+            _check_perception("perception_gap", clean, x)
+            defended, correct = (
+                judge("perception_gap", outputs, labels, score).score for outputs in (adv_outputs, clean_outputs)
+            )
             parts.append((squared_error(adv, clean), defended, correct))
     if not parts:
         raise ValueError("perception_gap: `loader` gave no batch.")
@@ -127,22 +144,24 @@ def perception_gap(
 
 
 def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[float]) -> Tensor:
-    r"""How far the logits have moved at several places of the straight path from clean to adversarial.
+    r"""How far the outputs have moved at several places of the straight path from clean to adversarial.
 
     $$ \sqrt{\tfrac1K \| f(x + \alpha (x_{\mathrm{adv}} - x)) - f(x) \|_2^2} $$
 
     A model with robust perception draws straight lines. One forward pass per place, and one of `x`.
 
     Args:
-        model: maps inputs to logits; a module runs in eval mode.
+        model: maps inputs to a tensor of any shape `(B, ...)`, of which K is the number of entries; a module runs in
+            eval mode.
         x: clean inputs, shape `(B, ...)`.
         x_adv: adversarial inputs, the same shape.
         alphas: places in [0, 1].
 
     Returns:
-        Shape `(len(alphas), B)`, in units of the logits.
+        Shape `(len(alphas), B)`, in units of the outputs.
 
     Raises:
+        TypeError: if the model returns no floating tensor.
         ValueError: if shapes differ, an alpha is outside [0, 1], or there is none.
 
     Source:
@@ -159,6 +178,7 @@ def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[flo
         raise ValueError("perception_path: `alphas` must hold at least one place.")
     with torch.no_grad(), frozen(model) as f:
         clean = f(x)
+        _check_perception("perception_path", clean, x)
         return torch.stack([squared_error(f(interpolate(x, x_adv, alpha)), clean).sqrt() for alpha in alphas])
 
 
@@ -347,5 +367,21 @@ def catastrophic_overfitting(
     return None
 
 
-def _mean(values: Tensor) -> float | None:
-    return values.double().mean().item() if len(values) else None
+def _check_perception(function: str, value: Any, x: Tensor) -> None:
+    """Require a floating tensor with a row per sample."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}: `model` must return a torch.Tensor, got {type(value).__name__}; `models.logits_of(model, "
+            "name)` takes one tensor out of what a network returns."
+        )
+    if not value.is_floating_point() or value.shape[:1] != x.shape[:1]:
+        raise (ValueError if value.is_floating_point() else TypeError)(
+            f"{function}: `model` must return a floating-point tensor with {x.shape[0]} rows, got {value.dtype} of "
+            f"shape {tuple(value.shape)}."
+        )
+
+
+def _mean(values: Tensor, weights: Tensor) -> float | None:
+    """Weighted mean; what has no weight does not count, whatever its value."""
+    total = weights.sum().item()
+    return (torch.where(weights > 0, values.double() * weights, 0.0).sum() / total).item() if total else None

@@ -99,7 +99,10 @@ def call(function: str, h: Map, points: Tensor) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         values = h(points)
     if not isinstance(values, Tensor):
-        raise TypeError(f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}.")
+        raise TypeError(
+            f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}; `models.logits_of(h, name)` "
+            "takes one tensor out of what a network returns."
+        )
     if values.ndim < 1 or values.shape[0] != points.shape[0]:
         raise ValueError(
             f"{function}: `h` must keep the batch dimension: it got {points.shape[0]} samples and returned shape "
