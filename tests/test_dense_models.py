@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceptual_at import Lane, Linf, call_with, ema_update, frozen, objectives, pgd, snapshot
-from perceptual_at.models import UNet, VisionTransformer, perceive_at, perception_taps, vit_small
+from perceptual_at.models import UNet, VisionTransformer, normalized, perceive_at, perception_taps, vit_small
 from perceptual_at.models.vision_transformers import DropPath
 from tests.strategies import integers, uniform
 
@@ -80,10 +81,72 @@ def test_its_taps_are_those_of_table_5_by_block():
     assert torch.equal(perception, outputs["third_to_last"])
 
 
-def test_a_lane_casts_attention_without_folding():
+class Attention(TorchDispatchMode):
+    """Notes in which dtypes attention runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "attention" in func.name():
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_lane_casts_attention_without_folding_and_says_so():
     model, x = small(), uniform(0, 2, 3, 8, 8, dtype=torch.float32)
     with torch.no_grad(), frozen(model, lane=Lane(dtype=torch.bfloat16)) as f:
-        assert_close(f(x).float(), model.eval()(x), rtol=0.1, atol=0.05)
+        logits = f(x)
+        with Attention() as attention:
+            assert torch.equal(f(x), logits)
+        assert attention.dtypes == {torch.bfloat16}
+        assert f.notes == ("nothing is folded: the model has no batch norm",)
+        assert_close(logits.float(), f.exact(x), rtol=0.1, atol=0.05)
+    with frozen(model, lane=Lane(dtype=torch.bfloat16, fold=False)) as f:
+        f(x)
+        assert f.notes == ()
+
+
+# Networks of torchvision ------------------------------------------------------------------------------------------
+
+
+def efficient_net():
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+
+    settings = [MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(2, 3, 2, 8, 16, 1)]
+    return EfficientNet(settings, dropout=0.1, stochastic_depth_prob=0.1, last_channel=16, num_classes=4)
+
+
+def conv_next():
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=4, stochastic_depth_prob=0.1)
+
+
+@pytest.mark.parametrize(
+    ("network", "notes"),
+    [(efficient_net, ()), (conv_next, ("nothing is folded: the model has no batch norm",))],
+    ids=["EfficientNet", "ConvNeXt"],
+)
+def test_networks_of_torchvision_are_attacked_in_a_lane_and_trained(network, notes):
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model, x, labels = normalized(network(), (0.5,) * 3, (0.25,) * 3), uniform(0, 4, 3, 32, 32), integers(1, 4, below=4)
+    x, before = x.float(), snapshot(model)
+    with torch.no_grad(), frozen(model, lane=Lane(dtype=torch.bfloat16)) as f:
+        assert_close(f(x).float(), f.exact(x), rtol=0.1, atol=0.05)
+        assert f.notes == notes
+    x_adv = attack(model, x, labels, lane=Lane())
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert 0 < Linf(0.1).norm(x_adv - x).max() <= 8 / 255 + 1e-6
+    loss, _ = objectives.raat(model, (x, x.flip(3)), labels, attack, mix=0.6)
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+# The transformer in training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rpat", "trades", "raat"])

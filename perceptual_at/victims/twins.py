@@ -51,8 +51,8 @@ class FastModel(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the lane could not be had, and why; empty before the first call."""
-        return () if self._twin is None else tuple(self._twin.notes)
+        """What of the lane could not be had or had no object, and why; empty before the first call."""
+        return () if self._twin is None else (*self._twin.notes, *self._twin.remarks)
 
 
 class _Fold(NamedTuple):
@@ -67,10 +67,17 @@ class _Twin:
 
     def __init__(self, model: nn.Module, lane: Lane, x: Tensor) -> None:
         self.lane, self.signature = lane, _signature(model)
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what is missing, with a warning
+        self.remarks: list[str] = []  # what there was no need for
         self.folds: list[_Fold] = []
         self.constants: set[str] = set()
         self.module = self._copy(model, x)
+        if lane.fold and not self.folds and not self.notes:
+            norms = any(isinstance(part, _BatchNorm) for part in model.modules())
+            why = (
+                "none of its batch norms follows a layer that could take it" if norms else "the model has no batch norm"
+            )
+            self.remarks.append(f"nothing is folded: {why}")
         self.sharp = not isinstance(self.module, fx.GraphModule)  # a graph has its casts inside
         if lane.dtype is not None:
             _cast(self.module, lane.dtype)
