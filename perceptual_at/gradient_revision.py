@@ -40,8 +40,8 @@ def revise(
         robust: in the release of the KL under attack, in the paper of the adversarial cross entropy; the same names.
         share: of each tensor's entries that goes, in [0, 1): 0.3 for CURE's ResNet-18, 0.5 for its WideResNet-34-10.
             The code's option is a fraction too, though its README writes 30.
-        natural_weight: $a$: 0.1, 0.3 for the paper's WideResNet-34-10.
-        robust_weight: $b$: $1 - a$ in the paper.
+        natural_weight: $a$, how much the clean gradient counts: 0.1, 0.3 for the paper's WideResNet-34-10.
+        robust_weight: $b$, how much the other counts: $1 - a$ in the paper.
         form: what counts as important, and where.
         layers: which tensors are revised, `(position, name) -> bool`; None takes those of the form.
 

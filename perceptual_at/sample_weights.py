@@ -134,8 +134,10 @@ def margin_weights(
 
     Args:
         margins: probabilistic margins, shape `(B,)`, as from `probability_margin`.
-        slope: $\gamma$: 10 on PGD-AT and 2 on TRADES are recommended; the code's script has 1.
-        bias: $b$: -0.5 on PGD-AT, 0 on TRADES; the script has -1.5.
+        slope: $\gamma$, how fast weights fall with the margin: 10 on PGD-AT and 2 on TRADES are recommended; the code's
+            script has 1.
+        bias: $b$, the margin at which weights are half of the largest: -0.5 on PGD-AT, 0 on TRADES; the script has
+            -1.5.
         scale: `"code"` multiplies by 3, whatever the batch; `"batch"` divides by the batch's mean, so that the
             weights sum to its size, as the paper is remembered to do (unverified).
 
@@ -179,7 +181,8 @@ def entropy_weights(adv_logits: Tensor, *, form: Literal["one_plus", "proportion
 
     Args:
         adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
-        form: `"one_plus"` or `"proportional"`.
+        form: `"one_plus"`: one plus a sample's entropy as a share of the batch's mean; `"proportional"`: the share
+            alone.
 
     Returns:
         Shape `(B,)`, without a gradient. Where nobody is unsure all have the same weight.
@@ -216,7 +219,7 @@ def smallest_margins(adv_logits: Tensor, labels: Tensor, *, share: float) -> Ten
     Args:
         adv_logits: $f(x_{\mathrm{adv}})$, shape `(B, K)`, or dense `(B, K, *S)`.
         labels: class indices `(B,)` or `(B, *S)`, where -100 is no label.
-        share: in [0, 1].
+        share: of the batch that is selected, in [0, 1].
 
     Returns:
         A boolean mask `(B,)`.

@@ -113,8 +113,8 @@ def apgd(
         steps: number of gradient steps of each run; costs `steps + 1` gradients.
         loss: per-sample function `(logits, labels) -> (B,)`, with `target_classes` a function
             `(logits, labels, targets) -> (B,)`. None means `cross_entropy`, or `targeted_dlr`.
-        targets: classes `(B,)` to be taken for, as in `pgd`: the loss towards them is descended (`targeted_dlr`
-            ascended), and success means being classified as the target.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (ascends
+            `targeted_dlr`), and success means being classified as the target.
         target_classes: attack towards each of this many wrong classes in turn, most likely first (all of them
             where there are fewer); None attacks without a target.
         start: `"random"`, or a tensor to start from.
@@ -129,7 +129,9 @@ def apgd(
         lane: search on a copy of the model that costs less; see `Lane`. Every success is confirmed by the model itself.
         validate: check once that inputs are finite and inside the bounds, and labels in range.
         verdict: return a `Verdict`.
-        generator: see `pgd`.
+        generator: source of the random start, on the device of `x`: a `torch.Generator` for the batch, or a
+            `SampleGenerator` with numbers of each sample's own. None uses a stream of the library's own, started from
+            `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Adversarial inputs, shape and dtype of `x`, detached; samples without success at the point of largest loss.

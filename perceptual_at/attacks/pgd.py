@@ -225,20 +225,27 @@ def fgsm(
         labels: class indices `(B,)`.
         threat: a threat model with `eps`.
         loss: per-sample function `(logits, labels) -> (B,)`.
-        targets: see `pgd`.
-        start: where the gradient is taken; see `pgd`.
-        model_mode: see `pgd`.
-        lane: see `pgd`.
-        validate: see `pgd`.
-        verdict: see `pgd`.
-        generator: see `pgd`.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them, and success means being
+            classified as the target.
+        start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from. The gradient is taken at
+            that tensor as it is, which may be outside the ball.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
+        lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
+            `Lane`. Whether a `verdict` is a success is asked of the model itself, at one more forward pass.
+        validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the device
+            once; skipped while compiling or capturing.
+        verdict: return a `Verdict`: also whether each sample is misclassified, since which step, at what cost.
+        generator: source of the random start, on the device of `x`: a `torch.Generator` for the batch, or a
+            `SampleGenerator` with numbers of each sample's own. None uses a stream of the library's own, started from
+            `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Adversarial inputs, shape and dtype of `x`, detached; a `Verdict` with them if `verdict`.
 
     Raises:
-        TypeError: see `pgd`.
-        ValueError: see `pgd`.
+        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
+            numbers out of range, the model returns no logits, or an option would have no effect.
 
     Source:
         Goodfellow et al. 2015, Sec. 4; with `start="random"` it is the FGSM of
@@ -306,24 +313,35 @@ def cw(
         labels: class indices `(B,)`.
         threat: a threat model.
         steps: number of gradient steps.
-        step_size: see `pgd`.
-        targets: see `pgd`.
-        start: see `pgd`.
-        restarts: see `pgd`.
-        keep: see `pgd`.
-        early_stop: see `pgd`.
-        model_mode: see `pgd`.
-        lane: see `pgd`.
-        validate: see `pgd`.
-        verdict: see `pgd`.
-        generator: see `pgd`.
+        step_size: length s of a step in input units, one number or one per sample `(B,)`; None means
+            `2.5 * eps / steps`, 2/255 for ten steps at 8/255.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them, and success means being
+            classified as the target.
+        start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from. The first gradient is
+            taken at that tensor as it is, which may be outside the ball.
+        restarts: number of random starts; the one whose kept iterate has the largest loss wins.
+        keep: `"last"` returns the final iterate, `"best"` the iterate with the largest loss; with `verdict=True`,
+            misclassified iterates come before all others. `"best"`, `restarts > 1` and `verdict` cost one more forward
+            pass per restart.
+        early_stop: with `keep="best"`, let a sample go at its first misclassified iterate, which is returned for it;
+            decided samples then cost nothing. Waits for the device in every step.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
+        lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
+            `Lane`. Whether a `verdict` is a success is asked of the model itself, at one more forward pass.
+        validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the device
+            once; skipped while compiling or capturing.
+        verdict: return a `Verdict`: also whether each sample is misclassified, since which step, at what cost.
+        generator: source of the random start, on the device of `x`: a `torch.Generator` for the batch, or a
+            `SampleGenerator` with numbers of each sample's own. None uses a stream of the library's own, started from
+            `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Adversarial inputs, shape and dtype of `x`, detached; a `Verdict` with them if `verdict`.
 
     Raises:
-        TypeError: see `pgd`.
-        ValueError: see `pgd`.
+        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
+            numbers out of range, the model returns no logits, or an option would have no effect.
 
     Source:
         Carlini and Wagner 2017, objective $f_6$; RAAT, Sec. 5.1, for its use as a column of the tables.

@@ -49,9 +49,9 @@ def pure_pgd(
         f: maps inputs `(B, ...)` to logits, or to what `loss` takes, and changes nothing; a module must be in eval
             mode, for example that of `frozen(model)`. A module in a lane must have been called once before.
         x: clean inputs, shape `(B, ...)`, inside the bounds of the threat model (not checked).
-        labels: class indices `(B,)`, or `(B, *S)` for dense logits, or what else `loss` takes; see `pgd`.
+        labels: class indices `(B,)`, or `(B, *S)` for dense logits, where -100 is no label; or what else `loss` takes.
         threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat` that computes with torch alone.
-        start: where to begin, the shape of `x`; see `pgd`.
+        start: where to begin, the shape of `x`; the first gradient is taken there as it is, also outside the ball.
         steps: number of gradient steps, each of which becomes part of the graph.
         step_size: length of a step, one number or one per sample `(B,)`; None means `2.5 * eps / steps`.
         loss: per-sample function `(logits, labels) -> (B,)`.

@@ -39,23 +39,29 @@ def n_fgsm(
     `pgd(..., steps=1, step_size=1.25 * eps)`.
 
     Args:
-        model: see `pgd`; one forward and one input-gradient pass.
+        model: maps inputs `(B, ...)` to logits `(B, K)`; one forward and one input-gradient pass.
         x: clean inputs inside the bounds.
         labels: class indices `(B,)`.
         threat: the threat model one trains for; the noise is its `random_start`, scaled.
         noise: size of the noise in budgets; 2, and 3 on SVHN at 12/255.
         loss: per-sample function `(logits, labels) -> (B,)`.
-        model_mode: see `pgd`. The released code attacks in train mode: `"as_is"`.
-        lane: see `pgd`.
-        validate: see `pgd`.
-        generator: source of the noise; see `pgd`.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands. The released code attacks in train mode:
+            `"as_is"`.
+        lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
+            `Lane`.
+        validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the device
+            once; skipped while compiling or capturing.
+        generator: source of the noise, on the device of `x`: a `torch.Generator` for the batch, or a `SampleGenerator`
+            with numbers of each sample's own. None uses a stream of the library's own, started from
+            `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Inputs to train on, shape and dtype of `x`, detached.
 
     Raises:
-        TypeError: see `pgd`.
-        ValueError: see `pgd`; if `noise` is not positive.
+        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
+            numbers out of range, the model returns no logits, or `noise` is not positive.
 
     Source:
         de Jorge et al. 2022, Algorithm 1, and its released code.
@@ -104,28 +110,34 @@ def friendly_pgd(
     reordered.)
 
     Args:
-        model: see `pgd`.
+        model: maps inputs `(B, ...)` to logits `(B, K)`.
         x: clean inputs inside the bounds.
         labels: class indices `(B,)`.
-        threat: see `pgd`.
+        threat: `Linf`, `L2`, `L1`, or anything with the methods of `Threat`.
         patience: how many steps a sample goes on after it became wrong, called tau in the paper; one number or
             integers `(B,)`. It grows over training: 0, 1, 2 after epochs 50 and 90 of 120.
         steps: number of gradient steps at most.
-        step_size: see `pgd`.
+        step_size: length s of a step in input units, one number or one per sample `(B,)`; None means
+            `2.5 * eps / steps`, 2/255 for ten steps at 8/255.
         noise: standard deviation of Gaussian noise added after each step, before a projection; 0.001 in FAT on PGD-AT.
         loss: per-sample function `(logits, labels) -> (B,)`.
-        start: see `pgd`; a tensor is projected first.
-        model_mode: see `pgd`.
-        lane: see `pgd`; who is wrong is then the lane's opinion.
-        validate: see `pgd`.
-        generator: source of the random start and of the noise; see `pgd`.
+        start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from, which is projected first.
+        model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
+        lane: run the steps on a copy of the model that costs less, for example `Lane(dtype=torch.bfloat16)`; see
+            `Lane`. Who is wrong is then the lane's opinion.
+        validate: check once that inputs are finite and inside the bounds, and labels in range. Waits for the device
+            once; skipped while compiling or capturing.
+        generator: source of the random start and of the noise, on the device of `x`: a `torch.Generator` for the batch,
+            or a `SampleGenerator` with numbers of each sample's own. None uses a stream of the library's own, started
+            from `torch.initial_seed()` once per process and seed; pass a generator to repeat a call.
 
     Returns:
         Adversarial inputs, shape and dtype of `x`, in its order, detached.
 
     Raises:
-        TypeError: see `pgd`; if `patience` is no integer or `labels` no class indices.
-        ValueError: see `pgd`; if `patience` or `noise` is negative.
+        TypeError: if an argument is of the wrong kind, `patience` is no integer or `labels` no class indices.
+        ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
+            numbers out of range, the model returns no logits, or `patience` or `noise` is negative.
 
     Source:
         Zhang et al. 2020 (FAT), Algorithm 1, and its released code.

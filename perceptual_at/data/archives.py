@@ -27,7 +27,7 @@ def npz_images(
         split: what follows `x_` and `y_` in the names of the arrays.
         layout: where the channels are, `"channels_first"` or `"channels_last"`; needed only where the shape leaves it
             open, because not exactly one of the two places holds 1 or 3.
-        transform: see `TensorImages`.
+        transform: a function of one image, giving an image (or a tuple of images: two views).
 
     Returns:
         Images held as uint8 as they are stored, or as float32 in [0, 1] from any floating-point type; `(N, C, H, W)`,

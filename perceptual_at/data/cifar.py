@@ -32,7 +32,7 @@ def cifar10(
         root: the folder that holds, or is to hold, `cifar-10-batches-py`.
         split: `"train"` or `"test"`. Split a validation set off the training images with `hold_out`.
         download: fetch and unpack the data set (170 MB) if it is not there.
-        transform: see `TensorImages`.
+        transform: a function of one image, giving an image (or a tuple of images: two views).
 
     Returns:
         Images held as uint8 `(N, 3, 32, 32)`, served in [0, 1], with labels and class names.
@@ -59,7 +59,7 @@ def cifar100(
         root: the folder that holds, or is to hold, `cifar-100-python`.
         split: `"train"` or `"test"`. Split a validation set off the training images with `hold_out`.
         download: fetch and unpack the data set (169 MB) if it is not there.
-        transform: see `TensorImages`.
+        transform: a function of one image, giving an image (or a tuple of images: two views).
 
     Returns:
         Images held as uint8 `(N, 3, 32, 32)`, served in [0, 1], with labels and class names.

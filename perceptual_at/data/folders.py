@@ -39,7 +39,7 @@ def image_folder(
             the middle. Left out, all images must have one size, and are taken as they are.
         grey: hold one channel instead of three.
         skip_damaged: leave out images that cannot be read, with a warning that counts and names them.
-        transform: see `TensorImages`.
+        transform: a function of one image, giving an image (or a tuple of images: two views).
 
     Returns:
         Images held as uint8 `(N, 3, H, W)`, or `(N, 1, H, W)`, served in [0, 1], with labels and class names.
@@ -78,7 +78,7 @@ def tiny_imagenet(
         split: `"train"`, or `"test"`: the labelled images in `val`, which the papers test on (the labels of
             the data set's own test images are not public). Split a validation set off the training images
             with `hold_out`.
-        transform: see `TensorImages`.
+        transform: a function of one image, giving an image (or a tuple of images: two views).
         classes: how many classes there have to be.
         images_per_class: how many images each class has to have; 500 for training and 50 for the test if left
             out.

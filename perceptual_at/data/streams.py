@@ -139,7 +139,8 @@ def stream_folder(
     Args:
         root: the folder that holds one folder per split.
         split: the name of a folder in `root`. Classes must be those of `train` where that exists.
-        size: see `ImageFiles`.
+        size: side of the images that are served, or height and width: shorter sides are scaled to it, longer ones
+            cropped around the middle.
         grey: serve one channel instead of three.
         skip_damaged: decode every image once, now, and leave out those that cannot be read, with a warning that counts
             and names them. Otherwise the first of them ends what reads it, with its name.
@@ -176,9 +177,11 @@ def stream_tars(
     Args:
         root: the folder of the archives.
         split: how their names begin, or the folder they are in.
-        size: see `ImageFiles`.
+        size: side of the images that are served, or height and width: shorter sides are scaled to it, longer ones
+            cropped around the middle.
         grey: serve one channel instead of three.
-        skip_damaged: see `stream_folder`.
+        skip_damaged: decode every image once, now, and leave out those that cannot be read, with a warning that counts
+            and names them. Otherwise the first of them ends what reads it, with its name.
 
     Returns:
         The images, in the order of archives and members.

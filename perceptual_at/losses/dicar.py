@@ -44,8 +44,9 @@ def dicar_loss(
         clean_logits_1: $f(x_1)$, the same shape.
         clean_logits_2: $f(x_2)$, the same shape.
         mix: weight of view 1 in [0, 1], the one used for the inputs; a tensor `(B,)` is taken as it is.
-        space: where the clean predictions are mixed.
-        temperature: divides all logits.
+        space: where the clean predictions are mixed: `"probabilities"` as in Eq. 15, or `"logits"` as in the released
+            code.
+        temperature: divides all logits that are compared; 0.5 in the released code.
         mask: boolean mask `(B,)` of the pairs that count, or `(B, *S)` of their places; the others give exactly 0, and
             a pair's value is the mean over those of its places that count.
         average_over: with `reduction="mean"`, divide by the number of `"selected"` pairs (the released code) or

@@ -73,7 +73,7 @@ def score_loss(
         labels: class indices `(B,)` or `(B, *S)`, where -100 is no label, or class probabilities of the shape of the
             logits, such as `smooth_labels` gives.
         beta: weight of the second sum, at least 0; 4 with generated images, 6 without.
-        slack: $b$; see `perceptual_at.soft_labels.score_slack`.
+        slack: $b$, how much of the distance costs nothing; see `perceptual_at.soft_labels.score_slack`.
         slack_on: what the slack is taken from: the `"sum"` of a sample, or its `"robust"` distance alone, before
             `beta` (the option `--not_clip_clean` of the released code).
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.

@@ -58,7 +58,7 @@ def with_cosine_logits(model: nn.Module, *, scale: float = 15.0) -> nn.Module:
 
     Args:
         model: a network that ends in an `nn.Linear`; left as it is.
-        scale: see `CosineLinear`.
+        scale: $s$, 15 or 10 in the released code.
 
     Returns:
         The copy, in the mode and on the device of the model. The directions are those of the old weights; a bias is

@@ -127,7 +127,8 @@ def perceive_at(model: nn.Module, proxy: str) -> Callable[[Tensor], tuple[Tensor
 
     Args:
         model: one of `perceptual_at.models`, or one around it.
-        proxy: `"second_to_last"` or `"third_to_last"`, see `perception_taps`.
+        proxy: `"second_to_last"`, the pooled output of the last stage, or `"third_to_last"`, the output of the stage
+            before it.
 
     Returns:
         A function `x -> (logits, perception)` that shares the model's weights and modes.

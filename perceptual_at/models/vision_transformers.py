@@ -170,7 +170,8 @@ def vit_small(
         width: length of a token, a multiple of 6; 384 is DeiT-Small's.
         image_size: side of the images, a multiple of 4.
         in_channels: 3 for colour, 1 for grey.
-        drop_path: see `VisionTransformer`.
+        drop_path: probability with which the last block leaves a sample out in train mode; earlier blocks less, in
+            proportion to their depth.
 
     Examples:
         >>> sum(parameter.numel() for parameter in vit_small(width=6).parameters())

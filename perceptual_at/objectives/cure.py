@@ -104,27 +104,29 @@ def cure_gradients(
     three backward instead of one.
 
     Args:
-        model: see `cure`.
-        views: see `cure`.
-        labels: see `cure`.
-        attack: see `cure`.
-        average: see `cure`.
-        beta: see `cure`.
-        weight: see `cure`.
-        teacher_mode: see `cure`.
-        noise: see `cure`.
-        generator: see `cure`.
-        share: see `gradient_revision.revise`, which takes its form `"release"`.
-        natural_weight: see `gradient_revision.revise`.
-        robust_weight: see `gradient_revision.revise`.
-        layers: see `gradient_revision.revise`.
+        model: maps inputs to logits; its present mode counts.
+        views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
+        labels: class indices `(B,)`.
+        attack: `(model, x, labels, loss=..., start=...) -> x_adv`.
+        average: averaged weights; None leaves the last term out.
+        beta: weight of the KL: 5 in the released code, 1 in the paper, which writes none.
+        weight: $\gamma$.
+        teacher_mode: mode of the averaged network: `"as_is"` runs it in the model's, as released, which in train mode
+            moves the running statistics in `average`.
+        noise: standard deviation of the Gaussian start around `x`.
+        generator: source of the start noise.
+        share: of each tensor's entries that goes, in [0, 1): 0.3 for CURE's ResNet-18, 0.5 for its WideResNet-34-10.
+            The code's option is a fraction too, though its README writes 30.
+        natural_weight: $a$, how much the clean gradient counts: 0.1, 0.3 for the paper's WideResNet-34-10.
+        robust_weight: $b$, how much the other counts: $1 - a$ in the paper.
+        layers: which tensors are revised, `(position, name) -> bool`; None takes those of the form.
 
     Returns:
         `(loss, terms)` as `cure`, both detached; the gradients are where the optimiser looks for them.
 
     Raises:
-        TypeError: see `cure`.
-        ValueError: see `cure`.
+        TypeError: if `views` is no tuple, `attack` not callable, or `labels` no class indices.
+        ValueError: if shapes or names do not fit, or a number is out of range.
 
     Source:
         Gowda et al. 2024 (CURE), Eq. 5 to 8, and its released code, `rgp_soft`.

@@ -58,8 +58,9 @@ def ikl(
         temperature: of those predictions.
         alpha: weight of the soft cross entropy.
         beta: weight of the squared term.
-        gamma: see `weighted_mse_loss`.
-        detach_adv: see `weighted_mse_loss`.
+        gamma: exponent of the weights. With another one than 1 samples weigh as much as $(\sum_k w_k)^2$, and the mean
+            is the sum over the batch divided by the sum of those weights, as released.
+        detach_adv: hold the adversarial logits fixed.
         attack_squared: the attack ascends both terms; False for the soft cross entropy alone, as the first version of
             the released code does on CIFAR-10.
         noise: standard deviation of the Gaussian start around `x`.

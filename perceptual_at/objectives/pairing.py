@@ -52,7 +52,8 @@ def alp(
         attack: `(model, x, labels) -> x_adv`.
         weight: $\lambda$; 0.5 in Kannan's and in HE's code.
         supervise: the cross entropy of `"both"` inputs, or that of the `"adversarial"` ones alone.
-        space: see `logit_pairing_loss`.
+        space: compare `"logits"`, as a mean over classes (Kannan et al., and HE's ALP), or `"probabilities"`, as a sum
+            over classes (MART's Table 1).
         smoothing: of the labels in the cross entropy, spread over all classes.
         joint: run `x` and `x_adv` as one batch, which mixes batch norm's statistics.
 

@@ -103,10 +103,12 @@ def raat(
         mask: boolean mask `(B,)` of the pairs DICAR uses, or `(B, *S)` of their places. None, as released, means the
             pairs (or places) whose two views are both right; the paper's indicator, whether the image without
             augmentation is right, is a mask to pass.
-        space: see `dicar_loss`.
-        temperature: see `dicar_loss`.
-        average_over: see `dicar_loss`; `"selected_everywhere"` is the mean over the selected pairs of all processes
-            of a distributed run, instead of the mean of each process's own mean.
+        space: where the clean predictions are mixed: `"probabilities"` as in Eq. 15, or `"logits"` as in the released
+            code.
+        temperature: divides all logits that are compared; 0.5 in the released code.
+        average_over: DICAR's mean is over the `"selected"` pairs (the released code) or over `"all"` pairs (the paper's
+            average over n samples); `"selected_everywhere"` is the mean over the selected pairs of all processes of a
+            distributed run, instead of the mean of each process's own mean.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy`, `dicar` and `weighted_kl` as far as they are in use.
@@ -206,18 +208,30 @@ def raat_plus_plus(
         views: two augmentations `(x1, x2)` of the same images; one is enough when `weight` is 0.
         labels: class indices `(B,)`.
         attack: `(model, x, labels, start=...) -> x_adv`.
-        mix: see `raat`.
+        mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
+            in the paper. Needed unless `weight` is 0.
         weight: $\lambda$ of DICAR.
         beta: weight of the KL: 6 in the released code; the paper's Table 4 puts it under $\lambda = 1$.
-        bound: see `raat`.
-        eta: see `raat`.
-        reduced_attack: see `raat`.
-        boundary: see `raat`.
-        reduce_per: see `raat`.
-        mask: see `raat`.
-        space: see `dicar_loss`.
-        temperature: see `dicar_loss`.
-        average_over: see `raat`.
+        bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
+        eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
+            `reduced_attack` is given. A tensor gives each image its own, `(B,)`, or each row of the joined views,
+            `(2B,)`; `adaptive_eta` chooses one. Its values are not checked.
+        reduced_attack: makes $x''$ by an attack of its own instead (the paper's Eq. 8), for example
+            `partial(pgd, threat=threat.scaled(0.1), ...)`.
+        boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
+            right on x, wrong on $x''$ (Eq. 9). `"objective"`: wrong on $x''$, whatever x (Table 4).
+        reduce_per: of dense labels, what gets $x''$ where a sample's places disagree. `"sample"`: the sample, moved
+            from $x_{\mathrm{adv}}$ towards $x''$ by its share of such places. `"place"`: the entries at such places,
+            while the others are those of $x_{\mathrm{adv}}$.
+        mask: boolean mask `(B,)` of the pairs DICAR uses, or `(B, *S)` of their places. None, as released, means the
+            pairs (or places) whose two views are both right; the paper's indicator, whether the image without
+            augmentation is right, is a mask to pass.
+        space: where the clean predictions are mixed: `"probabilities"` as in Eq. 15, or `"logits"` as in the released
+            code.
+        temperature: divides all logits that are compared; 0.5 in the released code.
+        average_over: DICAR's mean is over the `"selected"` pairs (the released code) or over `"all"` pairs (the paper's
+            average over n samples); `"selected_everywhere"` is the mean over the selected pairs of all processes of a
+            distributed run, instead of the mean of each process's own mean.
         noise: standard deviation of the Gaussian start around `x`.
         repeat_clean_forward: run the clean views a second time for DICAR, as the released code does; without
             dropout only batch norm's running statistics notice.
@@ -297,19 +311,31 @@ def raat_sharp(
         labels: class indices `(B,)`. Mixed images (CutMix) are refused: they have no single right class.
         attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="as_is"`.
         average: averaged weights that decide the partition; None lets the model itself decide.
-        mix: see `raat`.
+        mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
+            in the paper. Needed unless `weight` is 0.
         weight: $\lambda$ of DICAR; 0 leaves it out, as before the first learning-rate decay.
-        bound: see `raat`.
-        eta: see `raat`.
-        reduced_attack: see `raat`.
-        boundary: see `raat`.
-        reduce_per: see `raat`.
-        mask: see `raat`.
-        space: see `dicar_loss`.
-        temperature: see `dicar_loss`.
-        average_over: see `raat`.
-        teacher_mode: mode of the averaged model, see `rebat`; until the end of its epoch 105 the released code's
-            partition comes from batch statistics (`"as_is"`).
+        bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
+        eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
+            `reduced_attack` is given. A tensor gives each image its own, `(B,)`, or each row of the joined views,
+            `(2B,)`; `adaptive_eta` chooses one. Its values are not checked.
+        reduced_attack: makes $x''$ by an attack of its own instead (the paper's Eq. 8), for example
+            `partial(pgd, threat=threat.scaled(0.1), ...)`.
+        boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
+            right on x, wrong on $x''$ (Eq. 9). `"objective"`: wrong on $x''$, whatever x (Table 4).
+        reduce_per: of dense labels, what gets $x''$ where a sample's places disagree. `"sample"`: the sample, moved
+            from $x_{\mathrm{adv}}$ towards $x''$ by its share of such places. `"place"`: the entries at such places,
+            while the others are those of $x_{\mathrm{adv}}$.
+        mask: boolean mask `(B,)` of the pairs DICAR uses, or `(B, *S)` of their places. None, as released, means the
+            pairs (or places) whose two views are both right; the paper's indicator, whether the image without
+            augmentation is right, is a mask to pass.
+        space: where the clean predictions are mixed: `"probabilities"` as in Eq. 15, or `"logits"` as in the released
+            code.
+        temperature: divides all logits that are compared; 0.5 in the released code.
+        average_over: DICAR's mean is over the `"selected"` pairs (the released code) or over `"all"` pairs (the paper's
+            average over n samples); `"selected_everywhere"` is the mean over the selected pairs of all processes of a
+            distributed run, instead of the mean of each process's own mean.
+        teacher_mode: mode of the averaged model: `"eval"`, or `"as_is"` to run it in the model's own mode; until the
+            end of its epoch 105 the released code's partition comes from batch statistics (`"as_is"`).
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, unless `weight` is 0, `dicar`.
@@ -380,14 +406,21 @@ def dicar(
         model: maps inputs to logits; its present mode counts.
         views: two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`.
-        attack: `(model, x, labels) -> x_adv`; see the base.
-        mix: see `raat`.
-        base: what to add the term to; see `rpat`.
+        attack: `(model, x, labels) -> x_adv`; TRADES as the base also gives it `loss` and `start`.
+        mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
+            in the paper. Needed unless `weight` is 0.
+        base: what to add the term to: an objective by name, as a function, or as a partial of one, for example
+            `functools.partial(objectives.dicar, base="trades", mix=mix)` for both terms on TRADES.
         weight: $\lambda$.
-        mask: see `raat`.
-        space: see `dicar_loss`.
-        temperature: see `dicar_loss`.
-        average_over: see `raat`.
+        mask: boolean mask `(B,)` of the pairs DICAR uses, or `(B, *S)` of their places. None, as released, means the
+            pairs (or places) whose two views are both right; the paper's indicator, whether the image without
+            augmentation is right, is a mask to pass.
+        space: where the clean predictions are mixed: `"probabilities"` as in Eq. 15, or `"logits"` as in the released
+            code.
+        temperature: divides all logits that are compared; 0.5 in the released code.
+        average_over: DICAR's mean is over the `"selected"` pairs (the released code) or over `"all"` pairs (the paper's
+            average over n samples); `"selected_everywhere"` is the mean over the selected pairs of all processes of a
+            distributed run, instead of the mean of each process's own mean.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
 
     Returns:

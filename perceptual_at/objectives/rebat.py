@@ -98,7 +98,9 @@ def rpat_plus_plus(
         average: averaged weights; None leaves the term out, as before the first learning-rate decay.
         beta: weight of the term.
         alpha: place of the middle on the path; it multiplies the perturbation.
-        teacher_mode: see `rebat`.
+        teacher_mode: mode of the averaged model: `"eval"`, or `"as_is"` to run it in the model's own mode. In train
+            mode that takes batch statistics and moves the running statistics in `average`, which is what the released
+            code does during the first epoch with the term.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy` and, with an average, `robust_perception_kl`.

@@ -56,8 +56,9 @@ def gairat(
         attack: `(model, x, labels, loss=...) -> x_adv`; a loss of its own is kept, and counted through.
         steps: number of steps of the attack, each of which asks for the loss once.
         kappa: steps withstood, one per row, where they are known already; the attack is then called as it is.
-        offset: see `geometric_weights`; `math.inf` during the burn-in, the first half of GAIRAT's training.
-        form: see `geometric_weights`.
+        offset: $L$; `math.inf` gives every sample the weight 1, GAIRAT's burn-in, the first half of its training. Not
+            used by `"discrete"`.
+        form: `"tanh"` (GAIRAT's default), `"sigmoid"` or `"discrete"`.
 
     Returns:
         `(loss, terms)` with the term `weighted_cross_entropy`.
@@ -139,11 +140,12 @@ def mail(
         labels: class indices `(B,)`.
         attack: `(model, x, labels, start=...) -> x_adv`, on TRADES also `loss=`.
         base: whose term is weighted.
-        slope: see `margin_weights`; None takes 10 on PGD-AT and 2 on the others.
-        bias: see `margin_weights`; None takes -0.5 on PGD-AT and 0 on the others.
+        slope: $\gamma$, how fast weights fall with the margin; None takes 10 on PGD-AT and 2 on the others.
+        bias: $b$, the margin at which weights are half of the largest; None takes -0.5 on PGD-AT and 0 on the others.
         margin: `"adversarial"` as in the released code; `"clean"` and `"difference"` are the paper's other two, the
             last as inferred from its abstract.
-        scale: see `margin_weights`.
+        scale: `"code"` multiplies by 3, whatever the batch; `"batch"` divides by the batch's mean, so that the weights
+            sum to its size, as the paper is remembered to do (unverified).
         weighted: False leaves the weights out, as before epoch 76 of 120 in the released code.
         beta: weight of the KL term, on TRADES and MART.
         noise: standard deviation of the Gaussian start around `x`.
@@ -224,7 +226,8 @@ def ewat(
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`.
-        form: see `entropy_weights`.
+        form: `"one_plus"`: one plus a sample's entropy as a share of the batch's mean; `"proportional"`: the share
+            alone.
 
     Returns:
         `(loss, terms)` with the term `weighted_cross_entropy`.
@@ -273,7 +276,7 @@ def sovr(
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`.
-        share: of the batch that is in S; see `smallest_margins`.
+        share: of the batch that is in S, in [0, 1].
         weight: $\lambda$.
 
     Returns:

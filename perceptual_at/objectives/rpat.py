@@ -42,7 +42,7 @@ def rpat(
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` (needed by Consistency-AT).
         labels: class indices `(B,)`.
-        attack: `(model, x, labels) -> x_adv`; see the base.
+        attack: `(model, x, labels) -> x_adv`; TRADES as the base also gives it `loss` and `start`.
         base: what to add the term to: an objective by name, as a function, or as a partial of one, for example
             `functools.partial(objectives.dicar, base="trades", mix=mix)` for both terms on TRADES.
         weight: $\lambda$; 1 in the papers. 1 with the form `"interpolation"` weighs like 1/16 with `"quotient"` at
@@ -50,9 +50,11 @@ def rpat(
         alpha: place of the middle on the path; it multiplies the perturbation. The rate of the released
             RPAT_Benchmarks is `1 - alpha`, that of RPAT_SOTAs is `alpha`. Draw it once per batch with `draw_beta`
             for the ablation of Fig. 4b.
-        form: see `robust_perception_loss`.
-        criterion: see `robust_perception_loss`.
-        temperature: see `robust_perception_loss`.
+        form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
+        criterion: $D(a, b)$: `"mse"` (mean over entries), `"kl"` for $\mathrm{KL}(b \,\|\, a)$, `"reverse_kl"` for
+            $\mathrm{KL}(a \,\|\, b)$ as Eq. 3 orders them, `"js"`, `"cosine"`, or a function `(a, b) -> (B,)`. With
+            places, see `perceptual_at.divergences`.
+        temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
         perceive: `x -> (logits, perception)`, to regularise an inner layer's output instead of the logits (Table
             5); `perceptual_at.models.perceive_at(model, "second_to_last")` makes one.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
@@ -114,11 +116,14 @@ def rpat_raat(
         views: two augmentations `(x1, x2)` of the same images; one is enough when `dicar_weight` is 0.
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`.
-        mix: see `raat`; None with a `dicar_weight` of 0.
+        mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
+            in the paper. None with a `dicar_weight` of 0.
         weight: $\lambda_2$ of robust perception.
         dicar_weight: $\lambda_1$ of DICAR.
-        alpha: see `rpat`.
-        form: see `robust_perception_loss`.
+        alpha: place of the middle on the path; it multiplies the perturbation. The rate of the released RPAT_Benchmarks
+            is `1 - alpha`, that of RPAT_SOTAs is `alpha`. Draw it once per batch with `draw_beta` for the ablation of
+            Fig. 4b.
+        form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
         **raat_options: other keywords of `raat`.
 
     Returns:

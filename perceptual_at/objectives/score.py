@@ -51,8 +51,9 @@ def score(
         base: which of the two.
         beta: weight of the second distance on TRADES, 4 if left out; 4 with generated images, 6 without. Refused on
             PGD-AT, which has no such term.
-        slack: see `score_loss`.
-        slack_on: see `score_loss`; on TRADES.
+        slack: $b$, how much of the distance costs nothing; see `perceptual_at.soft_labels.score_slack`.
+        slack_on: what the slack is taken from, on TRADES: the `"sum"` of a sample, or its `"robust"` distance alone,
+            before `beta` (the option `--not_clip_clean` of the released code).
         noise: standard deviation of the Gaussian start around `x`, on TRADES.
         adv_first: on TRADES, run `x_adv` before `x`, as the released code without generated images does; only batch
             norm's running statistics notice.

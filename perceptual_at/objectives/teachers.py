@@ -127,8 +127,8 @@ def kd(
         standard_teacher: a network trained without attacks, run in eval mode.
         robust_teacher: an adversarially trained network, run in eval mode.
         weights: $c_0, c_1, c_2$.
-        temperature: see `distillation_loss`.
-        form: see `distillation_loss`.
+        temperature: $T$; the factor $T^2$ keeps the gradient's size.
+        form: `"cross_entropy"` (the released code of KD+SWA) or `"kl"`.
 
     Returns:
         `(loss, terms)` with the terms `cross_entropy`, `standard_distillation` and `robust_distillation`.

@@ -52,7 +52,7 @@ def te(
         attack: `(model, x, labels, loss=...) -> x_adv`, on TRADES and with `noise` also `start=`.
         targets: ensembled probabilities `(B, K)` of these samples; None leaves the term out, as before epoch 90 of 200
             in the released code.
-        weight: $w$; see `schedules.te_weight`.
+        weight: $w$, which grows with the epochs: `schedules.te_weight`.
         base: what the term is added to.
         beta: weight of the KL, on TRADES.
         noise: standard deviation of a Gaussian start around `x`. None takes 0.001 on TRADES and leaves PGD-AT's start

@@ -51,10 +51,11 @@ def shift_l2(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
     r"""Shift of smallest Euclidean length, $m_i = \min(\lambda |w_i|, r_i)$.
 
     Args:
-        points: see `shift_linf`.
-        normals: see `shift_linf`.
-        gaps: see `shift_linf`.
-        bounds: see `shift_linf`.
+        points: places in the box to start from, $t$; shape `(B, N)`, or `(S, B, N)` for several of each hyperplane.
+        normals: of the hyperplanes, $w$; shape `(B, N)`. Where a row is zero, nothing moves.
+        gaps: what is missing in $w \cdot t$, $g$; shape `(B,)` or `(S, B)`.
+        bounds: smallest and largest value of an entry, $l$ and $u$: numbers, or tensors that broadcast over the points;
+            may be infinite.
 
     Returns:
         The shifts, shape and dtype of `points`.
@@ -76,10 +77,11 @@ def shift_l1(points: Tensor, normals: Tensor, gaps: Tensor, bounds: Bounds) -> T
     r"""Shift with the smallest sum of absolute entries: those of largest $|w_i|$ first, each as far as it can.
 
     Args:
-        points: see `shift_linf`.
-        normals: see `shift_linf`.
-        gaps: see `shift_linf`.
-        bounds: see `shift_linf`.
+        points: places in the box to start from, $t$; shape `(B, N)`, or `(S, B, N)` for several of each hyperplane.
+        normals: of the hyperplanes, $w$; shape `(B, N)`. Where a row is zero, nothing moves.
+        gaps: what is missing in $w \cdot t$, $g$; shape `(B,)` or `(S, B)`.
+        bounds: smallest and largest value of an entry, $l$ and $u$: numbers, or tensors that broadcast over the points;
+            may be infinite.
 
     Returns:
         The shifts, shape and dtype of `points`.
