@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -134,25 +134,28 @@ class Draws(Protocol):
         """Radius of a uniform point in the unit ball."""
 
 
-class _BatchDraws:
-    """Numbers for a whole batch from one generator of torch."""
+class _BatchDraws(NamedTuple):
+    """Numbers for a whole batch from one generator of torch, drawn where it lives: on the CPU if a device has none."""
 
-    def __init__(self, generator: torch.Generator, x: Tensor) -> None:
-        self.generator, self.samples, self.device = generator, x.shape[0], x.device
-        self.home = generator.device  # the CPU for a device that has no generator
+    generator: torch.Generator
+    samples: int
+    device: torch.device
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.home, dtype=dtype).to(self.device)
+        drawn = torch.rand(shape, generator=self.generator, device=self.generator.device, dtype=dtype)
+        return drawn.to(self.device)
 
     def normal(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.home, dtype=dtype).to(self.device)
+        drawn = torch.randn(shape, generator=self.generator, device=self.generator.device, dtype=dtype)
+        return drawn.to(self.device)
 
     def exponential(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
-        drawn = torch.empty(shape, device=self.home, dtype=dtype).exponential_(generator=self.generator)
+        drawn = torch.empty(shape, device=self.generator.device, dtype=dtype).exponential_(generator=self.generator)
         return drawn.to(self.device)
 
     def signs(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randint(0, 2, shape, generator=self.generator, device=self.home).to(self.device) * 2 - 1
+        drawn = torch.randint(0, 2, shape, generator=self.generator, device=self.generator.device)
+        return drawn.to(self.device) * 2 - 1
 
     def radius(self, entries: int, *, dtype: torch.dtype) -> Tensor:
         u: Tensor = self.uniform((self.samples,), dtype=dtype) ** (1 / entries)
@@ -163,7 +166,7 @@ def draws(function: str, generator: Generator | None, x: Tensor) -> Draws:
     """Random numbers for the samples of `x`."""
     if isinstance(generator, SampleGenerator):
         return checked(function, generator, x)
-    return _BatchDraws(source(function, generator, x.device), x)
+    return _BatchDraws(source(function, generator, x.device), x.shape[0], x.device)
 
 
 def per_sample_generator(function: str, generator: Generator | None, x: Tensor) -> SampleGenerator:
@@ -192,28 +195,22 @@ def has_generator(kind: str) -> bool:
     return True
 
 
-def stream(device: torch.device) -> torch.Generator:
-    """The library's own generator for a device, started from `torch.initial_seed()`; on the CPU where it has none.
-
-    It starts anew when that seed changes. The global random state is neither advanced nor copied.
-    """
-    if not has_generator(device.type):
-        device = torch.device("cpu")
-    seed = torch.initial_seed()
-    if device not in _streams or _streams[device][0] != seed:
-        _streams[device] = seed, torch.Generator(device).manual_seed(seed)
-    return _streams[device][1]
-
-
 def source(function: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
-    """The caller's generator, checked to live where numbers for `device` are drawn, or the library's stream there."""
+    """The caller's generator, checked to live where numbers for `device` are drawn: there, or on the CPU without one.
+
+    None stands for the library's own stream there. It starts from `torch.initial_seed()`, anew when that seed changes;
+    the global random state is neither advanced nor copied.
+    """
+    if device.type != "cpu" and not has_generator(device.type):
+        device = torch.device("cpu")
     if generator is None:
-        return stream(device)
+        seed = torch.initial_seed()
+        if device not in _streams or _streams[device][0] != seed:
+            _streams[device] = seed, torch.Generator(device).manual_seed(seed)
+        return _streams[device][1]
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
     home = generator.device
-    if not has_generator(device.type):
-        device = torch.device("cpu")
     same_index = None in (home.index, device.index) or home.index == device.index
     if home.type != device.type or not same_index:
         raise ValueError(

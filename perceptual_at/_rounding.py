@@ -9,7 +9,10 @@ from torch import Tensor
 
 def wide(*tensors: Tensor) -> torch.dtype:
     """Dtype to compute in: one that holds the tensors, and float32 at least."""
-    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def common(*tensors: Tensor) -> torch.dtype:

@@ -56,6 +56,18 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> cross_entropy(torch.tensor([[0.0, 100.0]]), torch.tensor([0]))  # surely wrong: the logits' difference
         tensor([100.])
     """
+    usual = (  # what every step of an attack asks for: right at a glance
+        isinstance(logits, Tensor)
+        and isinstance(labels, Tensor)
+        and logits.is_floating_point()
+        and labels.dtype == torch.int64
+        and logits.ndim == 2
+        and logits.shape[1] > 1
+        and labels.shape == logits.shape[:1]
+        and labels.device == logits.device
+    )
+    if usual:
+        return functional.cross_entropy(logits, labels, reduction="none")
     _check.logits("cross_entropy", logits=logits)
     labels = _check.soft_labels("cross_entropy", labels, read=False, logits=logits)
     if labels.is_floating_point():

@@ -383,7 +383,7 @@ def test_a_start_and_larger_balls_exclude_each_other():
 @given(seeds, st.sampled_from([1, 6, 300]))
 def test_sparse_steps_move_the_entries_of_largest_gradient(seed, entries):
     grad, share = normal(seed, 5, entries), uniform(seed + 1, 5)
-    direction = module._Ascent._sparse(None, grad, share)
+    direction = L1(1.0).sparse(grad, share)
     for row, gradient, part in zip(direction, grad, share, strict=True):
         place = min(int((1 - part) * entries), entries - 1)
         moved = gradient.abs() >= gradient.abs().sort().values[place]

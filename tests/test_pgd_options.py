@@ -235,12 +235,13 @@ def test_an_empty_batch_has_an_empty_verdict():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"targets": torch.zeros(5, dtype=torch.long)}, ValueError, "`targets` has 5 rows but `x` has 6 samples"),
+        ({"targets": torch.rand(6)}, TypeError, "`targets` must be integer class indices"),
         (
-            {"targets": torch.zeros(5, dtype=torch.long)},
+            {"targets": 2 * torch.rand(6, 5) + 1},
             ValueError,
-            r"`targets` must be integer class indices of shape",
+            "`targets` of a floating dtype must be class probabilities",
         ),
-        ({"targets": torch.rand(6, 5)}, TypeError, "`targets` must be integer class indices"),
         ({"targets": 3}, TypeError, "`targets` must be a torch.Tensor, got int"),
         ({"targets": torch.full((6,), 7)}, ValueError, r"`targets` must lie in \[0, 4\]"),
         ({"momentum": -1.0}, ValueError, r"`momentum` must lie in \[0.0, inf\)"),

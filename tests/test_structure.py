@@ -1,9 +1,14 @@
 """The shape of the package: imports without circles, geometry in one room, functions and rooms of a size to read."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from perceptual_at import Linf, pgd
 
 PACKAGE = Path(__file__).parents[1] / "perceptual_at"
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -71,3 +76,22 @@ def test_what_is_private_takes_ten_arguments_at_most(path):
 
 def test_the_attacks_are_few_files():
     assert len(list((PACKAGE / "attacks").glob("*.py"))) <= 13
+
+
+def test_a_default_attack_is_read_in_one_sitting():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+    x, labels, threat = torch.rand(4, 3, 8, 8), torch.arange(4), Linf(8 / 255)
+    entered = set()
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            entered.add((frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_code.co_name))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        pgd(model, x, labels, threat)
+    finally:
+        sys.setprofile(before)
+    assert len(entered) <= 30, sorted(entered)
+    assert len({file for file, *_ in entered}) <= 7

@@ -1,5 +1,6 @@
 """The door to the model: what it finds, lends, calls and gives back, whatever it is given and whatever happens."""
 
+import concurrent.futures
 import functools
 import sys
 import threading
@@ -350,6 +351,31 @@ def test_threads_find_what_each_finds_alone(lane):
     assert all(torch.equal(one, alone) for one in found)
     before.assert_unchanged()
     assert not _HELD
+
+
+def test_a_twin_is_made_while_another_thread_runs_its_model():
+    class Watched(nn.Module):
+        """Has another thread run another model whenever it is itself run, or traced."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = training_net()
+
+        def forward(self, x):
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                seen.append(pool.submit(other, x_other).result())
+            return self.net(x)
+
+    usual, seen, net = nn.Module.__call__, [], Watched()
+    x, labels = images(), classes_of()
+    other, x_other = training_net().eval(), images()[:1]
+    expected = other(x_other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a model that could not be traced
+        pgd(net, x, labels, THREAT, steps=1, lane=Lane())
+    assert len(seen) >= 2
+    assert all(torch.equal(one, expected) for one in seen)
+    assert nn.Module.__call__ is usual
 
 
 @pytest.mark.parametrize("lane", [None, Lane(), Lane(dtype=torch.bfloat16)], ids=["plain", "lane", "bf16"])

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._random import Generator
+from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.targets import dlr, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, ascent, budget, check_threat, select
+from perceptual_at.threats import Threat, ascent, budget, select
 from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
@@ -375,8 +375,8 @@ def _ascended(
     function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms, climb: _Climb
 ) -> Tensor | Verdict:
     """The attacks. Errors speak of `function`."""
-    step_size = _check_climb(function, x, threat, terms, climb)
     with opened(function, model, x, labels, threat, terms) as victim:
+        step_size = _check_climb(function, x, threat, terms, climb)
         loss: PerSampleLoss = terms.loss  # type: ignore[assignment]
         if terms.targets is not None:
             loss = _Towards(loss)
@@ -386,11 +386,12 @@ def _ascended(
         point = _start(function, terms.start, center, threat, climb.generator, 0)
         up, velocity = ascent(threat, center, step_size), None
         for _ in range(climb.steps if len(x) else 0):
-            grad = victim.slope(visible(point, x, threat), victim.labels, loss)
+            seen = point if point.dtype == x.dtype else visible(point, x, threat)
+            grad = victim.gradient(seen, victim.labels, loss).grad
             if climb.momentum:
                 grad = velocity = _accelerated(grad, velocity, climb.momentum)
             point = up(point, grad)
-        return visible(point, x, threat)
+        return point if point.dtype == x.dtype else visible(point, x, threat)
 
 
 def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms, climb: _Climb) -> Tensor | Verdict:
@@ -500,7 +501,11 @@ def _start(
     """Where to begin, in the working dtype."""
     if isinstance(start, Tensor):
         return start.detach().to(center.dtype, copy=start.is_inference())
-    return center if start == "clean" else start_of(function, threat, center, generator, restart=restart)
+    if start == "clean":
+        return center
+    if not isinstance(generator, SampleGenerator):
+        return threat.random_start(center, generator=generator)
+    return start_of(function, threat, center, generator, restart=restart)
 
 
 def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -510,8 +515,28 @@ def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: _Climb) -> float | Tensor:
     """Require options that go together; gives the length of a step."""
-    _check.floating(function, x=x)
-    check_threat(function, threat)
+    usual = (  # right at a glance; what is not is looked at piece by piece, for its message
+        type(climb.steps) is int
+        and climb.steps > 0
+        and type(climb.momentum) is float
+        and climb.momentum == 0.0
+        and climb.keep == "last"
+        and type(climb.restarts) is int
+        and climb.restarts == 1
+        and not climb.early_stop
+        and terms.targets is None
+    )
+    if not usual:
+        _check_search(function, terms, climb)
+    if climb.step_size is None:
+        eps = getattr(threat, "eps", None)
+        return climb.reach * (eps if type(eps) is float else budget(function, threat)) / climb.steps
+    _check_step_size(function, climb.step_size, x, threat, read=terms.validate)
+    return climb.step_size
+
+
+def _check_search(function: str, terms: Terms, climb: _Climb) -> None:
+    """Require options of more than the plain climb that go together."""
     _check.count(function, "steps", climb.steps)
     _check.number(function, "momentum", climb.momentum, at_least=0.0)
     _check.choice(function, "keep", climb.keep, ("last", "best"))
@@ -530,10 +555,6 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
             f"{function}: `loss`=dlr leads away from one class and, turned round, towards none; with `targets` use "
             "cross_entropy or margin."
         )
-    if climb.step_size is None:
-        return climb.reach * budget(function, threat) / climb.steps
-    _check_step_size(function, climb.step_size, x, threat, read=terms.validate)
-    return climb.step_size
 
 
 def _check_step_size(function: str, step_size: float | Tensor, x: Tensor, threat: Threat, *, read: bool) -> None:

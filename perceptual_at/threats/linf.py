@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from perceptual_at import _check, _random
-from perceptual_at._rounding import cast_toward, wide
+from perceptual_at._rounding import add_inward, cast_toward, round_down, wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats.ball import Ball, flat, pair
 from perceptual_at.threats.entries import Bounds, Entries, exceeds, width
@@ -78,19 +79,38 @@ class Linf(Ball):
         if type(self) is not Linf:  # which may project otherwise
             return lambda point: self.project(point, x)
         lower, upper = self.limits(x)
-        return lambda point: cast_toward(point.clamp(lower, upper), x)
+
+        def project(point: Tensor) -> Tensor:
+            clamped = point.clamp(lower, upper)
+            return clamped if clamped.dtype == x.dtype else cast_toward(clamped, x)
+
+        return project
+
+    def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value that each entry can take, in the dtype to compute in: the corners of the set."""
+        eps, (low, high) = self.eps, self.bounds
+        if isinstance(eps, Tensor) or isinstance(low, Tensor) or isinstance(high, Tensor) or is_compiling():
+            return Ball.limits(self, x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        low, high = -round_down(-low, x.dtype), round_down(high, x.dtype)
+        center, reach = x.to(dtype), x.new_full((), round_down(eps, x.dtype), dtype=dtype)
+        return add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The sign of the gradient: every entry moves by one, or by its share of the largest `eps`."""
-        _check.floating("Linf.steepest", grad=grad)
-        units = self.units(grad)
+        if not (isinstance(grad, Tensor) and grad.is_floating_point() and grad.ndim):
+            _check.floating("Linf.steepest", grad=grad)
+        units = self.units(grad) if isinstance(self.eps, Tensor) else None
         return grad.sign() if units is None else grad.sign() * units.weight.to(grad.dtype)
 
     def random_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform in the cube around `x`, then clipped to the box (as PGD-AT does)."""
-        _check.floating("Linf.random_start", x=x)
-        noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=wide(x))
-        return self.project(x + self._noise_size(x) * (2 * noise - 1), x)
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
+            _check.floating("Linf.random_start", x=x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=dtype)
+        size = self._noise_size(x) if isinstance(self.eps, Tensor) else self.eps
+        return self.around(x)(x + size * (2 * noise - 1))
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform noise, scaled so that the largest entry is at the edge of the cube, as APGD starts."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._random import Generator
-from perceptual_at._rounding import wide
+from perceptual_at._rounding import round_down, wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats.entries import box_over, entries_text, over
 
@@ -99,10 +99,11 @@ def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Callable[[Te
     own: Callable[..., Tensor] | None = getattr(threat, "step", None)
     if own is not None:
         return lambda point, grad: own(point, x, grad, step_size)
-    project = around(threat, x)
-    if getattr(threat, "looks", False):  # steps wait for nothing
-        project = lambda point: threat.project(point, x)  # noqa: E731
     length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
+    fixed: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(threat, "around", None)
+    if fixed is None or getattr(threat, "looks", False):  # steps wait for nothing
+        return lambda point, grad: threat.project(point + length * threat.steepest(grad), x)
+    project = fixed(x)
     return lambda point, grad: project(point + length * threat.steepest(grad))
 
 
@@ -181,12 +182,12 @@ def box(threat: Any, x: Tensor) -> tuple[float, float] | tuple[Tensor, Tensor]:
 
 def excess(threat: Any, x: Tensor) -> Tensor:
     """How far the inputs lie outside the box at most, in the dtype to compute in and without dimensions."""
-    low, high = box(threat, x)
-    if isinstance(low, Tensor):
-        wider = x.to(wide(x))
+    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        wider, (low, high) = x.to(wide(x)), box(threat, x)
         return torch.maximum(low - wider, wider - high).amax()
-    smallest, largest = (one.to(wide(x)) for one in torch.aminmax(x))
-    return torch.maximum(low - smallest, largest - high)
+    smallest, largest = torch.aminmax(x.to(wide(x)) if x.dtype.itemsize < 4 else x)
+    return torch.maximum(-round_down(-low, x.dtype) - smallest, largest - round_down(high, x.dtype))
 
 
 def check_excess(function: str, threat: Any, x: Tensor, beyond: float) -> None:

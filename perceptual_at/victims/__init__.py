@@ -12,7 +12,6 @@ An attack opens it once. All checks of its inputs happen there, with one wait fo
     with opened("pgd", model, x, labels, threat, terms) as victim:
         victim.x, victim.labels                    # without history, inside the bounds; labels int64, or the targets
         values, grad, logits = victim.gradient(points, labels, loss)
-        grad = victim.slope(points, labels, loss)  # the same without the rest
         values, logits = victim.value(points, labels, loss)
         logits = victim.guess(points)              # to search with: in a lane those of the twin
         logits = victim.logits(points)             # to judge by: always those of the model itself

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import functools
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -110,7 +109,9 @@ class Loan:
                         changes += _unusual(part, evaluating)
                 # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
                 # none of theirs in any case.
-                freezes = not ("torch.distributed.fsdp" in sys.modules and is_sharded(parts))
+                freezes = not (
+                    torch.distributed.is_available() and torch.distributed.is_initialized() and is_sharded(parts)
+                )
                 self.freezes = freezes and self.freezes is not False
                 for parameter in module.parameters() if freezes else ():
                     if parameter.requires_grad or (id(parameter), "requires_grad") in _HELD:
@@ -225,32 +226,51 @@ class Victim:
         model = loan.take()
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
-        self.aimed, self.classes = terms.targets is not None, terms.judged or is_own(terms.loss)
+        self.aimed = terms.targets is not None
+        self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(_OWN)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
         self.validate = terms.validate
-        self.writes = self.reentrant = self.output_checked = self.values_checked = False
+        self.writes = self.reentrant = self.output_checked = False
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
         self.width = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.label_range: tuple[int, int] | None = None
         self.ones: Tensor | None = None
         aims = labels if terms.targets is None else terms.targets
-        self.x, self.labels = plain(x), plain(aims)
-        if not self.labels.is_floating_point() and self.classes:
-            self.labels = self.labels.long()
+        if self.classes and not aims.is_floating_point():
+            aims = aims.long()
+        self.x = x.clone() if x.is_inference() else x.detach()  # autograd cannot save what inference made
+        self.labels = aims.clone() if aims.is_inference() else aims.detach()
         if terms.validate and x.numel():
             self._check_values(threat, terms.start)
 
-    def gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Answer:
+    def gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss, *, passes: int | None = None) -> Answer:
         """Losses, input gradients and logits: one forward and one input-gradient pass, `eot` times."""
-        values, grad, logits = _mean([self._gradient(x, labels, loss) for _ in range(self.eot)])
+        passes = self.eot if passes is None else passes
+        if passes > 1:
+            return Answer(*_mean([self.gradient(x, labels, loss, passes=1) for _ in range(passes)]))
+        point = x.clone().requires_grad_()  # a copy: what is handed out may be written to
+        raw = logits = self._output(self.model, point)
+        half = isinstance(raw, Tensor) and raw.is_floating_point() and raw.dtype.itemsize < 4
+        if half:
+            logits = raw.float()
+            if raw.dtype == torch.float16:
+                logits = logits.detach().requires_grad_()
+        values = loss(logits, labels)
+        if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+            check_values(self.function, values, len(x))
+        if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
+            self.ones = torch.ones_like(values, requires_grad=False)
+        total, weights = values, self.ones
+        if half and raw.dtype == torch.float16 and values.requires_grad:
+            # The slope of a confident sample would vanish in float16 on its way to the input.
+            (slope,) = torch.autograd.grad(values, logits, weights)
+            total, weights = raw, leveled(slope.nan_to_num(nan=0.0)).to(raw.dtype)
+        grad = self._pulled_back(total, point, weights)
+        if grad is None:  # once more, now that the way is known
+            return self.gradient(x, labels, loss, passes=1)
+        self.gradients += 1
         return Answer(values.detach(), grad, logits.detach() if isinstance(logits, Tensor) else logits)
-
-    def slope(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:
-        """The input gradient alone, at the same passes."""
-        if self.eot > 1:
-            return self.gradient(x, labels, loss).grad
-        return self._gradient(x, labels, loss)[1]
 
     def value(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor]:
         """Loss of each sample and the logits: one forward pass, `eot` times."""
@@ -259,8 +279,7 @@ class Victim:
             for _ in range(self.eot):
                 logits = self._logits(self.model, x)
                 passes.append((loss(logits, labels), logits))
-            if not self.values_checked:
-                self._check_losses(passes[0][0], len(x))
+            check_values(self.function, passes[0][0], len(x))
             values, logits = _mean(passes)
             return values, logits
 
@@ -303,33 +322,9 @@ class Victim:
                 logits = _widened(self._output(self.model, point))
                 grad = self._pulled_back(logits, point, weights, retain_graph=not last)
             assert grad is not None
-            return self._defined(grad)
+            return grad
 
         return logits.detach(), pull_back
-
-    def _gradient(self, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> tuple[Tensor, Tensor, Tensor]:
-        point = x.clone().requires_grad_()  # a copy: what is handed out may be written to
-        raw = logits = self._output(self.model, point)
-        half = isinstance(raw, Tensor) and raw.is_floating_point() and raw.dtype.itemsize < 4
-        if half:
-            logits = raw.float()
-            if raw.dtype == torch.float16:
-                logits = logits.detach().requires_grad_()
-        values = loss(logits, labels)
-        if not self.values_checked:
-            self._check_losses(values, len(x))
-        if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
-            self.ones = torch.ones_like(values, requires_grad=False)
-        total, weights = values, self.ones
-        if half and raw.dtype == torch.float16 and values.requires_grad:
-            # The slope of a confident sample would vanish in float16 on its way to the input.
-            (slope,) = torch.autograd.grad(values, logits, weights)
-            total, weights = raw, leveled(slope.nan_to_num(nan=0.0)).to(raw.dtype)
-        grad = self._pulled_back(total, point, weights)
-        if grad is None:  # once more, now that the way is known
-            return self._gradient(x, labels, loss)
-        self.gradients += 1
-        return values, self._defined(grad), logits
 
     def _logits(self, model: Model, x: Tensor) -> Any:
         return _widened(self._output(model, x.clone()))
@@ -354,7 +349,11 @@ class Victim:
         return output
 
     def _pulled_back(self, total: Tensor, x: Tensor, weights: Any, *, retain_graph: bool = False) -> Tensor | None:
-        """Gradient of the weighted sum of `total`, as autograd gives it; None where it takes another forward pass."""
+        """Gradient of the weighted sum of `total`, at least float32; None where it takes another forward pass.
+
+        It is 0 where undefined, and where infinite larger than all that is finite: large enough to decide the
+        direction, and small enough for norms of it not to overflow in their turn.
+        """
         grad = None
         if total.requires_grad and self.reentrant:
             x.grad = None
@@ -378,30 +377,23 @@ class Victim:
                 f"{self.function}: the model's output has no gradient with respect to its input; it must be computed "
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
-        return grad
-
-    def _defined(self, grad: Tensor) -> Tensor:
-        """A gradient to follow, at least float32: 0 where undefined; where infinite, larger than all that is finite.
-
-        Large enough to decide the direction, and small enough for norms of it not to overflow in their turn.
-        """
         most = _MOST[self.width]
         return grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
 
-    def _check_losses(self, values: Any, batch: int) -> None:
-        check_values(self.function, values, batch)
-        soft = self.classes and self.validate and self.labels.is_floating_point()
-        if soft and not torch.compiler.is_compiling():
-            _check.probabilities(self.function, self.labels, name="targets" if self.aimed else "labels")
-        self.values_checked = True
-
     def _check_output(self, output: Any, batch: int) -> None:
+        """Require outputs that fit the labels, which can be judged now; waits for soft ones."""
         self.output_checked = True
         name = "targets" if self.aimed else "labels"
         if self.classes:
-            check_logits(self.function, output, batch, self.labels[:batch], name=name)
+            vectors = isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == batch
+            if not (vectors and output.shape[1] > 1 and self.labels.ndim == 1):
+                check_logits(self.function, output, batch, self.labels[:batch], name=name)
+            if self.validate and self.labels.is_floating_point() and not torch.compiler.is_compiling():
+                _check.probabilities(self.function, self.labels, name=name)
         if self.label_range is not None and isinstance(output, Tensor) and output.ndim >= 2 and output.shape[1] > 1:
-            _check.label_range(self.function, *self.label_range, output.shape[1], name=name)
+            first, last = self.label_range
+            if first < 0 or last >= output.shape[1]:
+                _check.label_range(self.function, first, last, output.shape[1], name=name)
 
     def _check_values(self, threat: Threat, start: str | Tensor) -> None:
         """Require finite inputs inside the bounds, and labels that are classes; waits for the device once."""
@@ -409,24 +401,19 @@ class Victim:
         if (x.is_cuda and torch.cuda.is_current_stream_capturing()) or torch.compiler.is_compiling():
             return
         indices = self.classes and not labels.is_floating_point()
-        read = [excess(threat, x), *torch.aminmax(x), *(_range(labels) if indices else x.new_zeros(2))]
+        if indices and labels.ndim > 1:  # places without a label are of no class
+            labels = labels.masked_fill(labels == _check.NO_LABEL, 0)
+        read = [excess(threat, x), *torch.aminmax(x), *(torch.aminmax(labels) if indices else x.new_zeros(2))]
         read += torch.aminmax(start) if isinstance(start, Tensor) else ()
-        beyond, low, high, first, last, *starts = torch.stack([value.to(self.width) for value in read]).tolist()
+        beyond, low, high, first, last, *starts = torch.stack(read).tolist()
         for name, extremes in (("x", (low, high)), ("start", starts)):
-            if not all(math.isfinite(value) for value in extremes):
+            if not all(map(math.isfinite, extremes)):
                 raise ValueError(f"{self.function}: `{name}` contains NaN or infinite values.")
         if beyond > 0:
             check_excess(self.function, threat, x, beyond)  # a few roundings are let in
             self.x = x.clamp(*box(threat, x))
         if indices:
             self.label_range = int(first), int(last)
-
-
-def _range(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Extremes of class indices, without places that have no label."""
-    known = labels if labels.ndim == 1 else labels.masked_fill(labels == _check.NO_LABEL, 0)
-    low, high = torch.aminmax(known)
-    return low, high
 
 
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
@@ -461,6 +448,25 @@ def check_arguments(
         raise TypeError(
             f"{function}: `loss` must be a function (logits, labels) -> (B,), got {type(terms.loss).__name__}."
         )
+    usual = (  # right at a glance; what is not is looked at piece by piece, for its message
+        isinstance(x, Tensor)
+        and isinstance(labels, Tensor)
+        and isinstance(threat, Threat)
+        and not isinstance(threat, type)
+        and x.is_floating_point()
+        and labels.dtype == torch.int64
+        and x.ndim > 0
+        and labels.shape == x.shape[:1]
+        and labels.device == x.device
+        and terms.targets is None
+        and isinstance(terms.start, str)
+        and terms.start in ("random", "clean")
+        and terms.model_mode in ("eval", "as_is")
+        and type(terms.eot) is int
+        and terms.eot > 0
+    )
+    if usual:
+        return
     _check.floating(function, x=x)
     check_threat(function, threat)
     if terms.judged:
@@ -547,6 +553,9 @@ def _mean(passes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     )
 
 
+_OWN = "perceptual_at."
+
+
 def is_own(loss: Any) -> bool:
     """Whether a loss is one of the library's, which are about logits and classes."""
-    return getattr(loss, "__module__", "").startswith("perceptual_at.")
+    return getattr(loss, "__module__", "").startswith(_OWN)

@@ -165,7 +165,7 @@ def _twin(model: nn.Module, lane: Lane, x: Tensor) -> _Twin:
             free[:] = [twin for twin in free if twin.signature == signature]
             twin = free.pop() if free else None
         if twin is None:
-            # Tracing replaces functions of torch for a moment, so one thread at a time makes twins.
+            # Tracing replaces methods of torch's modules for a moment, so one thread at a time makes twins.
             with _LOCK, torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
                 twin = _Twin(model, lane, x)
             for note in twin.notes:
@@ -241,7 +241,27 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     for name, part in model.named_modules():
         if part._forward_hooks or part._forward_pre_hooks:
             raise ValueError(f"layer {name!r} has forward hooks")
-    return fx.symbolic_trace(model)
+    return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+
+
+class _Tracer(fx.Tracer):
+    """Records what its own thread calls: while it works, the modules of all other threads come by here too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of a module."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A module's attribute."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 def _is_constant(node: fx.Node, model: nn.Module) -> bool:
