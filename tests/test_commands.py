@@ -351,10 +351,39 @@ def test_a_run_folder_is_enough_and_the_same_call_goes_on(copied, capsys):
         record = json.loads((copied / "rebat-0/result.json").read_text())[name]["test"]
         assert 100 * result.clean_accuracy == pytest.approx(record["clean"], abs=1e-3)
         assert 100 * result.robust_accuracy["pgd1"] == pytest.approx(record["pgd1"], abs=1e-3)  # one meaning of a name
-        lines = (folder / "record.jsonl").read_text()
+        (record,) = folder.glob("record-*.jsonl")
+        lines = record.read_text()
         assert call("evaluate", "--run", copied / "rebat-0", "--attacks", "pgd1", "fgsm", "--cpu") == 0
-        assert (folder / "record.jsonl").read_text() == lines
+        assert record.read_text() == lines
         assert Evaluation.from_json(folder / "report.json").to_dict() == result.to_dict()
+
+
+def test_other_attacks_are_another_evaluation_and_other_weights_are_noticed(copied, capsys):
+    folder = copied / "pgd_at-0/evaluation/best"
+    words = ["evaluate", "--run", copied / "pgd_at-0", "--which", "best", "--cpu", "--attacks"]
+    for attacks in (["pgd1"], ["pgd1", "fgsm"], ["pgd1"]):
+        assert call(*words, *attacks) == 0
+        assert list(Evaluation.from_json(folder / "report.json").robust) == attacks
+    assert len(list(folder.glob("record-*.jsonl"))) == 2
+    assert call("table", copied / "pgd_at-0") == 0
+    assert call(*TRAIN[:-2], "--out", copied / "pgd_at-0", "--resume", "--extend", "--epochs", "2") == 0
+    capsys.readouterr()
+    assert "is of other weights than the run has now" in refused(capsys, "table", copied / "pgd_at-0")
+    assert call(*words, "pgd1") == 0
+    assert len(list(folder.glob("record-*.jsonl"))) == 3
+    assert call("table", copied / "pgd_at-0") == 0
+
+
+def test_torchrun_takes_no_option_of_ours_for_its_own_behind_two_dashes():
+    from torch.distributed.run import get_args_parser
+
+    from perceptual_at.commands.settings import option
+
+    kinds = [type(part.default) for part in evaluate.Wishes.__dataclass_fields__.values()]
+    for name in (*GROUP_OF, *(name for kind in kinds for name in kind.__dataclass_fields__)):
+        words = ["--nproc-per-node", "2", "-m", "--", "perceptual_at", "x", option(name), "1"]
+        found = get_args_parser().parse_args(words)
+        assert (found.training_script, found.training_script_args) == ("perceptual_at", ["x", option(name), "1"])
 
 
 def test_runs_become_a_table_in_every_form(copied, capsys):

@@ -6,13 +6,9 @@ import json
 import math
 import os
 import random
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,14 +18,16 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
 from perceptual_at import snapshot  # noqa: E402
-from perceptual_at.checkpoints import load_weights, read_weights, weights_checksum  # noqa: E402
+from perceptual_at.checkpoints import load_weights, weights_checksum  # noqa: E402
 from perceptual_at.commands import images, networks, rates, report, steps, train  # noqa: E402
 from perceptual_at.commands.endings import Stopped  # noqa: E402
 from perceptual_at.commands.method import check, keywords  # noqa: E402
 from perceptual_at.commands.recipes import FAMILIES, RECIPES  # noqa: E402
-from perceptual_at.commands.settings import FREE  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+from .runs import ROOT, assert_same, newest, remains, started  # noqa: E402
+
+runner = pytest.fixture(started, scope="module")
+
 TINY = [
     "--data", "random", "--model", "resnet18", "--width", "2", "--batch", "8", "--held-out", "24", "--steps", "1",
     "--select-steps", "1", "--test-steps", "2", "--eval-batch", "16", "--cpu",
@@ -39,103 +37,12 @@ SHARP = ["raat_sharp", *TINY, "--epochs", "3", "--milestones", "1", "2", "--aver
          "0.5", "--save-every", "1"]  # fmt: skip
 
 
-class Runner:
-    """The processes of train_runner.py."""
-
-    def __init__(self, folder):
-        self.log = folder / "log.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests/train_runner.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert self.process.stdout.readline() == "ready\n"
-
-    def start(self, argv, **order):
-        self.log.unlink(missing_ok=True)
-        order = {"argv": [str(word) for word in argv], "log": str(self.log), **order}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        self.pids = json.loads(self.process.stdout.readline())
-        return self.pids
-
-    def ended(self):
-        """Whether the answer to the last order is there."""
-        return bool(select.select([self.process.stdout], [], [], 0)[0])
-
-    def statuses(self, patience=120):
-        """How the processes of the last order ended; they are killed if they do not."""
-        if not select.select([self.process.stdout], [], [], patience)[0]:
-            for pid in self.pids:
-                os.kill(pid, signal.SIGKILL)
-            self.process.stdout.readline()
-            pytest.fail(f"the run has not ended in {patience} s: {self.log.read_text()}")
-        return json.loads(self.process.stdout.readline())
-
-    def run(self, argv, **order):
-        """Run to the end; gives what was printed."""
-        self.start(argv, **order)
-        statuses = self.statuses()
-        printed = self.log.read_text()
-        assert not any(statuses), printed
-        return printed
-
-    def refused(self, argv, **order):
-        """Run to a message; gives it."""
-        self.start(argv, **order)
-        statuses = self.statuses()
-        printed = self.log.read_text()
-        assert any(os.waitstatus_to_exitcode(status) == 1 for status in statuses), printed
-        assert "Traceback" not in printed
-        return printed
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    if not hasattr(os, "fork"):
-        pytest.skip("this system has no fork")
-    runner = Runner(tmp_path_factory.mktemp("runner"))
-    yield runner
-    runner.process.stdin.close()
-    runner.process.wait(timeout=30)
-    runner.process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def whole(runner, tmp_path_factory):
     """The run that is never interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     runner.run([*SHARP, "--out", out])
     return out
-
-
-def remains(out):
-    """What a run has left, without times: weights, log, result, and all of the last state."""
-    result = json.loads((out / "result.json").read_text())
-    state = sorted((out / "states").glob("step-*"))[-1]
-    facts = json.loads((state / "run.json").read_text())
-    optimizer = torch.load(state / "optimizer.bin", weights_only=True)
-    return {
-        "final": weights_checksum(read_weights(out / "final.safetensors")),
-        "best": weights_checksum(read_weights(out / "best.safetensors")),
-        "log": [without_times(json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()],
-        "result": {name: result[name] for name in ("best", "final", "selected_on", "images")},
-        "settings": {name: value for name, value in result["settings"].items() if name not in FREE},
-        "state": (state.name, facts["epoch"], facts["batch"], [without_times(entry) for entry in facts["log"]]),
-        "model": (state / "model.safetensors").read_bytes(),
-        "process": (state / "process_0.safetensors").read_bytes(),
-        "optimizer": [value["momentum_buffer"].tolist() for value in optimizer["state"].values()],
-        "rate": optimizer["param_groups"][0]["lr"],
-    }
-
-
-def without_times(entry):
-    timed = ("seconds", "epoch_seconds", "remaining_seconds", "images_per_second")
-    return {name: value for name, value in entry.items() if name not in timed}
-
-
-def assert_same(out, reference):
-    found, wanted = remains(out), remains(reference)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
 
 
 # Killed ---------------------------------------------------------------------------------------------------------------
@@ -157,11 +64,6 @@ def test_a_run_killed_at_random_points_ends_like_the_run_that_was_not(runner, wh
     printed = runner.run([*SHARP, "--out", out, "--resume"])
     assert "goes on after step" in printed
     assert_same(out, whole)
-
-
-def newest(out):
-    """After how many steps the last state was saved."""
-    return max((int(state.name[-9:]) for state in (out / "states").glob("step-*")), default=0)
 
 
 # Kills itself, with SIGKILL, when a function is called for the n-th time; files are written in half before.

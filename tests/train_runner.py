@@ -1,6 +1,6 @@
 """Runs of `perceptual-at train` as real processes: imported once, then forked, so that each starts in no time.
 
-Started by `Runner` of test_train.py. Reads one order per line of standard input, as JSON: `argv`, `processes`,
+Started by `Runner` of runs.py. Reads one order per line of standard input, as JSON: `argv`, `processes`,
 `log` (a file), `code` (what to run; the command itself if left out). Answers with one line of process numbers,
 and, when all have ended, one line of exit statuses.
 """

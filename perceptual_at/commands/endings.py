@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import signal
 import sys
@@ -10,6 +11,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+SHOWN = "PERCEPTUAL_AT_TRACEBACK"
+"""Environment variable with which an error that nobody foresaw shows its traceback."""
 
 
 class Stopped(RuntimeError):
@@ -22,7 +26,8 @@ class Terminated(BaseException):
 
 def plain(error: BaseException) -> str:
     """An error's message on one line, without the name of the internal function or a worker's traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Original Traceback" in str(error):  # from a worker of a DataLoader
         lines = [re.sub(r"^\w+(\.\w+)*: ", "", lines[-1])]
     return " ".join(lines) or type(error).__name__
@@ -41,19 +46,28 @@ def said(command: str, again: str = "") -> Iterator[None]:
     except (Stopped, OSError, ValueError, TypeError, ImportError) as error:
         _leave(f"{command}: {plain(error)}", 1)
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "DataLoader worker" not in str(error):
-            raise
+        if not any(words in str(error) for words in ("out of memory", "allocate memory", "DataLoader worker")):
+            _unforeseen(command, error)
         _leave(f"{command}: {plain(error)[:300]}. A smaller --batch, or fewer --workers, needs less.", 1)
     except MemoryError:
         _leave(f"{command}: out of memory. A smaller --batch, or --stream for images, needs less.", 1)
+    except Exception as error:
+        _unforeseen(command, error)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
 
+def _unforeseen(command: str, error: Exception) -> None:
+    """An error of this program's, or of a network's own code: where it happened is shown to who asks."""
+    if os.environ.get(SHOWN):
+        raise error
+    _leave(f"{command}: {type(error).__name__}: {plain(error)[:300]} ({SHOWN}=1 shows where.)", 1)
+
+
 def _leave(line: str, status: int) -> None:
     sys.stdout.flush()
-    print(line.strip(), file=sys.stderr, flush=True)
+    print(line.strip().encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

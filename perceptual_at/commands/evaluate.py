@@ -3,19 +3,19 @@
     perceptual-at evaluate --run runs/rpat-0 runs/rpat-1 --attacks pgd20 cw20 aa
     perceptual-at evaluate --model "my_package.models:build(3, wide=True)" --checkpoint model.pt --data digits
     perceptual-at evaluate --model robustbench:Wong2020Fast --root data --samples 1000
-    torchrun --nproc-per-node 4 -m perceptual_at evaluate --run runs/rpat-0     # processes share the samples
+    torchrun --nproc-per-node 4 -m -- perceptual_at evaluate --run runs/rpat-0  # processes share the samples
 
 A run folder is enough: network, weights, images and threat come from its result.json, best and final weights are both
 evaluated. `--model module:function(...)` imports code, also from the working folder. Reports are report.json and
-report.md, with the verdicts so far in record.jsonl: below the run folder, or in `--out`.
+report.md, with the verdicts so far in a record (record-*.jsonl): below the run folder, or in `--out`.
 """
 
 import contextlib
 import dataclasses
 import importlib
 import json
-import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 import perceptual_at as pat
 from perceptual_at import data
-from perceptual_at.checkpoints import load_weights, written_whole
+from perceptual_at.checkpoints import load_weights, weights_checksum, written_whole
 from perceptual_at.commands import networks
 from perceptual_at.commands.endings import Stopped, locked, said
-from perceptual_at.commands.images import Images, batches, images_of, shape_of
+from perceptual_at.commands.images import Images, batches, fingerprint, images_of, shape_of
 from perceptual_at.commands.protocol import described, named_attack
 from perceptual_at.commands.reading import parse
 from perceptual_at.commands.settings import Budget, Data, Network, settings_from
+from perceptual_at.commands.sharing import Processes, join, name_of, part_of, together
 from perceptual_at.commands.steps import LANES, threat_of
 from perceptual_at.commands.words import Amount, Number, option
 
@@ -178,10 +179,11 @@ def targets_of(wishes: Wishes) -> list[Target]:
 def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
     """Weights of a finished run, with everything else as its result.json says."""
     record = read_result(folder)
-    settings = settings_from({
-        key: value for key, value in record["settings"].items()
-        if key not in ("out", "resume", "extend", "change", "track", "init", "save_every")
-    })  # fmt: skip
+    left_out = ("out", "resume", "extend", "change", "track", "init", "save_every")
+    try:
+        settings = settings_from({key: value for key, value in record["settings"].items() if key not in left_out})
+    except ValueError as error:
+        raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
     channels, height, width = record["shape"]
     budget = dataclasses.replace(
         settings.threat, norm=wishes.threat.norm or settings.threat.norm, eps=wishes.threat.eps or settings.threat.eps
@@ -209,15 +211,25 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         going = "its run is not finished; go on with --resume" if (folder / "states").is_dir() else "no run wrote it"
         raise ValueError(f"`{folder}` holds no result.json: {going}.")
+    again = "`perceptual-at train ... --resume` writes it again."
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in ("settings", "shape", "classes", "best", "final") if name not in record]
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`{path}` is damaged ({error}); `perceptual-at train ... --resume` writes it again."
-        ) from error
-    if missing:
-        raise ValueError(f"`{path}` lacks {', '.join(missing)}; `perceptual-at train ... --resume` writes it again.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is damaged ({error}); {again}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"`{path}` is damaged (it holds {type(record).__name__}); {again}")
+    if missing := [name for name in ("settings", "shape", "classes", "best", "final") if name not in record]:
+        raise ValueError(f"`{path}` lacks {', '.join(missing)}; {again}")
+    shape = record["shape"]
+    fitting = {
+        "settings": isinstance(record["settings"], dict),
+        "shape": isinstance(shape, list) and len(shape) == 3 and all(isinstance(side, int) for side in shape),
+        "classes": isinstance(record["classes"], int),
+        **{name: isinstance(record[name], dict) and isinstance(record[name].get("test"), dict)
+           for name in ("best", "final")},
+    }  # fmt: skip
+    if wrong := [name for name, fits in fitting.items() if not fits]:
+        raise ValueError(f"`{path}` is damaged in {', '.join(wrong)}; {again}")
     return record
 
 
@@ -266,8 +278,8 @@ def _of_robustbench(name: str, wishes: Wishes, chosen: Data) -> nn.Module:
 # Evaluating ---------------------------------------------------------------------------------------------------------
 
 
-def evaluated(target: Target, wishes: Wishes) -> pat.Evaluation:
-    """The report on one target, written by the leading process; every process has it."""
+def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evaluation | None:
+    """The report on one target, written and given by the leading process."""
     protocol, threat = wishes.evaluation, target.threat
     attacks = {name: named_attack(name, threat, step_size=protocol.step_size) for name in protocol.attacks}
     images = images_of(target.images, wishes.images.split)
@@ -275,24 +287,35 @@ def evaluated(target: Target, wishes: Wishes) -> pat.Evaluation:
         torch.device("cpu") if wishes.running.cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
     )
     model = target.made(images).to(device)
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    rows = torch.split(chosen_rows(images, wishes), protocol.batch)[rank::ranks]
-    name = "record.jsonl" if ranks == 1 else f"record-{rank + 1}-of-{ranks}.jsonl"
-    alone = locked(target.out, "--out") if rank == 0 else contextlib.nullcontext()
-    with alone:
+    weights, leader = weights_checksum(model), processes.rank == 0
+    rows = torch.split(chosen_rows(images, wishes), protocol.batch)
+    whole = target.out / name_of(weights, fingerprint(images), wishes.images.samples, threat, _decisive(protocol))
+
+    def judged(rows: Sequence[Tensor], record: Path, *, checks: bool) -> pat.Evaluation:
         served = batches(images, rows, workers=wishes.images.workers)
-        loader = ((x, labels, index) for index, (x, labels) in zip(rows, served, strict=True))
-        part = None
-        if rows:
-            part = pat.evaluate(
-                model, loader, attacks, device=device, progress=rank == 0, seed=protocol.seed,
-                cascade=protocol.cascade, repeats=protocol.repeats, checks=protocol.checks and rank == 0,
-                classes=images.classes, lane=LANES[protocol.lane], record=target.out / name,
-            )  # fmt: skip
-        result = part if ranks == 1 and part is not None else joined(part)
-        if rank == 0:
-            write(result, target, wishes)
+        return pat.evaluate(
+            model, ((x, labels, index) for index, (x, labels) in zip(rows, served, strict=True)), attacks,
+            device=device, progress=leader and sys.stderr.isatty(), seed=protocol.seed, cascade=protocol.cascade,
+            repeats=protocol.repeats, checks=checks, classes=images.classes, lane=LANES[protocol.lane], record=record,
+        )  # fmt: skip
+
+    with locked(target.out, "--out") if leader else contextlib.nullcontext():
+        part, mine = part_of(whole, processes), rows[processes.rank :: processes.ranks]
+        if mine and processes.ranks > 1:
+            judged(mine, part, checks=False)
+        processes.meet()
+        if not leader:
+            return None
+        join(whole)
+        result = judged(rows, whole, checks=protocol.checks)
+        result = dataclasses.replace(result, provenance={**result.provenance, "weights": weights})
+        write(result, target, wishes)
     return result
+
+
+def _decisive(protocol: Protocol) -> Protocol:
+    """The part of the protocol that verdicts depend on."""
+    return dataclasses.replace(protocol, batch=Protocol.batch, checks=False)
 
 
 def chosen_rows(images: Images, wishes: Wishes) -> Tensor:
@@ -302,36 +325,6 @@ def chosen_rows(images: Images, wishes: Wishes) -> Tensor:
     if amount is None or amount == 1.0 or (isinstance(amount, int) and amount >= len(rows)):
         return rows
     return data.hold_out((rows, images.labels), amount, seed=wishes.evaluation.seed)[1][0]
-
-
-def joined(part: pat.Evaluation | None) -> pat.Evaluation:
-    """The parts of all processes as one evaluation, in the order of the samples."""
-    from accelerate.utils import gather_object
-
-    found = gather_object([part])
-    parts: list[pat.Evaluation] = [one for one in found if one is not None]
-    index = torch.cat([one.index for one in parts if one.index is not None])
-    order = index.argsort()
-
-    def column(of: Callable[[pat.Evaluation], Any]) -> Tensor:
-        return torch.cat([of(one) for one in parts])[order]
-
-    first = parts[0]
-    return dataclasses.replace(
-        first,
-        correct=column(lambda one: one.correct),
-        robust={name: column(lambda one, name=name: one.robust[name]) for name in first.robust},  # type: ignore[misc]
-        labels=column(lambda one: one.labels),
-        index=index[order],
-        repeated={},
-        suspicious={
-            name: column(lambda one, name=name: one.suspicious[name])  # type: ignore[misc]
-            for name in first.suspicious if all(name in one.suspicious for one in parts)
-        },
-        costs={},
-        warnings=tuple(dict.fromkeys(text for one in parts for text in one.warnings)),
-        provenance={**first.provenance, "processes": len(parts)},
-    )  # fmt: skip
 
 
 def write(result: pat.Evaluation, target: Target, wishes: Wishes) -> None:
@@ -344,10 +337,11 @@ def write(result: pat.Evaluation, target: Target, wishes: Wishes) -> None:
         other = report_at(wishes.running.against)
         comparison = pat.compare(result, other, names=("this", "the other"))
         lines += [f"Against {wishes.running.against}:", "", comparison.to_markdown(), ""]
+    text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files need not be text
     result.to_json(target.out / "report.json")
     with written_whole(target.out / "report.md") as path:
-        path.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines), flush=True)
+        path.write_text(text, encoding="utf-8")
+    print(text, flush=True)
 
 
 def report_at(path: Path) -> pat.Evaluation:
@@ -365,29 +359,16 @@ def report_at(path: Path) -> pat.Evaluation:
         raise ValueError(f"`{found}` is no report of an evaluation ({error}).") from error
 
 
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Meet the other processes, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    yield
-    state.destroy_process_group()
-
-
-def main(wishes: Wishes) -> list[pat.Evaluation]:
+def main(wishes: Wishes) -> list[pat.Evaluation | None]:
     """Evaluate everything that was asked for.
 
     Raises:
         Stopped: if something cannot be evaluated.
     """
     check(wishes)
-    with _together():
+    with together(cpu=wishes.running.cpu) as processes:
         try:
-            return [evaluated(target, wishes) for target in targets_of(wishes)]
+            return [evaluated(target, wishes, processes) for target in targets_of(wishes)]
         except NotImplementedError as error:
             raise Stopped(str(error)) from error
 

@@ -116,6 +116,14 @@ def splits(settings: Settings) -> Splits:
         raise ValueError(f"images for training have shape {shape}, for the test {shape_of(test)}; they must be equal.")
     classes = _classes(everything, test)
     extra = None if settings.data.extra is None else _extra(settings.data.extra, shape, classes)
+    share = int(settings.data.extra_share * settings.optimisation.batch)
+    if extra is not None and not 0 < share < settings.optimisation.batch:
+        raise ValueError(
+            f"--extra-share {settings.data.extra_share:g} takes {share} of a batch of {settings.optimisation.batch} "
+            "from --extra; both sources need at least one."
+        )
+    if extra is None and settings.data.extra_share != Data.extra_share:
+        raise ValueError("--extra-share has no effect without --extra.")
     if settings.evaluation.select_on == "test":
         return Splits(everything, test, test, classes, shape, extra)
     amount = settings.evaluation.held_out
@@ -174,6 +182,8 @@ def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImage
         found.labels = found.labels - 1
     if tuple(found.images.shape[1:]) != shape:
         raise ValueError(f"--extra: images have shape {tuple(found.images.shape[1:])}, those of --data {shape}.")
+    if not len(found):
+        raise ValueError(f"--extra: `{path}` holds no image.")
     if int(found.labels.max()) >= classes:
         raise ValueError(f"--extra has the label {int(found.labels.max())}, but --data has {classes} classes.")
     return found

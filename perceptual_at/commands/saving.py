@@ -77,14 +77,18 @@ def restore(run: Run) -> bool:
     if state is None:
         return False
     saved, present = json.loads((state / "run.json").read_text()), facts(run)
+    if missing := present.keys() - saved.keys():
+        raise Stopped(
+            f"`{state}` lacks {', '.join(sorted(missing))}: another version wrote it, which can go on from it."
+        )
     run.changes = saved["changes"] + changed(run.settings, saved["settings"], saved["epoch"])
     if saved["processes"] != present["processes"]:
         raise Stopped(
             f"the run in `{run.settings.running.out}` was saved by {saved['processes']} processes, not "
             f"{present['processes']}."
         )
-    other = [name for name in saved["data"] if saved["data"][name] != present["data"].get(name)]
-    if set(other) - {"test"} or saved["data"].keys() != present["data"].keys():
+    other = [name for name in saved["data"] | present["data"] if saved["data"].get(name) != present["data"].get(name)]
+    if set(other) - {"test"}:
         raise Stopped(f"the run in `{run.settings.running.out}` was trained on other images ({', '.join(other)}).")
     if other:
         warnings.warn("the test images are others than when the run began.", stacklevel=1)

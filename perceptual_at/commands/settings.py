@@ -225,7 +225,20 @@ GROUPS = {
 }  # fmt: skip
 GROUP_OF = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
 """The group that each option belongs to."""
-FREE = ("out", "resume", "extend", "change", "save_every", "root", "download", "cpu", "track", "init", "workers")
+FREE = (
+    "out",
+    "resume",
+    "extend",
+    "change",
+    "save_every",
+    "root",
+    "download",
+    "cpu",
+    "track",
+    "init",
+    "workers",
+    "extra",
+)
 """What may differ when a run goes on."""
 
 # Option: least value, whether that value itself is allowed, greatest value.
@@ -314,14 +327,19 @@ def settings_from(flat: dict[str, Any]) -> Settings:
     """The settings that `flat` wrote down; options that are not among them keep their defaults.
 
     Raises:
-        ValueError: if there is an option that is none here.
+        ValueError: if there is an option that is none here, or a value of another kind.
     """
     unknown = sorted(flat.keys() - GROUP_OF.keys())
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(unknown)}.")
     defaults = Settings().flat()
+    for name, value in flat.items():
+        wanted: Any = type(defaults[name])
+        wanted = (int, float) if wanted in (int, float) else wanted
+        if defaults[name] is not None and not isinstance(value, wanted):
+            raise ValueError(f"the setting {name!r} cannot be {value!r}.")
     return Settings().changed(**{
-        name: Path(value) if name in ("root", "out") or (name == "init" and value) else tuple(value)
+        name: Path(value) if name in ("root", "out", "init", "extra") and value else tuple(value)
         if isinstance(value, list) else value
         for name, value in (defaults | flat).items()
     })  # fmt: skip

@@ -100,6 +100,8 @@ def _problem(state: Path) -> str | None:
     """What is wrong with a state, if anything."""
     try:
         sums = json.loads((state / MANIFEST).read_text())
+        if not sums:
+            return f"`{MANIFEST}` names no file"
         for name, expected in sums.items():
             if _sha256(state / name) != expected:
                 return f"`{name}` was changed or cut off"

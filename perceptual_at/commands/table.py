@@ -75,6 +75,10 @@ def scored(folder: Path, which: str) -> Scored:
     report = folder / "evaluation" / which / "report.json"
     if report.is_file():
         result = report_at(report)
+        if result.provenance.get("weights", record[which].get("weights")) != record[which].get("weights"):
+            raise ValueError(
+                f"`{report}` is of other weights than the run has now; `perceptual-at evaluate --run {folder}` again."
+            )
         shown = {"clean": result.clean_accuracy, **result.robust_accuracy}
         scores = {name: 100 * value for name, value in shown.items()}
     else:

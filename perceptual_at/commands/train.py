@@ -3,7 +3,7 @@
     perceptual-at train rpat --root data --download           # PGD-AT+RPAT on CIFAR-10, as published
     perceptual-at train rpat --root data --resume             # go on after an interruption
     perceptual-at train --row "RAAT/1/CIFAR-10/linf/ResNet-18/RAAT" --root data
-    torchrun --nproc-per-node 4 -m perceptual_at train rpat   # several GPUs: same batch, same evaluation
+    torchrun --nproc-per-node 4 -m -- perceptual_at train rpat   # several GPUs: same batch, same evaluation
 
 Everything goes to `--out`: whole states in `states`, the log, TensorBoard's events, the weights `best` and `final`
 as safetensors, and `result.json`. What `best` was chosen on is written beside every number.

@@ -195,6 +195,9 @@ def stream_tars(
     shards = sorted([*root.glob(f"{split}*.tar"), *(root / split).glob("*.tar")])
     if not shards:
         raise FileNotFoundError(f"stream_tars: there are no archives `{root}/{split}*.tar` or `{root}/{split}/*.tar`.")
+    for path in shards:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"stream_tars: `{path}` is no regular file.")
     places: list[tuple[int, int, int]] = []
     folders: list[str] = []
     numbers: list[int | None] = []
