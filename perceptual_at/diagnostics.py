@@ -19,7 +19,7 @@ from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat
-from perceptual_at.victims import Model, frozen
+from perceptual_at.victims import Model, frozen, in_step
 
 Strength = Literal["full", "reduced", "clean"]
 
@@ -126,7 +126,7 @@ def perception_gap(
             f"perception_gap: `perturb` must be a function (model, x, labels) -> x_adv, got {type(perturb).__name__}."
         )
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with frozen(model) as f:
+    with frozen(model) as borrowed, in_step(borrowed) as f:
         perceived: Perceive = perceive if perceive is not None else lambda x: (logits := f(x), logits)
         for x, labels in loader:
             x_adv = perturb(f, x, labels)

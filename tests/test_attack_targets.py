@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import L1, L2, Linf, apgd, auto_attack, dlr, fab, kl_to, margin, pgd, square
+from perceptual_at import L1, L2, Linf, apgd, auto_attack, dlr, fab, kl_to, margin, pgd, square, targeted_dlr
 from tests.strategies import generator
 
 ATTACKS = {
@@ -37,11 +37,47 @@ def test_success_is_being_taken_for_the_target(attack, threat):
     assert threat.contains(verdict.x_adv, x).all()
 
 
-@pytest.mark.parametrize("attack", [apgd, square])
-def test_a_loss_that_leads_nowhere_is_refused(attack):
+BY_LOSS = {name: attack for name, attack in ATTACKS.items() if name != "fab"}
+by_loss = pytest.mark.parametrize("attack", BY_LOSS.values(), ids=BY_LOSS)
+
+
+@by_loss
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint16])
+def test_dlr_with_targets_is_its_targeted_form_from_the_labels(attack, dtype):
     net, x, labels = problem()
-    with pytest.raises(ValueError, match=rf"^{attack.__name__}: `loss`=dlr"):
-        attack(net, x, labels, Linf(0.1), targets=labels, loss=dlr)
+    targets = ((labels + 1) % 10).to(dtype)
+    drawn = {"generator": generator(0)}
+    verdict = attack(net, x, labels.to(dtype), Linf(0.3), targets=targets, loss=dlr, verdict=True, **drawn)
+    drawn = {"generator": generator(0)}
+    same = attack(net, x, labels, Linf(0.3), targets=targets, loss=targeted_dlr, verdict=True, **drawn)
+    assert torch.equal(verdict.x_adv, same.x_adv)
+    assert torch.equal(net(verdict.x_adv).argmax(dim=1) == targets.long(), verdict.success)
+    assert verdict.success.sum() >= (2 if "square" in str(attack) else 6)
+
+
+def test_the_first_step_of_dlr_with_targets_climbs_towards_them():
+    net, x, labels = problem()
+    targets = (labels + 3) % 10
+    point = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(targeted_dlr(net(point), labels, targets).sum(), point)
+    expected = (x + 0.01 * grad.sign()).clamp(0, 1)
+    found = pgd(net, x, labels, Linf(0.3), targets=targets, loss=dlr, steps=1, step_size=0.01, start="clean")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@by_loss
+def test_dlr_with_targets_needs_labels_that_are_classes(attack):
+    net, x, labels = problem()
+    with pytest.raises(ValueError, match=r"`labels` must lie in \[0, 9\] for 10 classes") as raised:
+        attack(net, x, labels + 10, Linf(0.1), targets=(labels + 1) % 10, loss=dlr)
+    assert str(raised.value).split(":")[0] in ("pgd", "apgd", "square")
+
+
+@by_loss
+def test_the_targeted_loss_needs_targets(attack):
+    _, x, labels = problem()
+    with pytest.raises(ValueError, match=r": `loss`=targeted_dlr leads from a label to a target, so it needs"):
+        attack(lambda z: pytest.fail("a pass was made"), x, labels, Linf(0.1), loss=targeted_dlr)
 
 
 @pytest.mark.parametrize("attack", [apgd, fab])

@@ -204,6 +204,7 @@ ROOMS = (
 ALLOWED = {
     ("victims/door.py", "tolist"): "the one read of an attack's validation; `validate=False` turns it off",
     ("victims/door.py", "cuda"): "asks whether a graph is being captured, in which case nothing is read",
+    ("victims/in_step.py", "tolist"): "processes agree before each pass of a model that is sharded over several",
     ("attacks/training.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
     ("threats/entries.py", "tolist"): "what a threat model is called and whether two are equal depends on its numbers",
     ("threats/kinds.py", "tolist"): "records are written when everything has been computed",

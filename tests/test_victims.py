@@ -1,9 +1,12 @@
 """The door to the model: what it finds, lends, calls and gives back, whatever it is given and whatever happens."""
 
 import concurrent.futures
+import contextlib
 import functools
+import itertools
 import sys
 import threading
+import time
 import types
 import warnings
 import weakref
@@ -15,7 +18,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from perceptual_at import Lane, Linf, apgd, auto_attack, cw, fab, fgsm, frozen, objectives, pgd, square
+from perceptual_at import Lane, Linf, apgd, auto_attack, cw, evaluate, fab, fgsm, frozen, objectives, pgd, square
 from perceptual_at.victims import Terms, inspection, modules_of, opened, twins
 from perceptual_at.victims.door import _HELD
 from tests.strategies import generator, uniform
@@ -268,11 +271,12 @@ def sharded(kind, net):
         mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
         fully_shard(net.last, mesh=mesh)
         return fully_shard(net, mesh=mesh) or net
-    if kind == "FSDP1":
+    if kind.startswith("FSDP1"):
         from torch.distributed.fsdp import FullyShardedDataParallel
 
-        net.last = FullyShardedDataParallel(net.last, device_id=torch.device("cpu"))
-        return FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+        options = {"device_id": torch.device("cpu"), "use_orig_params": "original" in kind}
+        net.last = FullyShardedDataParallel(net.last, **options)
+        return FullyShardedDataParallel(net, **options)
     return nn.Sequential(nn.Identity(), nn.parallel.DistributedDataParallel(net))
 
 
@@ -283,18 +287,42 @@ def gradients(model, x, labels):
     return [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in grads]
 
 
-def check_training_goes_on(kind, names):
+def check_training_goes_on(kind, attacks, samples=6):
     x, labels = images(dtype=torch.float32), classes_of()
-    for name in names:
+    for name, attack in attacks.items():
         model, reference = (sharded(kind, training_net().float()) for _ in range(2))
-        drawn = {"generator": generator(0)} if name in DRAWS else {}
-        ATTACKS[name](model, x, labels, THREAT, **drawn)
+        found, alone = (
+            attack(net, x[:samples], labels[:samples], THREAT, **({"generator": generator(0)} if name in DRAWS else {}))
+            for net in (model, training_net().float())
+        )
+        assert_close(found, alone, rtol=0, atol=1e-6)
         for _ in range(2):
             ours, theirs = gradients(model, x, labels), gradients(reference, x, labels)
             assert len(ours) == len(theirs)
             for one, other in zip(ours, theirs, strict=True):
                 assert (one is None) == (other is None), name
                 assert one is None or torch.equal(one, other), name
+
+
+def evaluated(model, x, labels, threat):
+    """The worst of each sample, from batches of two."""
+    attacks = {name: functools.partial(ATTACKS[name], threat=threat) for name in ("pgd search", "apgd")}
+    batches = list(zip(x.split(2), labels.split(2), strict=True))
+    return evaluate(model, batches, attacks, progress=False).robust["apgd"].float()
+
+
+def stopped_by_an_error(model, x, labels, threat):
+    """One process gives up at its third pass, and the other one finishes."""
+    passes = itertools.count()
+
+    def loss(logits, labels):
+        if len(x) < 6 and next(passes) == 2:
+            raise ValueError("enough")
+        return functional.cross_entropy(logits, labels, reduction="none")
+
+    with contextlib.suppress(ValueError):
+        return apgd(model, x, labels, threat, steps=4, loss=loss, generator=generator(0))
+    return x
 
 
 @pytest.fixture
@@ -306,23 +334,35 @@ def process_group(tmp_path):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["FSDP1", "FSDP2", "DDP"])
+@pytest.mark.parametrize("kind", ["FSDP1", "FSDP1 original", "FSDP2", "DDP"])
 def test_training_of_a_sharded_model_goes_on(kind, process_group):
     check_training_goes_on(kind, ATTACKS)
 
 
 def in_one_of_two_processes(rank, kind, path):
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    check_training_goes_on(kind, ["pgd", "fgsm"])  # searches take as many passes as the data of a process need
+    # Processes whose samples differ need different numbers of passes.
+    calls = {**ATTACKS, "evaluate": evaluated, "error": stopped_by_an_error}
+    check_training_goes_on(kind, calls, samples=(6, 3)[rank])
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-@pytest.mark.parametrize("kind", ["FSDP1", "FSDP2", "DDP"])
+@pytest.mark.parametrize("kind", ["FSDP1", "FSDP1 original", "FSDP2", "DDP"])
 def test_training_of_a_model_sharded_over_two_processes_goes_on(kind, tmp_path):
-    torch.multiprocessing.spawn(in_one_of_two_processes, args=(kind, tmp_path / "store"), nprocs=2)
+    processes = torch.multiprocessing.spawn(
+        in_one_of_two_processes, args=(kind, tmp_path / "store"), nprocs=2, join=False
+    )
+    end = time.monotonic() + 300
+    try:
+        while not processes.join(timeout=5):
+            assert time.monotonic() < end, "the processes wait for each other"
+    finally:
+        for process in processes.processes:
+            process.kill()
 
 
 # Borrowers at once, and interrupts ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.pgd import visible
-from perceptual_at.attacks.targets import likely_targets, loss_of, targeted_dlr, towards
+from perceptual_at.attacks.targets import ascended, likely_targets, loss_of, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, around, budget, budgets, check_threat, select
@@ -113,8 +113,8 @@ def apgd(
         steps: number of gradient steps of each run; costs `steps + 1` gradients.
         loss: per-sample function `(logits, labels) -> (B,)`, with `target_classes` a function
             `(logits, labels, targets) -> (B,)`. None means `cross_entropy`, or `targeted_dlr`.
-        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (ascends
-            `targeted_dlr`), and success means being classified as the target.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (of DLR it ascends the
+            targeted form), and success means being classified as the target.
         target_classes: attack towards each of this many wrong classes in turn, most likely first (all of them
             where there are fewer); None attacks without a target.
         start: `"random"`, or a tensor to start from.
@@ -156,8 +156,8 @@ def apgd(
     """
     name = "apgd"
     _check_call(threat, steps, targets, target_classes, start, restarts, rho, from_larger_eps)
-    chosen = _Aim(loss, targets is not None, target_classes)
-    terms = Terms(chosen.loss, targets, start, model_mode, lane, eot, validate)
+    chosen = _Aim(loss, labels, targets, target_classes)
+    terms = Terms(chosen.given, targets, start, model_mode, lane, eot, validate)
     with opened(name, model, x, labels, threat, terms) as victim:
         numbers = _random.per_sample_generator(name, generator, x)
         search = Search(victim.x, victim.labels, misclassified if targets is None else classified)
@@ -167,14 +167,13 @@ def apgd(
         clean_logits = victim.logits(victim.x)
         search.spend(everyone, forwards=eot)
         search.judge(everyone, victim.x, clean_logits, 0)
-        labels = victim.labels if targets is None else plain(labels).long()
-        rivals = chosen.rivals(clean_logits, labels, victim.labels)
-        for rank, restart in itertools.product(range(len(rivals)), range(restarts)):
+        chosen.begin(clean_logits, victim.labels)
+        for rank, restart in itertools.product(range(len(chosen.rivals)), range(restarts)):
             at = search.remaining() if early_stop else everyone
             if not len(at):
                 break
             given = start if isinstance(start, Tensor) else None
-            ascent = _Ascent(victim, search, threat, chosen.taken(labels, rivals[rank], at), at, rho)
+            ascent = _Ascent(victim, search, threat, chosen.taken(rank, at), at, rho)
             _climb(
                 ascent, None if given is None else plain(given)[at], numbers.take(at).fork(rank * restarts + restart),
                 steps, early_stop=early_stop, larger=from_larger_eps,
@@ -217,27 +216,27 @@ def _check_call(
 class _Aim:
     """What is ascended: a loss away from the labels, towards given targets, or towards wrong classes in turn."""
 
-    def __init__(self, loss: PerSampleLoss | TargetedLoss | None, given: bool, target_classes: int | None) -> None:
-        chosen: Any = loss
-        if chosen is None:
-            chosen = cross_entropy if target_classes is None else targeted_dlr
-        self.loss = chosen
-        self.given, self.target_classes = given, target_classes
-        if given:
-            towards("apgd", self.loss)  # which refuses those that lead nowhere
-
-    def rivals(self, clean_logits: Tensor, labels: Tensor, aims: Tensor) -> list[Tensor | None]:
+    def __init__(
+        self, loss: PerSampleLoss | TargetedLoss | None, labels: Tensor, targets: Tensor | None, target_classes: Any
+    ) -> None:
+        self.given: Any = loss
+        if loss is None:
+            self.given = cross_entropy if target_classes is None else targeted_dlr
+        self.target_classes = target_classes
+        self.loss = ascended("apgd", self.given, labels, targets) if target_classes is None else self.given
+        self.rivals: list[Tensor | None] = [None]
         """The classes to move to, one tensor for each round."""
-        if self.given:
-            return [aims]
-        if self.target_classes is None:
-            return [None]
-        return list(likely_targets(clean_logits, labels, self.target_classes).unbind(dim=1))
 
-    def taken(self, labels: Tensor, rivals: Tensor | None, rows: Tensor) -> "_Objective":
+    def begin(self, clean_logits: Tensor, labels: Tensor) -> None:
+        """Take what belongs to the samples: their labels, or the targets."""
+        self.labels = labels
+        if self.target_classes is not None:
+            self.rivals = list(likely_targets(clean_logits, labels, self.target_classes).unbind(dim=1))
+
+    def taken(self, rank: int, rows: Tensor) -> "_Objective":
         """What some of the samples ascend in a round."""
-        turned = self.given and self.loss is not targeted_dlr
-        return _Objective(loss_of(self.loss, rows), labels[rows], None if rivals is None else rivals[rows], turned)
+        rivals = self.rivals[rank]
+        return _Objective(loss_of(self.loss, rows), self.labels[rows], None if rivals is None else rivals[rows])
 
 
 class _Objective(NamedTuple):
@@ -246,17 +245,10 @@ class _Objective(NamedTuple):
     loss: Any
     labels: Tensor
     rivals: Tensor | None
-    turned: bool
-    """Whether the loss is that of the rivals, to be descended."""
 
     def values(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One value per sample."""
-        if self.turned:
-            value: Tensor = -self.loss(logits, self.rivals)
-        elif self.rivals is None:
-            value = self.loss(logits, labels)
-        else:
-            value = self.loss(logits, labels, self.rivals)
+        value: Tensor = self.loss(logits, labels, *(() if self.rivals is None else (self.rivals,)))
         return value
 
     def take(self, rows: Tensor) -> "_Objective":

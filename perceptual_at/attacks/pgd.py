@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from perceptual_at import _check
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places, rows
-from perceptual_at.attacks.targets import dlr, margin
+from perceptual_at.attacks.targets import ascended, loss_of, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, ascent, budget, select
@@ -133,8 +133,8 @@ def pgd(
         step_size: length s of a step in input units, one number or one per sample `(B,)`; None means
             `2.5 * eps / steps`, 2/255 for ten steps at 8/255.
         loss: per-sample function `(outputs, labels) -> (B,)`.
-        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them, and success means
-            being classified as the target.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (of DLR it ascends the
+            targeted form), and success means being classified as the target.
         start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from. The first
             gradient is taken at that tensor as it is, which may be outside the ball.
         restarts: number of random starts; the one whose kept iterate has the largest loss wins.
@@ -179,7 +179,9 @@ def pgd(
         >>> pgd(model, x, labels, Linf(0.25), start="clean", targets=torch.tensor([0]))  # be surely of class 0
         tensor([[0.7500]])
     """
-    terms = Terms(loss, targets, start, model_mode, lane, eot, validate, judged=verdict or early_stop)
+    terms = Terms(
+        loss, targets, start, model_mode, lane, eot, validate, judged=verdict or early_stop, even=not early_stop
+    )
     climb = _Climb(steps, step_size, momentum, restarts, keep, early_stop, verdict, generator)
     return _ascended("pgd", model, x, labels, threat, terms, climb)
 
@@ -225,8 +227,8 @@ def fgsm(
         labels: class indices `(B,)`.
         threat: a threat model with `eps`.
         loss: per-sample function `(logits, labels) -> (B,)`.
-        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them, and success means being
-            classified as the target.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (of DLR it ascends the
+            targeted form), and success means being classified as the target.
         start: `"random"` (the threat's `random_start`), `"clean"`, or a tensor to start from. The gradient is taken at
             that tensor as it is, which may be outside the ball.
         model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
@@ -258,7 +260,7 @@ def fgsm(
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict)
+    terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict, even=True)
     climb = _Climb(1, None, verdict=verdict, generator=generator, reach=1.0)
     return _ascended("fgsm", model, x, labels, threat, terms, climb)
 
@@ -351,7 +353,9 @@ def cw(
         >>> cw(model, torch.tensor([[0.5]]), torch.tensor([0]), Linf(0.25))
         tensor([[0.2500]])
     """
-    terms = Terms(margin, targets, start, model_mode, lane, validate=validate, judged=verdict or early_stop)
+    terms = Terms(
+        margin, targets, start, model_mode, lane, validate=validate, judged=verdict or early_stop, even=not early_stop
+    )
     climb = _Climb(steps, step_size, 0.0, restarts, keep, early_stop, verdict, generator)
     return _ascended("cw", model, x, labels, threat, terms, climb)
 
@@ -377,9 +381,9 @@ def _ascended(
     """The attacks. Errors speak of `function`."""
     with opened(function, model, x, labels, threat, terms) as victim:
         step_size = _check_climb(function, x, threat, terms, climb)
-        loss: PerSampleLoss = terms.loss  # type: ignore[assignment]
-        if terms.targets is not None:
-            loss = _Towards(loss)
+        loss: Any = terms.loss
+        if terms.targets is not None or loss is targeted_dlr:
+            loss = ascended(function, loss, labels, terms.targets)
         if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
             return _searched(victim, threat, loss, terms, climb._replace(step_size=step_size))
         x, center = victim.x, victim.x.to(victim.width)
@@ -465,27 +469,12 @@ class _Run:
             value[left] for value in (self.x, self.center, self.labels, self.at)
         )
         self.threat = select(self.threat, left)
-        self.loss = getattr(self.loss, "select", lambda _: self.loss)(left)
+        self.loss = loss_of(self.loss, left)
         self.velocity = None if self.velocity is None else self.velocity[left]
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[left]
         self.begin(self.point[left])
         return left
-
-
-class _Towards:
-    """The loss towards targets, to be descended."""
-
-    def __init__(self, loss: PerSampleLoss) -> None:
-        self.loss = loss
-
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is ascended instead."""
-        return -self.loss(logits, targets)
-
-    def select(self, rows: Tensor) -> "_Towards":
-        """The same for some samples of the batch."""
-        return _Towards(getattr(self.loss, "select", lambda _: self.loss)(rows))
 
 
 def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
@@ -549,11 +538,6 @@ def _check_search(function: str, terms: Terms, climb: _Climb) -> None:
         raise ValueError(
             f"{function}: `early_stop` returns the first misclassified iterate, which keep={climb.keep!r} does not; "
             "pass keep='best', or drop it."
-        )
-    if terms.targets is not None and terms.loss is dlr:
-        raise ValueError(
-            f"{function}: `loss`=dlr leads away from one class and, turned round, towards none; with `targets` use "
-            "cross_entropy or margin."
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places
-from perceptual_at.attacks.targets import loss_of, margin, towards
+from perceptual_at.attacks.targets import ascended, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import L1, L2, Linf, Threat, around, as_ball, budgets, check_threat, select
@@ -109,8 +109,8 @@ def square(
         p_init: share of the image that the first squares cover.
         restarts: number of runs, each from new stripes or pyramids.
         loss: per-sample function `(logits, labels) -> (B,)` to ascend.
-        targets: classes `(B,)` to be taken for: the loss towards them is descended, and success means being classified
-            as the target.
+        targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (of DLR it ascends the
+            targeted form), and success means being classified as the target.
         reach_edge: squares lie anywhere in the image, as in the paper. Those of the released code never touch the last
             row and column, which matters for small images.
         early_stop: let a sample go at its first success. Without, all queries are used, and among misclassified
@@ -154,7 +154,7 @@ def square(
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
     _check.count("square", "restarts", restarts)
-    objective = loss if targets is None else towards("square", loss)
+    objective = ascended("square", loss, labels, targets)
     terms = Terms(loss, targets, "random", model_mode, lane, validate=validate)
     with opened("square", model, x, labels, threat, terms) as victim, torch.no_grad():
         x, labels = victim.x, victim.labels
@@ -175,9 +175,7 @@ def square(
             if not len(at):
                 break
             drawn = numbers.take(at).fork(restart)
-            _Hunt(victim, search, ball, loss_of(loss, at), targets is not None, at, drawn).go(
-                plan, restart * (queries + 1)
-            )
+            _Hunt(victim, search, ball, loss_of(objective, at), at, drawn).go(plan, restart * (queries + 1))
     return search.result(verdict)
 
 
@@ -202,13 +200,12 @@ class _Hunt:
         search: Search,
         threat: Linf | L2 | L1,
         loss: PerSampleLoss,
-        turned: bool,
         at: Tensor,
         numbers: _random.SampleGenerator,
     ) -> None:
         assert search.values is not None
         self.victim, self.search, self.held, self.at = victim, search, search.values, at
-        self.loss, self.turned, self.numbers = loss, turned, numbers
+        self.loss, self.numbers = loss, numbers
         self.x, self.labels = victim.x[at], victim.labels[at]
         self.point = self.x.clone()
         self.values = torch.full_like(self.held[at], -math.inf)
@@ -306,7 +303,7 @@ class _Hunt:
         """Keep points of larger loss, and the first that is misclassified."""
         values, logits = self.victim.value(points, self.labels, self.loss)
         self.forwards += 1
-        values, wrong = _defined(-values if self.turned else values), self.search.wrong(self.at, logits)
+        values, wrong = _defined(values), self.search.wrong(self.at, logits)
         fell = bool(wrong.any())  # the one place that waits for the device
         if not (fell or self.some_won):
             self._move(points, values, values > self.values)

@@ -7,7 +7,7 @@ attack sums them, so that a sample's perturbation does not depend on who shares 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -201,14 +201,44 @@ def loss_of(loss: Loss, rows: Tensor) -> Loss:
     return loss if own is None else own(rows)
 
 
-def towards(function: str, loss: PerSampleLoss) -> PerSampleLoss:
-    """What to ascend to be taken for targets: the loss towards them, turned round."""
-    if loss is dlr:
-        raise ValueError(
-            f"{function}: `loss`=dlr leads away from a class and, turned round, towards none; with `targets` use the "
-            "cross entropy or the margin."
-        )
-    return lambda logits, targets: -loss(logits, targets)
+class Towards:
+    """What to ascend to be taken for targets: the loss towards them, turned round; of DLR the targeted form.
+
+    DLR leads away from a class and, turned round, towards none, so it needs the class to leave beside the target.
+    """
+
+    labels: Tensor | None = None
+    """The classes to leave, once they have been looked at."""
+
+    def __init__(self, function: str, loss: Any, labels: Tensor) -> None:
+        self.function, self.loss, self.given = function, loss, labels
+        self.leaves = loss is dlr or loss is targeted_dlr
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """One value per sample."""
+        if not self.leaves:
+            away: Tensor = self.loss(logits, targets)
+            return -away
+        if self.labels is None:
+            self.labels = _check.indices(self.function, self.given, logits=logits)
+        return targeted_dlr(logits, self.labels, targets)
+
+    def select(self, rows: Tensor) -> "Towards":
+        """The same for some samples of the batch."""
+        labels = self.given if self.labels is None else self.labels
+        if not labels.is_floating_point():
+            labels = labels.long()  # torch has no rows of some integer dtypes
+        return Towards(self.function, loss_of(self.loss, rows), labels[rows])
+
+
+def ascended(function: str, loss: Any, labels: Tensor, targets: Tensor | None) -> PerSampleLoss:
+    """What an attack ascends: the loss as it is, or with `targets` what leads towards them."""
+    if targets is not None:
+        return Towards(function, loss, labels)
+    if loss is targeted_dlr:
+        raise ValueError(f"{function}: `loss`=targeted_dlr leads from a label to a target, so it needs `targets`.")
+    own: PerSampleLoss = loss
+    return own
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:

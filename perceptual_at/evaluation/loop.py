@@ -23,7 +23,7 @@ from perceptual_at.evaluation.run import PROBE, Batch, Run, Settings
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.victims import Lane, Model, check_lane, frozen, modules_of
+from perceptual_at.victims import Lane, Model, check_lane, frozen, in_step, modules_of
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
@@ -116,7 +116,10 @@ def evaluate(
         device = next((parameter.device for parameter in parameters), None)
     texts, fingerprint = _identity(model, plans, settings, lane, strict=record is not None)
     software = versions()
-    with frozen(model) as f, frozen(f, lane=lane) as fast, Record(record, fingerprint, texts, software) as known:
+    with (
+        frozen(model) as borrowed, in_step(borrowed) as f, frozen(f, lane=lane) as fast,
+        Record(record, fingerprint, texts, software) as known,
+    ):  # fmt: skip
         run = Run(f, fast, plans, known, settings)
         first: list[Batch] = []
         with Bar(

@@ -32,7 +32,7 @@ from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losse
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
-from perceptual_at.victims import Model, frozen, misclassified
+from perceptual_at.victims import Model, frozen, in_step, misclassified
 
 
 def sanity_checks(
@@ -94,7 +94,7 @@ def sanity_checks(
         x, labels = x.detach().clone(), labels.detach().clone()
         found = [_guarded("modes", check_modes, model), _guarded("inputs", check_inputs, x, threat)]
         found.append(_guarded("normalization", check_normalization, model, x))
-        with frozen(model) as f:
+        with frozen(model) as borrowed, in_step(borrowed) as f:
             outputs = _outputs(f, x)
             check_outputs("sanity_checks", outputs, labels)
             found.append(_guarded("deterministic", check_deterministic, f, x))
@@ -169,7 +169,7 @@ class _Sample:
         return _broken(self.model, _points(attack(self.model, self.x, self.labels)), self.labels)
 
     def _moved(self, source: Model) -> Tensor:
-        with frozen(source) as g:
+        with frozen(source) as borrowed, in_step(borrowed) as g:
             points = self._attacks(g, self.threat).points(5 * self.steps)
         return _broken(self.model, points, self.labels)
 

@@ -46,6 +46,7 @@ from perceptual_at.victims.door import (
 )
 from perceptual_at.victims.finding import bare, modules_of, unwrapped
 from perceptual_at.victims.frozen import frozen
+from perceptual_at.victims.in_step import in_step
 from perceptual_at.victims.judging import classified, misclassified, undefined
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.twins import FastModel
@@ -65,6 +66,7 @@ __all__ = [
     "check_values",
     "classified",
     "frozen",
+    "in_step",
     "inspection",
     "is_own",
     "leveled",

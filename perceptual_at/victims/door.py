@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from perceptual_at import _check
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Threat, box, check_excess, check_threat, excess
-from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, watched
+from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
+from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.twins import FastModel
 
@@ -38,6 +39,8 @@ class Terms(NamedTuple):
     validate: bool = True
     judged: bool = True
     """Whether there is success and failure, which are matters of one class per sample."""
+    even: bool = False
+    """Whether the number of passes is the same whatever the samples are."""
 
 
 _USUAL = Terms()
@@ -78,9 +81,13 @@ class Loan:
     model: Model
     model_mode: ModelMode
     lane: Lane | None
+    even: bool = True
+    """Whether all processes make the same passes; if not, a model sharded over several is asked in step."""
+    joined: InStep | None = None
     freezes: bool | None = None
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
     modules: list[nn.Module] = dataclasses.field(default_factory=list)
+    settled: list[Callable[[], None]] = dataclasses.field(default_factory=list)
     keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     fast: FastModel | None = None
 
@@ -112,6 +119,8 @@ class Loan:
                 freezes = not (
                     torch.distributed.is_available() and torch.distributed.is_initialized() and is_sharded(parts)
                 )
+                if not freezes:
+                    self.settled += settled(parts)
                 self.freezes = freezes and self.freezes is not False
                 for parameter in module.parameters() if freezes else ():
                     if parameter.requires_grad or (id(parameter), "requires_grad") in _HELD:
@@ -133,6 +142,8 @@ class Loan:
                         setattr(owner, name, value)
         if self.lane is not None:
             self.fast = FastModel(self.modules[0], self.lane)
+        if not self.even and (joined := together(model)) is not model:
+            model = self.joined = joined  # type: ignore[assignment]
         return self.fast or model
 
     def give_back(self) -> None:
@@ -147,6 +158,8 @@ class Loan:
                     _HELD.pop(key, None)
                 else:
                     held.holders.discard(self)
+        for release in self.settled:
+            release()
         if self.fast is not None:
             self.fast.release()
 
@@ -199,11 +212,17 @@ def opened(
     check_arguments(function, model, x, labels, threat, terms)
     if terms.lane is not None or isinstance(model, FastModel):
         check_lane(function, model, terms.model_mode, terms.lane)
-    loan = Loan(model, terms.model_mode, terms.lane)
+    loan = Loan(model, terms.model_mode, terms.lane, terms.even)
     with torch.inference_mode(False), torch.enable_grad():
         try:
             try:
                 yield Victim(function, loan, x, labels, threat, terms)
+                if loan.joined is not None:
+                    loan.joined.leave()
+            except Exception:
+                if loan.joined is not None:
+                    loan.joined.leave()
+                raise
             finally:
                 loan.give_back()
         finally:  # an interrupt may have cut the first one short

@@ -170,6 +170,29 @@ def _is_sharding(kind: type) -> bool:
     return not names.isdisjoint(("FullyShardedDataParallel", "FSDPModule"))
 
 
+def settled(parts: Sequence[nn.Module]) -> list[Callable[[], None]]:
+    """Let every pass begin as a training step does, until each of what is given has been called.
+
+    With `use_orig_params` and nothing to shard, the parameters of FSDP's first version are views that only a backward
+    pass to parameters replaces: after input gradients alone, the next step could not write to them.
+    """
+    handles = [(part, getattr(part, "_handle", None)) for part in parts]
+    return [
+        functools.partial(_release, part.register_forward_pre_hook(_settle), part)
+        for part, handle in handles
+        if getattr(handle, "_use_orig_params", False) and not getattr(handle, "uses_sharded_strategy", True)
+    ]
+
+
+def _settle(part: Any, _: Any = None) -> None:
+    part._handle._use_sharded_views()
+
+
+def _release(hook: Any, part: nn.Module) -> None:
+    hook.remove()
+    _settle(part)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside a wrapper for distributed training; a compiled module stays compiled."""
     inner: Any = getattr(model, "_orig_mod", model)
