@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
 from perceptual_at import snapshot  # noqa: E402
-from perceptual_at.checkpoints import load_weights, weights_checksum  # noqa: E402
-from perceptual_at.commands import images, networks, rates, report, steps, train  # noqa: E402
+from perceptual_at.checkpoints import load_weights, save_weights, weights_checksum  # noqa: E402
+from perceptual_at.commands import companions, images, networks, rates, report, steps, train  # noqa: E402
 from perceptual_at.commands.endings import Stopped  # noqa: E402
 from perceptual_at.commands.method import check, keywords  # noqa: E402
 from perceptual_at.commands.recipes import FAMILIES, RECIPES  # noqa: E402
@@ -341,25 +342,37 @@ def test_every_recipe_is_in_one_family_and_has_a_name_of_its_own():
     assert sorted(named) == sorted(RECIPES)
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith(("_200", "_l2"))] + ["rpat_l2"])
+def brought(plain, folder):
+    """What a recipe needs beside the images: weights of teachers, generated images; and everything from the start."""
+    words = ["--later"] if plain.method.later else []
+    teachers = companions.teachers(plain)
+    if teachers:
+        shape = networks.Task(3, 10, torch.rand(2, 3, 16, 16))
+        chosen = dataclasses.replace(plain.network, width=4)
+        save_weights(folder / "teacher.safetensors", networks.network(chosen, shape, seed=1))
+        words += ["--teacher", *[folder / "teacher.safetensors"] * len(teachers)]
+    if plain.data.extra is not None:
+        made = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
+        np.savez(folder / "generated.npz", x_train=made.numpy(), y_train=(torch.arange(20) % 10).numpy())
+        words += ["--extra", folder / "generated.npz"]
+    return words
+
+
+AT_ONCE = ("pgd_at", "rpat", "raat_plus_plus", "te", "free_at")  # the others are marked slow
+TRIED = [name for name in RECIPES if not name.endswith(("_200", "_l2"))] + ["rpat_l2"]
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow) for name in TRIED]
+)
 def test_every_recipe_parses_and_runs_two_steps(recipe, tmp_path):
     plain = parsed(recipe)
     assert plain == RECIPES[recipe].settings
-    small = [
-        "--width",
-        "4",
-        "--batch",
-        "8",
-        "--held-out",
-        "48",
-        "--steps",
-        "1",
-        "--epochs",
-        "1",
-        "--cpu",
-    ]
+    small = ["--width", "4", "--batch", "8", "--held-out", "48", "--steps", "1", "--epochs", "1", "--cpu"]
+    small += brought(plain, tmp_path)
     averaged = plain.optimisation.average_decay is not None
     early = ["--average-start", "0", "--average-decay", "0.1"] if averaged else []  # so that every term is in use
+    early += ["--average-start", "0"] if plain.optimisation.averaging == "swa" else []
     settings = parsed(recipe, *small, "--data", "random", *early, "--out", tmp_path)
     run = train.prepare(settings)
     before = snapshot(run.model)

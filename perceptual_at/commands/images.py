@@ -15,7 +15,7 @@ from perceptual_at import data
 from perceptual_at.augment import seeded
 from perceptual_at.commands.rates import rows_of_epoch, stream
 from perceptual_at.commands.settings import Data, Settings
-from perceptual_at.commands.steps import TWO_VIEWS
+from perceptual_at.commands.steps import two_views
 from perceptual_at.commands.words import option
 from perceptual_at.data import ImageFiles, TensorImages
 
@@ -231,7 +231,7 @@ def training_batches(
     own = [batch[batch < len(train)] for batch in rows]
     source: Iterator[tuple[Any, Any]]
     if isinstance(train, ImageFiles) and chosen.augment in (None, "resized_crop"):
-        views = 1 + (settings.method.objective in TWO_VIEWS or settings.method.base == "consistency_at")
+        views = 1 + two_views(settings.method)
         served = Views(train, seed=settings.running.seed, epoch=epoch, views=views, flip=chosen.flip)
         source = (
             (tuple(as_floats(view) for view in x), labels) for x, labels in _loaded(served, own, chosen.workers, pinned)

@@ -1,18 +1,35 @@
 """What the options of a method mean to its objective: the keywords that it is called with."""
 
 import ast
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from perceptual_at import objectives
 from perceptual_at.commands.settings import Method, Settings
 from perceptual_at.commands.words import meant, option, pairs
+from perceptual_at.objectives.combination import BASES
 
 SPOKEN = ("form", "criterion", "weight", "alpha", "beta", "eta", "misclassified", "temperature", "consistency_weight",
           "average_over")  # fmt: skip
 """Options that are keywords of objectives under the same name."""
 OBJECTIVES = tuple(name for name in objectives.__all__ if name != "preset")
+ADDED = ("rpat", "dicar")
+"""Objectives that are a term on top of another one."""
+SUPPLIED = ("mix", "average", "generator", "threat", "steps", "targets", "margins", "helper", "standard_teacher",
+            "robust_teacher", "teacher", "table")  # fmt: skip
+"""Keywords that a run supplies, step by step."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "te": {"start": 90, "length": 60, "momentum": 0.9},
+    "mma": {"smallest": 0.005, "search_steps": 10},
+    "adr": {"temperature_end": 2.0, "trust_end": 0.95},
+    "cure": {"share": 0.3, "natural_weight": 0.1, "robust_weight": 0.9, "update_share": 0.2, "decay": 0.999},
+    "piat": {"warmup": 0},
+}
+"""Numbers that belong to a method but are no keywords of its objective, with the values of the released codes."""
 
 
 def objective_named(name: str) -> Callable[..., Any]:
@@ -23,15 +40,27 @@ def objective_named(name: str) -> Callable[..., Any]:
     return function
 
 
+def parts(method: Method) -> tuple[str, ...]:
+    """The objectives that a method consists of, outermost first: `rpat` on `dicar+trades` has three."""
+    added = method.objective in ADDED and method.base is not None
+    return (method.objective, *(method.base.split("+") if added and method.base else ()))
+
+
 def asked(method: Method) -> dict[str, inspect.Parameter]:
     """The keywords that the objective takes, those of its base included."""
-    own = dict(inspect.signature(objective_named(method.objective)).parameters)
-    if "base" in own and method.base is not None:
-        own = {**inspect.signature(objective_named(method.base)).parameters, **own}
-    return own
+    known: dict[str, inspect.Parameter] = {}
+    for name in parts(method):
+        known = {**inspect.signature(objective_named(name)).parameters, **known}
+    return {name: parameter for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def keywords(method: Method) -> dict[str, Any]:
+def beside(method: Method) -> dict[str, Any]:
+    """Numbers of the method that are no keywords of its objective."""
+    values = {name: value for part in parts(method) for name, value in BESIDE.get(part, {}).items()}
+    return values | {name: _literal(text) for name, text in pairs("options", method.options).items() if name in values}
+
+
+def keywords(method: Method, *, epoch: int = 0) -> dict[str, Any]:
     """The keywords of the objective: the preset's, then those given. One that it does not take is refused."""
     known = asked(method)
     chosen = _preset(method)
@@ -49,16 +78,63 @@ def keywords(method: Method) -> dict[str, Any]:
             chosen[taken] = value
     if method.source == "paper" and "reduced_attack" in known:
         chosen.pop("eta", None)  # the paper's reduced sample comes from an attack of its own, of that size
-    for name, text in pairs("options", method.options).items():
-        if name not in known:
-            raise ValueError(f"--options: {method.objective} takes no {name!r}{meant(name, known)}.")
-        try:
-            chosen[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            chosen[name] = text
-    if method.base is not None and "base" not in known:
-        raise ValueError(f"--base has no effect with --objective {method.objective}.")
+    for begins, words in ((0, method.options), *_later(method)):
+        for name, text in pairs("options", words).items():
+            if name not in known and name not in beside(method):
+                raise ValueError(
+                    f"--options: {method.objective} takes no {name!r}{meant(name, {*known, *beside(method)})}."
+                )
+            if name in known and begins <= epoch:
+                chosen[name] = _literal(text)
+    if method.base is not None:
+        chosen["base"] = _base(method, known)
     return chosen
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _later(method: Method) -> list[tuple[int, Sequence[str]]]:
+    """From which epoch on there are which keywords."""
+    found = []
+    for word in method.later:
+        epoch, colon, pair = word.partition(":")
+        if not (colon and epoch.isdigit()):
+            raise ValueError(f"--later takes epoch:name=value, got {word!r}.")
+        found.append((int(epoch), (pair,)))
+    return sorted(found)
+
+
+def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
+    """What stands for the base in the call: a name, or both terms on one."""
+    if "base" not in known:
+        raise ValueError(f"--base has no effect with --objective {method.objective}.")
+    own, *below = parts(method)
+    if not below:  # a base of the objective's own
+        allowed = _literals(typing.get_type_hints(objective_named(own))["base"])
+        if method.base not in allowed:
+            raise ValueError(f"--base knows {', '.join(allowed)} with --objective {own}, not {method.base!r}.")
+        return method.base
+    if len(below) > 2 or (len(below) == 2 and (own, below[0]) != ("rpat", "dicar")):
+        raise ValueError(f"--base is a name, or dicar+NAME with --objective rpat, not {method.base!r}.")
+    if below[-1] not in BASES:
+        raise ValueError(f"--base knows {', '.join(BASES)}, not {below[-1]!r}{meant(below[-1], BASES)}.")
+    if below[0] != "dicar":
+        return below[0]
+    choices: dict[str, Any] = _dicar_choices(method) | {"base": "pgd_at" if len(below) == 1 else below[1]}
+    return functools.partial(objectives.dicar, **choices)
+
+
+def _literals(kind: Any) -> tuple[str, ...]:
+    """The words among the types that an argument may have."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return arguments
+    return tuple(word for part in arguments for word in _literals(part))
 
 
 def effective(method: Method) -> dict[str, Any]:
@@ -86,9 +162,17 @@ def check(settings: Settings) -> None:
     method, optimisation = settings.method, settings.optimisation
     known = asked(method)
     keywords(method)
-    if "average" in known and optimisation.average_decay is None:
+    missing = [name for name, parameter in known.items() if parameter.default is parameter.empty
+               and name not in (*keywords(method), *SUPPLIED)]  # fmt: skip
+    if missing:
+        raise ValueError(f"--options {missing[0]}=VALUE is needed by {method.objective}.")
+    if "average" in known and "cure" not in parts(method) and optimisation.average_decay is None:
         raise ValueError(f"--average-decay is needed by {method.objective}, whose term takes averaged weights.")
-    if optimisation.average_decay is None and optimisation.average_start:
+    if optimisation.averaging == "swa" and optimisation.average_decay is not None:
+        raise ValueError("--average-decay has no effect with --averaging swa.")
+    if optimisation.averaging == "ramp" and optimisation.average_decay is None:
+        raise ValueError("--averaging ramp needs --average-decay, the decay in the end.")
+    if not optimisation.averages and optimisation.average_start:
         raise ValueError("--average-start has no effect without --average-decay.")
     if method.perceive is not None and "perceive" not in known:
         raise ValueError(f"--perceive has no effect with --objective {method.objective}.")
@@ -98,32 +182,56 @@ def check(settings: Settings) -> None:
         raise ValueError(
             f"--source paper has no effect with --objective {method.objective}, where paper and release agree."
         )
-    if optimisation.awp is None and optimisation.awp_start:
-        raise ValueError("--awp-start has no effect without --awp.")
+    if optimisation.awp is None and (optimisation.awp_start or optimisation.awp_form != "awp"):
+        raise ValueError("--awp-start and --awp-form have no effect without --awp.")
+    _check_parts(settings)
+
+
+def _check_parts(settings: Settings) -> None:
+    """Refuse what goes with one method or attack and not with this one."""
+    method, threat, network = settings.method, settings.threat, settings.network
+    names = parts(method)
+    if ("ducat" in names) != network.dummies:
+        raise ValueError("--dummies goes with ducat, which needs it.")
+    if ("hypersphere" in names) != (network.cosines is not None):
+        raise ValueError("--cosines SCALE goes with hypersphere, which needs it.")
+    if network.second is not None and "lbgat" not in names:
+        raise ValueError(f"--second has no effect with --objective {method.objective}.")
+    if threat.attack != "friendly" and (threat.patience or threat.attack_noise):
+        raise ValueError("--patience and --attack-noise go with --attack friendly.")
+    if threat.attack == "free" and (names != ("pgd_at",) or settings.optimisation.awp is not None or method.smoothing):
+        raise ValueError("--attack free goes with --objective pgd_at alone, without --awp and --smoothing.")
+    if settings.optimisation.replays > 1 and threat.attack != "free":
+        raise ValueError("--replays goes with --attack free.")
+    if threat.attack == "n_fgsm" and threat.steps != 1:
+        raise ValueError(f"--attack n_fgsm takes one step: --steps must be 1, got {threat.steps}.")
+    if "cure" in names and settings.running.precision == "fp16":
+        raise ValueError("--precision fp16 cannot be had with cure, which revises gradients that are not scaled.")
+    if method.smoothing and method.cutmix:
+        raise ValueError("--smoothing has no effect with --cutmix, which makes labels of its own.")
 
 
 def _preset(method: Method) -> dict[str, Any]:
-    if method.objective == "dicar":  # DICAR by RAAT's choices, on whatever base
-        shared = objectives.preset("raat", method.source)
-        chosen = {name: shared[name] for name in ("space", "temperature", "average_over")}
-        base = {} if method.base is None else {"base": method.base, **objectives.preset(method.base, method.source)}
-        return chosen | base
+    own, *below = parts(method)
+    of_base = _preset_of(below[-1], method) if below and below[-1] != "dicar" else {}
+    return of_base | (_dicar_choices(method) if own == "dicar" else _preset_of(own, method))
+
+
+def _preset_of(name: str, method: Method) -> dict[str, Any]:
     try:
-        if method.base is not None and method.objective == "rpat":
-            return objectives.preset("rpat", method.source, base=method.base)
-        return objectives.preset(method.objective, method.source)
+        return objectives.preset(name, method.source)
     except ValueError:  # an objective whose paper and release agree on all that can be chosen
         return {}
+
+
+def _dicar_choices(method: Method) -> dict[str, Any]:
+    """DICAR by RAAT's choices, on whatever base."""
+    shared = objectives.preset("raat", method.source)
+    return {name: shared[name] for name in ("space", "temperature", "average_over")}
 
 
 def _paper_differs(settings: Settings) -> bool:
     """Whether `--source` decides anything outside of the objective's keywords."""
     known = asked(settings.method)
-    if "mix" in known or "average" in known:
-        return True
-    preset: dict[str, Any] = {}
-    try:
-        preset = objectives.preset(settings.method.objective, "release")
-    except ValueError:
-        return False
-    return bool(preset)
+    release = dataclasses.replace(settings.method, source="release")
+    return "mix" in known or "average" in known or bool(_preset(release))

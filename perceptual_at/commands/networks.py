@@ -2,10 +2,11 @@
 
 import ast
 import copy
+import dataclasses
 import fnmatch
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from perceptual_at.checkpoints import load_weights, read_weights
 from perceptual_at.commands.settings import Network, Optimisation
 from perceptual_at.commands.words import meant, number, option, pairs
 from perceptual_at.data import channel_statistics
+from perceptual_at.models.folding import FoldedClasses
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "resnet18": models.resnet18, "resnet26_bottleneck": models.resnet26_bottleneck,
@@ -42,9 +44,14 @@ def network(chosen: Network, task: Task, *, seed: int) -> nn.Module:
         ValueError: if the name means no network, or its options do not fit.
         ImportError: if a package that it comes from is not installed.
     """
+    if chosen.dummies:
+        plain = dataclasses.replace(chosen, dummies=False)
+        return models.fold_classes(network(plain, task._replace(classes=2 * task.classes), seed=seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _made(chosen, task)
+        if chosen.cosines is not None:
+            model = models.with_cosine_logits(model, scale=chosen.cosines)
     if chosen.normalize == "none":
         return model
     statistics = {"cifar10": (data.CIFAR10_MEAN, data.CIFAR10_STD), "imagenet": IMAGENET}.get(chosen.normalize)
@@ -178,14 +185,23 @@ def _imported(name: str, missing: str) -> Any:
 
 def initialise(model: nn.Module, path: Path) -> str:
     """Take what fits from a file of weights; gives a line that says what was taken and what not."""
-    places = [model, *model.children()] if isinstance(model, nn.Sequential) else [model]
     stored = read_weights(path).keys()
-    part = max(places, key=lambda place: len(place.state_dict().keys() & stored))  # inside `normalized`, names differ
+    part = max(
+        _inside(model), key=lambda place: len(place.state_dict().keys() & stored)
+    )  # inside `normalized`, names differ
     loaded = load_weights(part, path, strict=False)
     total = len(part.state_dict())
     left = f"; left as they were: {_some(loaded.missing)}" if loaded.missing else ""
     ignored = f"; not used: {_some(loaded.ignored)}" if loaded.ignored else ""
     return f"--init {path}: {total - len(loaded.missing)} of {total} tensors taken{left}{ignored}"
+
+
+def _inside(model: nn.Module) -> Iterator[nn.Module]:
+    """The network, and what stands in it where it is a wrapper around another."""
+    yield model
+    if isinstance(model, (nn.Sequential, FoldedClasses)):
+        for part in model.children():
+            yield from _inside(part)
 
 
 def _some(names: list[str]) -> str:

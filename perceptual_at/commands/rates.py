@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at.commands.settings import Optimisation
-from perceptual_at.schedules import rebat_learning_rate, triangular_learning_rate
+from perceptual_at.schedules import one_cycle_learning_rate, rebat_learning_rate, triangular_learning_rate
 
 
 def learning_rate(chosen: Optimisation, step: int, steps_per_epoch: int) -> float:
@@ -20,7 +20,10 @@ def learning_rate(chosen: Optimisation, step: int, steps_per_epoch: int) -> floa
         done = (step + 1) / (chosen.epochs * steps_per_epoch + 1)
         return chosen.lr * min(done / 0.3, (1 - done) / 0.7)
     if chosen.schedule == "triangular":
-        return triangular_learning_rate(step, total=chosen.epochs * steps_per_epoch, peak=chosen.lr)
+        total = chosen.epochs * steps_per_epoch
+        return triangular_learning_rate(step, total=total, peak=chosen.lr, peak_at=chosen.peak_at)
+    if chosen.schedule == "warm_cosine":
+        return one_cycle_learning_rate(step // steps_per_epoch, steps=chosen.epochs, peak=chosen.lr)
     if chosen.schedule == "cosine":
         return chosen.lr * (1 + math.cos(math.pi * step / (chosen.epochs * steps_per_epoch))) / 2
     drops = sum(step // steps_per_epoch >= milestone for milestone in chosen.milestones)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
-from perceptual_at.commands import method, networks, steps
+from perceptual_at.commands import companions, method, networks, steps
 from perceptual_at.commands.endings import Stopped
 from perceptual_at.commands.images import Splits, batches, splits
 from perceptual_at.commands.rates import stream
@@ -29,6 +29,8 @@ class Run:
     optimizer: Any
     sources: steps.Sources
     average: Weights | None
+    kept: companions.Kept
+    """What the method keeps from step to step."""
     epoch: int = 0
     batch: int = 0
     sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -56,6 +58,12 @@ class Run:
     def step(self) -> int:
         """Optimiser steps done so far."""
         return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether weights are perturbed in this epoch."""
+        chosen = self.settings.optimisation
+        return chosen.awp is not None and self.epoch >= chosen.awp_start
 
     @property
     def leader(self) -> bool:
@@ -96,7 +104,9 @@ def prepare(settings: Settings) -> Run:
         networks.tried(model, task, settings.network.model)
         networks.freeze(model, settings.network.freeze)
         _try_other_parts(parts)
+        kept = companions.begun(companions.Start(settings, parts, model, accelerator))
         groups = networks.parameter_groups(model, optimisation)
+        groups += [{"params": along} for along in [companions.trained_along(kept)] if along]
     except (ValueError, TypeError, ImportError) as error:
         raise Stopped(str(error)) from error
     if running.channels_last:
@@ -104,8 +114,9 @@ def prepare(settings: Settings) -> Run:
     if parts.extra is not None and int(parts.extra.labels.min()) < 0:
         _label(parts.extra, model, settings)
     optimizer = torch.optim.SGD(
-        groups, lr=optimisation.lr, momentum=optimisation.momentum, nesterov=optimisation.nesterov
-    )
+        groups, lr=optimisation.lr, momentum=optimisation.momentum, nesterov=optimisation.nesterov,
+        weight_decay=optimisation.weight_decay,
+    )  # fmt: skip
     if running.compile:
         model.compile()
     with warnings.catch_warnings():  # Accelerate does not know torch's new name of the option yet
@@ -113,8 +124,8 @@ def prepare(settings: Settings) -> Run:
         model, optimizer = accelerator.prepare(model, optimizer)
     noise = stream(running.seed, "noise", accelerator.process_index, device=accelerator.device)
     sources = steps.Sources(noise, stream(running.seed, "mix"), parts.classes)
-    average = None if optimisation.average_decay is None else in_full(pat.snapshot(model))
-    run = Run(settings, accelerator, parts, model, optimizer, sources, average, fingerprints=parts.fingerprints())
+    average = in_full(pat.snapshot(model)) if optimisation.averages else None
+    run = Run(settings, accelerator, parts, model, optimizer, sources, average, kept, fingerprints=parts.fingerprints())
     _warn_of_slow_averages(run)
     return run
 
@@ -172,7 +183,7 @@ def in_full(weights: Weights) -> Weights:
 def _warn_of_slow_averages(run: Run) -> None:
     """Say how much of averaged weights will be the first ones."""
     chosen = run.settings.optimisation
-    if chosen.average_decay is None:
+    if chosen.average_decay is None or chosen.averaging == "ramp":
         return
     count = max(0, chosen.epochs - chosen.average_start) * run.steps_per_epoch
     share = chosen.average_decay**count

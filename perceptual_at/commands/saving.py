@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceptual_at.averaging import Weights, snapshot
 from perceptual_at.checkpoints import read_weights, save_weights
-from perceptual_at.commands import states
+from perceptual_at.commands import companions, states
 from perceptual_at.commands.endings import Stopped
 from perceptual_at.commands.run import Run
 from perceptual_at.commands.settings import GROUP_OF, Settings
@@ -63,6 +63,7 @@ def own_tensors(run: Run) -> Weights:
         "random": {"noise": run.sources.noise.get_state(), "mixes": run.sources.mixes.get_state()},
         "buffer": dict(run.bare.named_buffers()),
         "average": run.average or {},
+        "kept": companions.flat(run.kept),
         "sum": run.sums,
     }
     return {
@@ -106,6 +107,7 @@ def restore(run: Run) -> bool:
     like = snapshot(run.model)  # memory layout counts for the last bit
     if run.average is not None:
         run.average = {name: _like(run.average[name], value) for name, value in group("average").items()}
+    run.kept = companions.refilled(run.kept, group("kept"))
     run.sums = {name: value.to(device) for name, value in group("sum").items()}
     if (state / "best.safetensors").exists():
         shape = like if run.average is None else run.average

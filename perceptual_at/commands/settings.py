@@ -16,8 +16,9 @@ class Method:
 
     objective: str = "pgd_at"
     """A function of `perceptual_at.objectives`."""
-    base: Literal["pgd_at", "trades", "mart", "consistency_at"] | None = None
-    """What RPAT or DICAR is added to (rpat, dicar; PGD-AT if left out)."""
+    base: str | None = None
+    """What the objective builds on (PGD-AT if left out): any that rpat and dicar can be added to, `dicar+NAME` for both
+    on one base, or one of its own (te, hat, adr, score and others)."""
     source: Literal["release", "paper"] = "release"
     """Where released code and paper differ, which to follow: see `objectives.preset`."""
     form: Literal["interpolation", "quotient"] | None = None
@@ -50,8 +51,14 @@ class Method:
     """Perturbation of the samples inside, for RAAT's Fig. 2 (pgd_at only)."""
     cutmix: bool = False
     """Mix images and labels by CutMix, as ReBAT* and RPAT++* do."""
+    smoothing: float = 0.0
+    """Smooth the labels of the loss, not those of the attack."""
+    smoothing_over: Literal["others", "all"] = "others"
+    """Spread what is taken from a label over the other classes, or over all."""
     options: tuple[str, ...] = ()
-    """Further keywords of the objective, as name=value."""
+    """Further keywords of the objective, and numbers of its memory or schedule, as name=value."""
+    later: tuple[str, ...] = ()
+    """Keywords that are others from an epoch on, as epoch:name=value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +116,15 @@ class Network:
     """Weights to start from; what fits by name and shape is taken, the rest listed."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by name patterns such as "conv1.*"."""
+    dummies: bool = False
+    """Two outputs per class, of which the second is a dummy (ducat); measured with the two folded into one."""
+    cosines: float | None = None
+    """Make the last layer give cosines times this scale (hypersphere)."""
+    teacher: tuple[Path, ...] = ()
+    """Weights of the networks that the method learns from (hat, kd, cure), in the order of its page; what is left out
+    is trained first, below `out`, with these settings."""
+    second: str | None = None
+    """The network that is trained along (lbgat), as --model and as wide; the same as it if left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +135,9 @@ class Budget:
     """Norm of the perturbation."""
     eps: Number = 8 / 255
     """Budget in input units; fractions are understood."""
+    attack: Literal["pgd", "n_fgsm", "friendly", "least_likely", "free"] = "pgd"
+    """The attack in training: PGD; N-FGSM; PGD that stops at the boundary (FAT); PGD towards the least likely class
+    (ALP); or Free-AT's, which takes its steps with the optimiser."""
     steps: int = 10
     """Steps of the attack in training."""
     step_size: Number = 2 / 255
@@ -127,6 +146,12 @@ class Budget:
     """Where the attack begins, unless the objective says so (TRADES, MART)."""
     model_mode: Literal["eval", "as_is"] = "eval"
     """Mode of the model under attack in training; ReBAT's code attacks in train mode (`as_is`)."""
+    patience: tuple[int, ...] = ()
+    """Epochs at which samples take one step more after they are wrong (friendly)."""
+    attack_noise: float = 0.0
+    """Standard deviation of noise after each step (friendly)."""
+    eps_ramp: int = 0
+    """Epochs over which budget and step grow to their size."""
     strong_attack_from: int | None = None
     """Epoch from which the attack is a stronger one, as in ReBAT$ and RPAT++$."""
     strong_eps: Number = 10 / 255
@@ -155,22 +180,37 @@ class Optimisation:
     """Weight decay of SGD."""
     weight_decay_of: tuple[str, ...] = ()
     """Other weight decays by name pattern, as "*.bn*=0"; the first that fits a parameter counts."""
-    schedule: Literal["steps", "rebat", "one_cycle", "cosine", "triangular"] = "steps"
+    schedule: Literal["steps", "rebat", "one_cycle", "cosine", "triangular", "warm_cosine"] = "steps"
     """`steps` divides by `factor` at each milestone; `rebat` the same, looked up at the end of a step; `one_cycle`
     rises to `lr` over three tenths of the run and falls to zero; `cosine` falls to zero from the start;
-    `triangular` rises from 0 to `lr` in the first half and falls to 0 in the second."""
+    `triangular` rises from 0 to `lr` and falls to 0 in straight lines; `warm_cosine` rises over a fortieth of the
+    epochs, falls along a cosine, and changes once an epoch. None of them touches the momentum."""
+    peak_at: float = 0.5
+    """Where the rate is highest, as a share of the run (triangular)."""
     milestones: tuple[int, ...] = (100, 105)
     """Epochs at which the learning rate drops (`steps`, `rebat`)."""
     factor: float = 10.0
     """What a drop divides by (`steps`, `rebat`)."""
     average_decay: float | None = None
     """Keep averaged weights with this decay and evaluate those; the objectives with a teacher need it."""
+    averaging: Literal["ema", "ramp", "swa"] = "ema"
+    """`ema` has one decay; `ramp` begins with small ones and copies batch norm's statistics; `swa` is the mean over
+    epochs, needs no --average-decay, and estimates the statistics again."""
     average_start: int = 0
     """Epoch from which weights are averaged; before, the average is the model, and no term uses it."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (AWP): 0.01 on PGD-AT, 0.005 on TRADES."""
     awp_start: int = 0
     """Epoch from which weights are perturbed."""
+    awp_form: Literal["awp", "sam"] = "awp"
+    """`awp` takes the step at the perturbed point; `sam` puts the weights back before it."""
+    replays: int = 1
+    """Steps of the optimiser on one batch (free)."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether there are averaged weights."""
+        return self.average_decay is not None or self.averaging == "swa"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +278,7 @@ FREE = (
     "init",
     "workers",
     "extra",
+    "teacher",
 )
 """What may differ when a run goes on."""
 
@@ -245,18 +286,19 @@ FREE = (
 RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("epochs", "batch", "steps", "select_steps", "test_steps", "eval_batch", "save_every", "stem_stride",
-         "strong_steps", "width"), (1, True, math.inf),
+         "strong_steps", "width", "replays"), (1, True, math.inf),
     ),
     **dict.fromkeys(
-        ("eps", "step_size", "strong_eps", "eval_step_size", "lr", "concentration", "temperature", "held_out"),
+        ("eps", "step_size", "strong_eps", "eval_step_size", "lr", "concentration", "temperature", "held_out",
+         "cosines"),
         (0, False, math.inf),
     ),
     **dict.fromkeys(
         ("padding", "average_start", "awp_start", "strong_attack_from", "weight", "beta", "consistency_weight",
-         "weight_decay", "seed", "awp", "workers"), (0, True, math.inf),
+         "weight_decay", "seed", "awp", "workers", "attack_noise", "eps_ramp"), (0, True, math.inf),
     ),
-    **dict.fromkeys(("momentum", "average_decay", "alpha"), (0, True, 1)),
-    **dict.fromkeys(("extra_share", "eta"), (0, False, 1)),
+    **dict.fromkeys(("momentum", "average_decay", "alpha", "smoothing"), (0, True, 1)),
+    **dict.fromkeys(("extra_share", "eta", "peak_at"), (0, False, 1)),
     "factor": (1, True, math.inf),
 }  # fmt: skip
 
@@ -291,11 +333,13 @@ class Settings:
                 )
         if threat.lane != "none" and threat.model_mode == "as_is":
             raise ValueError("--lane runs in eval mode; it cannot be had with --model-mode as_is.")
+        for name in ("milestones", "patience"):
+            epochs = getattr(getattr(self, GROUP_OF[name]), name)
+            if list(epochs) != sorted(epochs) or any(epoch < 0 for epoch in epochs):
+                raise ValueError(f"{option(name)} must be epochs in order, got {' '.join(map(str, epochs))}.")
         milestones = optimisation.milestones
         if optimisation.schedule == "rebat" and len(milestones) != 2:
             raise ValueError(f"--milestones must be two with --schedule rebat, got {milestones}.")
-        if list(milestones) != sorted(milestones) or any(milestone < 0 for milestone in milestones):
-            raise ValueError(f"--milestones must be epochs in order, got {' '.join(map(str, milestones))}.")
         if optimisation.nesterov and not optimisation.momentum:
             raise ValueError("--nesterov needs a --momentum above 0.")
         if len(self.data.size) > 2 or any(side < 1 for side in self.data.size):
@@ -339,8 +383,8 @@ def settings_from(flat: dict[str, Any]) -> Settings:
         if defaults[name] is not None and not isinstance(value, wanted):
             raise ValueError(f"the setting {name!r} cannot be {value!r}.")
     return Settings().changed(**{
-        name: Path(value) if name in ("root", "out", "init", "extra") and value else tuple(value)
-        if isinstance(value, list) else value
+        name: Path(value) if name in ("root", "out", "init", "extra") and value
+        else tuple(map(Path, value)) if name == "teacher" else tuple(value) if isinstance(value, list) else value
         for name, value in (defaults | flat).items()
     })  # fmt: skip
 
@@ -348,4 +392,4 @@ def settings_from(flat: dict[str, Any]) -> Settings:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value

@@ -12,16 +12,23 @@ import perceptual_at as pat
 from perceptual_at import diagnostics, models
 from perceptual_at.augment import cutmix, random_crop_flip
 from perceptual_at.averaging import Weights
-from perceptual_at.commands.method import asked, keywords, objective_named
-from perceptual_at.commands.settings import Budget, Settings
+from perceptual_at.commands.method import asked, keywords, objective_named, parts
+from perceptual_at.commands.settings import Budget, Method, Settings
+from perceptual_at.victims import bare
 from perceptual_at.weight_perturbation import once
 
 Attack = Callable[..., Tensor]
 Result = tuple[Tensor, dict[str, Tensor]]
 
 LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
-THREATS: dict[str, Callable[[float], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
+THREATS: dict[str, Callable[[Any], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
 TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", "rpat_raat")
+"""Objectives that look at two augmentations of every image."""
+
+
+def two_views(method: Method) -> bool:
+    """Whether the method takes two augmentations of every image; some have a base of their own that does."""
+    return bool({*parts(method), method.base} & set(TWO_VIEWS))
 
 
 def threat_of(chosen: Budget) -> pat.Threat:
@@ -33,11 +40,29 @@ def attack_of(chosen: Budget, generator: torch.Generator, *, size: float = 1.0, 
     """The attack in training at some epoch; `size` scales budget and step."""
     strong = chosen.strong_attack_from is not None and epoch >= chosen.strong_attack_from
     threat = THREATS[chosen.norm](chosen.strong_eps if strong else chosen.eps)
-    return functools.partial(
-        pat.pgd, threat=threat.scaled(size), steps=chosen.strong_steps if strong else chosen.steps,
-        step_size=size * chosen.step_size, start=chosen.start, model_mode=chosen.model_mode, lane=LANES[chosen.lane],
-        validate=False, generator=generator,
-    )  # fmt: skip
+    size *= min(1.0, (epoch + 1) / max(chosen.eps_ramp, 1))
+    common: dict[str, Any] = {
+        "threat": threat.scaled(size), "model_mode": chosen.model_mode, "lane": LANES[chosen.lane], "validate": False,
+        "generator": generator,
+    }  # fmt: skip
+    if chosen.attack == "n_fgsm":
+        return functools.partial(pat.n_fgsm, **common)
+    common |= {
+        "steps": chosen.strong_steps if strong else chosen.steps, "step_size": size * chosen.step_size,
+        "start": chosen.start,
+    }  # fmt: skip
+    if chosen.attack == "friendly":
+        patience = sum(epoch >= begins for begins in chosen.patience)
+        return functools.partial(pat.friendly_pgd, patience=patience, noise=chosen.attack_noise, **common)
+    return functools.partial(_least_likely if chosen.attack == "least_likely" else pat.pgd, **common)
+
+
+def _least_likely(model: nn.Module, x: Tensor, labels: Tensor, *, model_mode: Any, **options: Any) -> Tensor:
+    """PGD towards the class that is least likely at the clean input."""
+    with torch.no_grad(), pat.frozen(model, model_mode=model_mode) as f:
+        targets = f(x).scatter(1, labels[:, None], torch.inf).argmin(dim=1)
+    x_adv: Tensor = pat.pgd(model, x, labels, targets=targets, model_mode=model_mode, **options)
+    return x_adv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +92,32 @@ class Step:
     ) -> None:  # fmt: skip
         self.function = objective_named(settings.method.objective)
         self.views, self.labels = views_of(settings, sources, x, labels)
-        self.keywords = keywords(settings.method) | _supplied(settings, sources, epoch, average)
+        self.keywords = keywords(settings.method, epoch=epoch) | _supplied(settings, sources, epoch, average)
         self.release = settings.method.source == "release" and settings.threat.model_mode == "as_is"
-        self.perceive = settings.method.perceive
+        self.perceive, self.dummies = settings.method.perceive, settings.network.dummies
         attack = _trained_on(settings, attack_of(settings.threat, sources.noise, epoch=epoch))
+        if settings.method.smoothing:
+            attack = functools.partial(_on_plain_labels, attack, self.labels.repeat(len(self.views)))
+            smoothing, over = settings.method.smoothing, settings.method.smoothing_over
+            self.labels = pat.smooth_labels(self.labels, sources.classes, smoothing=smoothing, over=over)
         sharp = settings.method.objective == "raat_sharp"
         if self.release:
             attack = functools.partial(_as_released, attack)
         self.attack = once(attack, calls=2 if sharp and self.keywords.get("weight") != 0 else 1)
         self.logged = "x_adv" if sharp else "x"
 
-    def __call__(self, model: nn.Module) -> Result:
-        """Compute loss and terms with the model as it is."""
-        options = dict(self.keywords)
+    def __call__(self, model: nn.Module, *, function: Callable[..., Result] | None = None, **changes: Any) -> Result:
+        """Compute loss and terms with the model as it is; another function, or other keywords, where given."""
+        options = self.keywords | changes
+        if self.dummies:  # the loss is made of all 2K outputs, which are folded for everybody else
+            model = getattr(bare(model), "model")  # noqa: B009
         if self.perceive not in (None, "logits"):
             options["perceive"] = models.perceive_at(model, self.perceive)
-        loss, terms = self.function(model, self.views, self.labels, self.attack, **options)
-        return loss, terms
+        return (function or self.function)(model, self.views, self.labels, self.attack, **options)
+
+    def trial(self, model: nn.Module) -> Tensor:
+        """The loss where it is only asked for its slope: nothing is counted."""
+        return self(model, **({"sums": None} if "sums" in self.keywords else {}))[0]
 
     def after(self, model: nn.Module) -> None:
         """What ReBAT's released code does after the optimiser's step: one more pass, for its log."""
@@ -102,12 +136,11 @@ def views_of(
     if isinstance(x, tuple):
         views = x
     else:
-        two = method.objective in TWO_VIEWS or method.base == "consistency_at"
         shifted = functools.partial(
             random_crop_flip, padding=data.padding, padding_mode=data.padding_mode, flip=data.flip,
             generator=sources.noise,
         )  # fmt: skip
-        views = tuple(shifted(x) for _ in range(1 + two))
+        views = tuple(shifted(x) for _ in range(1 + two_views(method)))
     if method.cutmix:
         seed = int(torch.randint(2**62, (), generator=sources.mixes))
         drawn = [
@@ -137,9 +170,11 @@ def _supplied(settings: Settings, sources: Sources, epoch: int, average: Weights
         found["threat"] = threat_of(settings.threat)
     if "kappa" in known:  # GAIRAT counts the attack's steps
         found["steps"] = settings.threat.steps
+    if settings.network.cosines is not None:
+        found["scale"] = settings.network.cosines
     if "reduced_attack" in known and method.source == "paper" and given.get("bound", True):
         found["reduced_attack"] = attack_of(settings.threat, sources.noise, size=method.eta or 0.1, epoch=epoch)
-    if "average" in known:
+    if "average" in known and "cure" not in parts(method):  # which keeps one of its own
         # Until the end of the first epoch with averaged weights the released code leaves them in train mode.
         trap = method.source == "release" and epoch <= start
         if "teacher_mode" in known:
@@ -163,6 +198,11 @@ def _trained_on(settings: Settings, attack: Attack) -> Attack:
 
 def _by_group(model: nn.Module, x: Tensor, labels: Tensor, *, attack: Attack, **options: Any) -> Tensor:
     return diagnostics.attacked_by_group(model, x, labels, attack, **options)
+
+
+def _on_plain_labels(attack: Attack, plain: Tensor, model: nn.Module, x: Tensor, _: Tensor, **options: Any) -> Tensor:
+    """The attack sees classes, whatever the loss is given."""
+    return attack(model, x, plain, **options)
 
 
 def _as_released(attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:

@@ -16,21 +16,24 @@ import time
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import perceptual_at as pat
+from perceptual_at.averaging import Weights
 from perceptual_at.checkpoints import save_weights, written_whole
-from perceptual_at.commands import logs, method, networks, report
+from perceptual_at.commands import companions, logs, method, networks, report
 from perceptual_at.commands.endings import Stopped, collected, locked, said
-from perceptual_at.commands.images import rows_of, training_batches
+from perceptual_at.commands.images import batches, rows_of, training_batches
 from perceptual_at.commands.rates import learning_rate
 from perceptual_at.commands.reading import settings_of
 from perceptual_at.commands.run import Run, prepare
 from perceptual_at.commands.saving import refuse_what_is_not_finite, restore, save
 from perceptual_at.commands.settings import Settings
 from perceptual_at.commands.states import NoWholeState
-from perceptual_at.commands.steps import Step, threat_of
+from perceptual_at.commands.steps import Result, Step, threat_of
+from perceptual_at.schedules import ramped_decay
 from perceptual_at.weight_perturbation import ascend
 from perceptual_at.weight_perturbation import restore as put_back
 
@@ -47,11 +50,13 @@ def train_epoch(run: Run, scalars: logs.Scalars | None) -> None:
     bar = logs.bar_of(run, len(rows))
     run.model.train()
     began = time.perf_counter()
-    for x, labels in training_batches(settings, run.parts, mine, epoch=epoch, pinned=pinned):
+    served = training_batches(settings, run.parts, mine, epoch=epoch, pinned=pinned)
+    for index, (x, labels) in zip(mine, served, strict=True):
         rate = learning_rate(optimisation, run.step, run.steps_per_epoch)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        terms = take_step(run, _on(accelerator.device, x), labels.to(accelerator.device, non_blocking=pinned))
+        x, labels, index = _on(accelerator.device, x), *(rows.to(accelerator.device) for rows in (labels, index))
+        terms = take_step(run, x, labels, index)
         for name, value in terms.items():
             run.sums[name] = run.sums.get(name, 0.0) + value.float()
         run.batch += 1
@@ -74,25 +79,57 @@ def _on(device: Any, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, .
     return x.to(device, non_blocking=True)
 
 
-def take_step(run: Run, x: Tensor | tuple[Tensor, ...], labels: Tensor) -> dict[str, Tensor]:
-    """One step of the optimiser; gives the loss and its terms."""
-    settings, optimisation = run.settings, run.settings.optimisation
+def take_step(run: Run, x: Tensor | tuple[Tensor, ...], labels: Tensor, index: Tensor) -> dict[str, Tensor]:
+    """One step of the optimiser, or several on one batch; gives the loss and its terms."""
+    settings, companion = run.settings, companions.companion_of(run.settings)
     step = Step(settings, run.sources, x, labels, epoch=run.epoch, average=run.average)
-    perturbed = None
-    if optimisation.awp is not None and run.epoch >= optimisation.awp_start:
-        perturbed = ascend(run.model, lambda: step(run.model)[0], size=optimisation.awp)
-    loss, terms = step(run.model)
-    run.optimizer.zero_grad()
-    run.accelerator.backward(loss)
-    run.optimizer.step()
-    if perturbed is not None:
-        put_back(run.model, perturbed, form="awp")
-    if run.average is not None and not run.optimizer.step_was_skipped:
-        began = run.epoch >= optimisation.average_start and optimisation.average_decay is not None
-        decay = optimisation.average_decay or 0.0 if began else 0.0
-        run.average = pat.ema_update(run.average, run.model, decay=decay)
+    run.kept = companions.supplied(run, step, index)
+    for _ in range(settings.optimisation.replays):
+        loss, terms = _move(run, step, companion)
+        if run.average is not None and not run.optimizer.step_was_skipped:
+            run.average = _averaged(run, run.average)
+        run.kept = companion.stepped(run)
     step.after(run.model)
     return {"loss": loss.detach(), **terms}
+
+
+def _move(run: Run, step: Step, companion: companions.Companion) -> Result:
+    """Gradients and the optimiser's step, at perturbed weights where the settings say so."""
+    optimisation, perturbed = run.settings.optimisation, None
+    if run.perturbs:
+        perturbed = ascend(run.model, lambda: step.trial(run.model), size=optimisation.awp or 0.0)
+    run.optimizer.zero_grad()
+    loss, terms = companion.backward(run, step)
+    companions.share_gradients(run)
+    if perturbed is not None and optimisation.awp_form == "sam":
+        put_back(run.model, perturbed, form="sam")
+    run.optimizer.step()
+    if perturbed is not None and optimisation.awp_form == "awp":
+        put_back(run.model, perturbed, form="awp")
+    return loss, terms
+
+
+def _averaged(run: Run, average: Weights) -> Weights:
+    """The averaged weights after a step; until averaging begins, and with SWA until the epoch's end, a copy."""
+    optimisation = run.settings.optimisation
+    after = run.step - optimisation.average_start * run.steps_per_epoch
+    if optimisation.averaging == "swa":
+        return average if after >= 0 else pat.ema_update(average, run.model, decay=0.0)
+    if optimisation.averaging == "ramp":
+        decay = ramped_decay(run.step, decay=optimisation.average_decay or 0.0, warmup=run.step - after)
+        return pat.ema_update(average, run.model, decay=decay, buffers="copy")
+    return pat.ema_update(average, run.model, decay=optimisation.average_decay or 0.0 if after >= 0 else 0.0)
+
+
+def _averaged_over_epochs(run: Run, average: Weights) -> Weights:
+    """SWA: the mean of the epochs' last weights, with batch norm's statistics over the clean training images."""
+    count = run.epoch - run.settings.optimisation.average_start
+    if count < 0:
+        return average
+    rows = torch.split(torch.arange(len(run.parts.train)), run.settings.evaluation.eval_batch)
+    served = batches(run.parts.train, rows, workers=run.settings.data.workers)
+    images = (x.to(run.accelerator.device) for x, _ in served)
+    return pat.refresh_batch_norm(run.bare, pat.swa_update(average, run.bare, count=count), images)
 
 
 def show(run: Run, bar: Any, scalars: logs.Scalars | None, terms: dict[str, Tensor], rate: float) -> None:
@@ -111,6 +148,9 @@ def close_epoch(run: Run, scalars: logs.Scalars | None) -> None:
     settings, chosen = run.settings, run.settings.evaluation
     refuse_what_is_not_finite(run)
     share_statistics(run)
+    run.kept = companions.companion_of(settings).closed(run)
+    if run.average is not None and settings.optimisation.averaging == "swa":
+        run.average = _averaged_over_epochs(run, run.average)
     weights = run.evaluated()
     result = report.measure(run, run.bare, weights, run.parts.select, chosen.select_steps)
     scores = report.percent(result)
@@ -187,7 +227,7 @@ def finish(run: Run) -> None:
             "threat": repr(threat_of(settings.threat)), "protocol": report.protocol(settings),
             "images": run.parts.sizes(), "shape": list(run.parts.shape), "classes": run.parts.classes,
             "settings": settings.flat() | method.effective(settings.method),
-            "objective_options": _plain(method.keywords(settings.method)), "changes": run.changes,
+            "objective_options": _plain(settings), "changes": run.changes,
             "warnings": run.notes, "log": run.log, "seconds": round(run.seconds, 1),
             **report.made_by(run.accelerator, settings),
         }  # fmt: skip
@@ -195,21 +235,30 @@ def finish(run: Run) -> None:
             path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The keywords of the objective for JSON."""
+    options = method.keywords(settings.method, epoch=settings.optimisation.epochs)
+    options |= {} if settings.method.base is None else {"base": settings.method.base}
     return {name: value if isinstance(value, (str, int, float, bool)) else repr(value)
             for name, value in options.items()}  # fmt: skip
 
 
 def train(settings: Settings) -> None:
-    """Prepare or restore, train, report.
+    """Train the method's teachers if it has any, then prepare or restore, train, report.
 
     Raises:
         Stopped: if the run cannot begin or go on.
     """
-    with collected() as notes:
-        run = prepare(settings)
-        run.notes = notes
-        _train(run)
+    try:
+        firsts = list(companions.first_runs(settings))
+    except ValueError as error:
+        raise Stopped(str(error)) from error
+    for chosen in (*firsts, settings):
+        with collected() as notes:
+            run = prepare(chosen)
+            run.notes = notes
+            _train(run)
+    run.accelerator.end_training()
 
 
 def _train(run: Run) -> None:
@@ -233,7 +282,6 @@ def _train(run: Run) -> None:
             close_epoch(run, scalars)
         finish(run)
         scalars.close()
-    run.accelerator.end_training()
 
 
 def command(arguments: list[str]) -> None:
