@@ -16,7 +16,7 @@ from perceptual_at.attacks.apgd import ApgdOptions, apgd
 from perceptual_at.attacks.fab import FabOptions, fab
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
 from perceptual_at.attacks.square import SquareOptions, square
-from perceptual_at.attacks.targets import dlr, margin
+from perceptual_at.attacks.targets import dlr, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, as_released, budgets, check_threat, norm_name, select
@@ -264,6 +264,8 @@ def _called(
     at: Tensor,
 ) -> Verdict:
     mode: ModelMode = "eval" if isinstance(model, FastModel) else "as_is"
+    if "loss" in options:
+        options = {**options, "loss": loss_of(options["loss"], at)}
     try:
         found: Verdict = function(
             model, x, labels, select(threat, at), model_mode=mode, validate=False, verdict=True,

@@ -105,6 +105,9 @@ def sanity_checks(
                 return tuple(found)
             if labels.ndim > 1:
                 return (*found, Check.without_premise("attacks", "the comparisons of attacks are about classes"))
+            if getattr(threat, "eps", None) is None:
+                reason = f"the comparisons of attacks need a step size, and {type(threat).__name__} has no `eps`"
+                return (*found, Check.without_premise("attacks", reason))
             right = ~misclassified(outputs, labels)
             if not bool(right.any()):
                 return tuple(found)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
+from perceptual_at.attacks.targets import loss_of
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints import Opaque, describe
 from perceptual_at.objectives.passes import Attack
@@ -38,6 +39,7 @@ class Plan:
         threat = options.get("threat")
         self.threat = threat if is_threat(threat) else None
         self.of_samples = {name: options[name] for name in _OF_SAMPLES if _is_of_samples(options.get(name))}
+        self.losses = {name: options[name] for name in ("loss", "version") if _holds_rows(options.get(name))}
         self.kind = getattr(_innermost(attack), "__name__", "")
         self.moves = self.kind not in _GIVES_BACK
 
@@ -57,6 +59,8 @@ class Plan:
             given["threat"] = threat
         for name, values in self.of_samples.items():
             given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
+        for name, loss in self.losses.items():
+            given[name] = _taken(self.name, "loss", index, functools.partial(_loss_rows, loss, index))
         found: Any = self.attack(model, x, labels, **given)
         verdict = found if isinstance(found, Verdict) else None
         x_adv = found if verdict is None else verdict.x_adv
@@ -76,6 +80,22 @@ def first_threat(plans: Sequence[Plan]) -> Plan | None:
 
 def _rows_of(values: Tensor, index: Tensor) -> Tensor:
     return values[index.to(values.device)]
+
+
+def _holds_rows(loss: Any) -> bool:
+    """Whether a loss, or one among the attacks of an ensemble, holds something for each sample."""
+    if isinstance(loss, list | tuple):
+        return any(_holds_rows(part) for part in loss)
+    return _holds_rows(loss.get("loss")) if isinstance(loss, Mapping) else callable(getattr(loss, "select", None))
+
+
+def _loss_rows(loss: Any, index: Tensor) -> Any:
+    """The same for some samples of the data."""
+    if isinstance(loss, list | tuple):
+        return type(loss)(_loss_rows(part, index) for part in loss)
+    if isinstance(loss, Mapping):
+        return {name: _loss_rows(value, index) if name == "loss" else value for name, value in loss.items()}
+    return loss_of(loss, index)
 
 
 def _taken(attack: str, name: str, index: Tensor, take: Any) -> Any:

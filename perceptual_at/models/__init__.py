@@ -11,6 +11,7 @@ from perceptual_at.models.batches import whole_batches
 from perceptual_at.models.digits_cnn import DigitsCNN
 from perceptual_at.models.folding import fold_classes
 from perceptual_at.models.hypersphere import CosineLinear, with_cosine_logits
+from perceptual_at.models.joined import from_joined, joined
 from perceptual_at.models.normalization import Normalize, normalized
 from perceptual_at.models.resnets import ResNet, preact_resnet18, resnet18, resnet26_bottleneck
 from perceptual_at.models.taps import perceive_at, perception_taps, tap
@@ -28,6 +29,8 @@ __all__ = [
     "VisionTransformer",
     "WideResNet",
     "fold_classes",
+    "from_joined",
+    "joined",
     "logits_of",
     "normalized",
     "perceive_at",

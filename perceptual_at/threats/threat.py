@@ -85,7 +85,7 @@ def select(threat: Threat, rows: Tensor) -> Threat:
 def around(threat: Threat, x: Tensor) -> Callable[[Tensor], Tensor]:
     """`threat.project` around centres that stay: what depends on them alone is computed once."""
     own: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(threat, "around", None)
-    return (lambda point: threat.project(point, x)) if own is None else own(x)
+    return (lambda point: _fitting(threat, "project", x, point, x)) if own is None else own(x)
 
 
 def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -98,9 +98,12 @@ def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Callable[[Te
     """
     own: Callable[..., Tensor] | None = getattr(threat, "step", None)
     if own is not None:
-        return lambda point, grad: own(point, x, grad, step_size)
+        return lambda point, grad: _fitting(threat, "step", x, point, x, grad, step_size)
     length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
     fixed: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(threat, "around", None)
+    if not hasattr(threat, "looks"):
+        project = around(threat, x)
+        return lambda point, grad: project(point + length * _fitting(threat, "steepest", x, grad))
     if fixed is None or getattr(threat, "looks", False):  # steps wait for nothing
         return lambda point, grad: threat.project(point + length * threat.steepest(grad), x)
     project = fixed(x)
@@ -122,7 +125,8 @@ def start(
     """
     draw: Callable[..., Tensor] = getattr(threat, "far_start", threat.random_start) if far else threat.random_start
     if not isinstance(generator, _random.SampleGenerator):
-        return draw(x, generator=generator)
+        drawn = draw(x, generator=generator)
+        return drawn if hasattr(threat, "looks") else _fitted(threat, draw.__name__, drawn, x)
     generator = _random.checked(function, generator, x)
     if far and hasattr(threat, "far_start"):
         return draw(x, generator=generator)
@@ -138,7 +142,39 @@ def start(
         )
         for i, seed in enumerate(seeds)
     ]
-    return torch.cat(starts) if starts else x
+    return _fitted(threat, "random_start", torch.cat(starts), x) if starts else x
+
+
+def _fitting(threat: Threat, method: str, x: Tensor, *given: Any) -> Tensor:
+    """What a method gives, in shape and dtype of `x`; the balls' own need no check."""
+    call: Callable[..., Tensor] = getattr(threat, method)
+    if hasattr(threat, "looks"):
+        return call(*given)
+    try:
+        return _fitted(threat, method, call(*given), x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # as torch calls shapes that do not meet
+        raise ValueError(f"{type(threat).__name__}.{method}: fails for {_batch(x)}: {error} {_PER_SAMPLE}") from error
+
+
+def _fitted(threat: Threat, method: str, found: Any, x: Tensor) -> Tensor:
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{type(threat).__name__}.{method}: must give points of the shape of `x` for {_batch(x)}, got {got}. "
+            f"{_PER_SAMPLE}"
+        )
+    return found.to(x.dtype)
+
+
+def _batch(x: Tensor) -> str:
+    return f"{len(x)} sample{'s' * (len(x) != 1)} of shape {tuple(x.shape[1:])}"
+
+
+_PER_SAMPLE = (
+    "A threat that holds something for each sample needs `select(rows)`, because decided samples leave the batch."
+)
 
 
 def budget(function: str, threat: Any) -> float | Tensor:

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -275,7 +276,11 @@ class Victim:
             logits = raw.float()
             if raw.dtype == torch.float16:
                 logits = logits.detach().requires_grad_()
-        values = loss(logits, labels)
+        try:
+            values = loss(logits, labels)
+        except (RuntimeError, ValueError) as error:
+            self._explain("loss", error, x)
+            raise
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
             check_values(self.function, values, len(x))
         if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
@@ -360,12 +365,23 @@ class Victim:
             output = model(x)
         except RuntimeError as error:
             if self.writes or "leaf Variable that requires grad" not in str(error):
+                self._explain("model", error, x)
                 raise
             self.writes = True  # which autograd allows on anything but a leaf
             return self._output(model, x)
         if not self.output_checked:
             self._check_output(output, len(x))
         return output
+
+    def _explain(self, name: str, error: Exception, x: Tensor) -> None:
+        """Say it where sizes do not meet because samples have left that what was given still holds something for."""
+        if len(x) == len(self.x) or not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
+            return
+        advice = "a `select(rows)`, as `kl_to` has" if name == "loss" else "to get it with `x` (models.from_joined)"
+        raise ValueError(
+            f"{self.function}: `{name}` fails for the {len(x)} of {len(self.x)} samples that are still in play: "
+            f"{error} If it holds something for each sample, it needs {advice}."
+        ) from error
 
     def _pulled_back(self, total: Tensor, x: Tensor, weights: Any, *, retain_graph: bool = False) -> Tensor | None:
         """Gradient of the weighted sum of `total`, at least float32; None where it takes another forward pass.
