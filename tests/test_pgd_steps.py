@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perceptual_at
-from perceptual_at import L1, L2, Linf, cw, dlr, fgsm, kl_to, pgd
+from perceptual_at import L1, L2, Linf, cw, fgsm, kl_to, pgd
 from tests.test_attack_contract import Net, Pointwise, classes_of, images
 
 LINF = Linf(0.1)
@@ -166,8 +166,3 @@ def test_a_loss_of_the_users_own_is_asked_for_the_samples_that_stay(targeted):
         Pointwise(), x, labels, Linf(0.3), steps=6, keep="best", early_stop=True, loss=loss, verdict=True, **options
     )
     assert 0 < found.success.sum() < 24
-
-
-def test_dlr_leads_towards_no_class():
-    with pytest.raises(ValueError, match="pgd: `loss`=dlr leads away from one class"):
-        pgd(Net(), images(), classes_of(), LINF, loss=dlr, targets=classes_of())

@@ -29,26 +29,13 @@ Other rooms, which only ask for logits, write
 """
 
 from perceptual_at.victims import inspection
-from perceptual_at.victims.door import (
-    Answer,
-    Model,
-    ModelMode,
-    Terms,
-    Victim,
-    check_arguments,
-    check_lane,
-    check_logits,
-    check_values,
-    is_own,
-    leveled,
-    opened,
-    plain,
-)
+from perceptual_at.victims.door import Answer, Victim, check_arguments, leveled, opened, plain
 from perceptual_at.victims.finding import bare, modules_of, unwrapped
 from perceptual_at.victims.frozen import frozen
 from perceptual_at.victims.in_step import in_step
 from perceptual_at.victims.judging import classified, misclassified, undefined
 from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.terms import Model, ModelMode, Terms, check_lane, check_logits, check_values, is_own
 from perceptual_at.victims.twins import FastModel
 
 __all__ = [

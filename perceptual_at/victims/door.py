@@ -2,13 +2,12 @@
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import Threat, box, check_excess, check_threat, excess
+from perceptual_at.threats import Threat, box, check_excess, excess
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.terms import OWN, Model, ModelMode, Terms, check_each, check_lane, check_logits, check_values
 from perceptual_at.victims.twins import FastModel
-
-Model = Callable[..., Any]
-ModelMode = Literal["eval", "as_is"]
-
-
-class Terms(NamedTuple):
-    """On what terms an attack asks for a model."""
-
-    loss: PerSampleLoss | None = None
-    """What is ascended; None where the attack needs no more than logits."""
-    targets: Tensor | None = None
-    start: str | Tensor = "random"
-    model_mode: ModelMode = "eval"
-    lane: Lane | None = None
-    eot: int = 1
-    """How many passes make one answer, the mean of theirs; for models that are random."""
-    validate: bool = True
-    judged: bool = True
-    """Whether there is success and failure, which are matters of one class per sample."""
-    even: bool = False
-    """Whether the number of passes is the same whatever the samples are."""
-
 
 _USUAL = Terms()
 
@@ -70,27 +48,30 @@ class _Held(NamedTuple):
     holders: set["Loan"]
 
 
-@dataclasses.dataclass(eq=False)
 class Loan:
     """A model whose modules are in eval mode, with parameters that need no gradient, until `give_back`.
 
     Every attribute that is changed knows its borrowers, so attacks inside attacks and in several threads leave all of
     them as the first one found them. An interrupt may cut either method short anywhere: `give_back` can be called
     again, and then does the rest.
+
+    Args:
+        model: what is lent.
+        model_mode: `"eval"` or `"as_is"`.
+        lane: how to run it.
+        even: whether all processes make the same passes; if not, a model sharded over several is asked in step.
     """
 
-    model: Model
-    model_mode: ModelMode
-    lane: Lane | None
-    even: bool = True
-    """Whether all processes make the same passes; if not, a model sharded over several is asked in step."""
-    joined: InStep | None = None
     freezes: bool | None = None
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
-    modules: list[nn.Module] = dataclasses.field(default_factory=list)
-    settled: list[Callable[[], None]] = dataclasses.field(default_factory=list)
-    keys: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    joined: InStep | None = None
     fast: FastModel | None = None
+
+    def __init__(self, model: Model, model_mode: ModelMode, lane: Lane | None, even: bool = True) -> None:
+        self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
+        self.modules: list[nn.Module] = []
+        self.settled: list[Callable[[], None]] = []
+        self.keys: list[tuple[int, str]] = []
 
     def take(self) -> Model:
         """Change what has to be changed; gives what to call."""
@@ -247,7 +228,7 @@ class Victim:
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
         self.aimed = terms.targets is not None
-        self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(_OWN)
+        self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(OWN)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
         self.validate = terms.validate
         self.writes = self.reentrant = self.output_checked = False
@@ -454,25 +435,6 @@ class Victim:
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
 
 
-def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
-    """Refuse a lane that cannot be had."""
-    if isinstance(model, FastModel):
-        if lane is not None:
-            raise ValueError(f"{function}: `model` runs in {model.lane} already, so it cannot take `lane`={lane}.")
-        if model_mode == "as_is":
-            raise ValueError(
-                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='as_is'."
-            )
-    if lane is None:
-        return
-    if not isinstance(lane, Lane):
-        raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
-    if model_mode == "as_is":
-        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='as_is'.")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")
-
-
 def check_arguments(
     function: str, model: Any, x: Tensor, labels: Tensor, threat: Any, terms: Terms, *, called: str = "model"
 ) -> None:
@@ -500,61 +462,8 @@ def check_arguments(
         and type(terms.eot) is int
         and terms.eot > 0
     )
-    if usual:
-        return
-    _check.floating(function, x=x)
-    check_threat(function, threat)
-    if terms.judged:
-        _check.labels(function, labels, x=x)
-    else:
-        _check.row_labels(function, labels, classes=is_own(terms.loss), x=x)
-    if terms.targets is not None:
-        if terms.judged:
-            _check.labels(function, terms.targets, name="targets", x=x)
-        else:
-            _check.row_labels(function, terms.targets, classes=is_own(terms.loss), name="targets", x=x)
-    if isinstance(terms.start, Tensor):
-        _check.same_shape(function, x=x, start=terms.start)
-    else:
-        _check.choice(function, "start", terms.start, ("random", "clean"))
-    _check.choice(function, "model_mode", terms.model_mode, ("eval", "as_is"))
-    _check.count(function, "eot", terms.eot)
-
-
-def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name: str = "labels") -> None:
-    """Require logits `(B, K)`, or dense ones, of as many samples as the batch has, that fit the labels."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}; take them out with "
-            "perceptual_at.models.logits_of, or give a `loss` of such outputs."
-        )
-    if logits.ndim < 2 or logits.shape[0] != batch or logits.shape[1] < 2:
-        one = logits.ndim >= 2 and logits.shape[1] == 1
-        hint = " One logit z for two classes is the pair [0, z]." if one else ""
-        raise ValueError(
-            f"{function}: `model` must return logits of shape ({batch}, K), or ({batch}, K, *places), with K >= 2 "
-            f"classes, got shape {tuple(logits.shape)}.{hint} Other outputs need a `loss` of your own."
-        )
-    if labels.is_floating_point() and labels.shape != logits.shape:
-        raise ValueError(
-            f"{function}: `{name}` are class probabilities of shape {tuple(labels.shape)} but `model` "
-            f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
-        )
-    if not labels.is_floating_point() and labels.shape != (batch, *logits.shape[2:]):
-        raise ValueError(
-            f"{function}: `{name}` must be integer class indices of shape {(batch, *logits.shape[2:])} for logits of "
-            f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}."
-        )
-
-
-def check_values(function: str, values: Any, batch: int) -> None:
-    """Require one loss per sample."""
-    if not isinstance(values, Tensor) or values.shape != (batch,):
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"{function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
-            "losses pass reduction='none'."
-        )
+    if not usual:
+        check_each(function, x, labels, threat, terms)
 
 
 def leveled(slope: Tensor) -> Tensor:
@@ -586,11 +495,3 @@ def _mean(passes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
         torch.stack(parts).mean(dim=0) if isinstance(parts[0], Tensor) else parts[0]
         for parts in zip(*passes, strict=True)
     )
-
-
-_OWN = "perceptual_at."
-
-
-def is_own(loss: Any) -> bool:
-    """Whether a loss is one of the library's, which are about logits and classes."""
-    return getattr(loss, "__module__", "").startswith(_OWN)

@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 from perceptual_at import _check
-from perceptual_at.victims.door import Loan, Model, ModelMode, check_lane
+from perceptual_at.victims.door import Loan
 from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.terms import Model, ModelMode, check_lane
 
 
 @contextlib.contextmanager

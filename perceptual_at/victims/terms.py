@@ -1,0 +1,116 @@
+"""On what terms a model is asked for, and what is refused: messages for what is not right at a glance."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from perceptual_at import _check
+from perceptual_at.divergences import PerSampleLoss
+from perceptual_at.threats import check_threat
+from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.twins import FastModel
+
+Model = Callable[..., Any]
+ModelMode = Literal["eval", "as_is"]
+
+
+class Terms(NamedTuple):
+    """On what terms an attack asks for a model."""
+
+    loss: PerSampleLoss | None = None
+    """What is ascended; None where the attack needs no more than logits."""
+    targets: Tensor | None = None
+    start: str | Tensor = "random"
+    model_mode: ModelMode = "eval"
+    lane: Lane | None = None
+    eot: int = 1
+    """How many passes make one answer, the mean of theirs; for models that are random."""
+    validate: bool = True
+    judged: bool = True
+    """Whether there is success and failure, which are matters of one class per sample."""
+    even: bool = False
+    """Whether the number of passes is the same whatever the samples are."""
+
+
+def check_each(function: str, x: Tensor, labels: Tensor, threat: Any, terms: Terms) -> None:
+    """Require arguments of the right kind, shape and device, one by one; reads no values."""
+    _check.floating(function, x=x)
+    check_threat(function, threat)
+    for name, given in (("labels", labels), ("targets", terms.targets)):
+        if given is None:
+            continue
+        if terms.judged:
+            _check.labels(function, given, name=name, x=x)
+        else:
+            _check.row_labels(function, given, classes=is_own(terms.loss), name=name, x=x)
+    if isinstance(terms.start, Tensor):
+        _check.same_shape(function, x=x, start=terms.start)
+    else:
+        _check.choice(function, "start", terms.start, ("random", "clean"))
+    _check.choice(function, "model_mode", terms.model_mode, ("eval", "as_is"))
+    _check.count(function, "eot", terms.eot)
+
+
+def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
+    """Refuse a lane that cannot be had."""
+    if isinstance(model, FastModel):
+        if lane is not None:
+            raise ValueError(f"{function}: `model` runs in {model.lane} already, so it cannot take `lane`={lane}.")
+        if model_mode == "as_is":
+            raise ValueError(
+                f"{function}: `model` runs in a lane, which is always in eval mode, not model_mode='as_is'."
+            )
+    if lane is None:
+        return
+    if not isinstance(lane, Lane):
+        raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
+    if model_mode == "as_is":
+        raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='as_is'.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")
+
+
+def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name: str = "labels") -> None:
+    """Require logits `(B, K)`, or dense ones, of as many samples as the batch has, that fit the labels."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{function}: `model` must return a tensor of logits, got {type(logits).__name__}; take them out with "
+            "perceptual_at.models.logits_of, or give a `loss` of such outputs."
+        )
+    if logits.ndim < 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        one = logits.ndim >= 2 and logits.shape[1] == 1
+        hint = " One logit z for two classes is the pair [0, z]." if one else ""
+        raise ValueError(
+            f"{function}: `model` must return logits of shape ({batch}, K), or ({batch}, K, *places), with K >= 2 "
+            f"classes, got shape {tuple(logits.shape)}.{hint} Other outputs need a `loss` of your own."
+        )
+    if labels.is_floating_point() and labels.shape != logits.shape:
+        raise ValueError(
+            f"{function}: `{name}` are class probabilities of shape {tuple(labels.shape)} but `model` "
+            f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+        )
+    if not labels.is_floating_point() and labels.shape != (batch, *logits.shape[2:]):
+        raise ValueError(
+            f"{function}: `{name}` must be integer class indices of shape {(batch, *logits.shape[2:])} for logits of "
+            f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}."
+        )
+
+
+def check_values(function: str, values: Any, batch: int) -> None:
+    """Require one loss per sample."""
+    if not isinstance(values, Tensor) or values.shape != (batch,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
+            "losses pass reduction='none'."
+        )
+
+
+OWN = "perceptual_at."
+"""How the modules of the library's own losses begin."""
+
+
+def is_own(loss: Any) -> bool:
+    """Whether a loss is one of the library's, which are about logits and classes."""
+    return getattr(loss, "__module__", "").startswith(OWN)
