@@ -1,4 +1,7 @@
-"""Build step of the reference: its index lists what its pages hold; overloads are shown as one function."""
+"""Build step of the reference: its index lists what its pages hold; functions are told from modules of their name.
+
+Overloads are shown as one function.
+"""
 
 import re
 from pathlib import Path
@@ -29,7 +32,16 @@ def index() -> str:
 
 
 class OneSignature(griffe.Extension):
-    """Show the implementation's signature, which holds for every call, in the place of the overloads."""
+    """Show the implementation's signature, which holds for every call, in the place of the overloads.
+
+    And show the function where a module has its name: `perceptual_at.pgd` is the function, not the file that holds it.
+    """
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Lead what the package exports to the function."""
+        for name, member in list(pkg.members.items()):
+            if member.is_alias and member.target.is_module and name in member.target.members:
+                pkg.set_member(name, griffe.Alias(name, member.target.members[name], parent=pkg))
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Forget a function's overloads."""

@@ -5,6 +5,7 @@ with one exception: labels that already lie in CPU memory are compared with the 
 """
 
 import contextlib
+import inspect
 import math
 import numbers
 from typing import Any
@@ -224,6 +225,31 @@ def mask(function: str, name: str, value: Tensor, *, places: tuple[int, ...] = (
             f"{tuple(value.shape)}."
         )
     same_device(function, name, value.device, other_name, other.device)
+
+
+def attack(function: str, what: str, value: Any, *options: str) -> None:
+    """Require a function of a model, inputs and labels that can be given the options and asks for nothing else."""
+    if not callable(value):
+        raise TypeError(
+            f"{function}: {what} must be a function (model, x, labels) -> x_adv, got {type(value).__name__}."
+        )
+    if error := unbound(value, *options):
+        given = ", ".join(["model", "x", "labels", *(f"{option}=..." for option in options)])
+        raise TypeError(
+            f"{function}: {what} cannot be called as attack({given}): {error}. Bind what else it needs, for example "
+            "functools.partial(pgd, threat=Linf(8 / 255))."
+        )
+
+
+def unbound(value: Any, *options: str) -> TypeError | None:
+    """What is missing or too much if an attack is called with some options."""
+    try:
+        inspect.signature(value).bind(None, None, None, **dict.fromkeys(options))
+    except ValueError:  # of what has no signature
+        return None
+    except TypeError as error:
+        return error
+    return None
 
 
 def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:

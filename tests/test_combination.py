@@ -221,7 +221,7 @@ def test_bases_without_one_attack_per_sample_are_refused():
         objectives.rpat(model, views[:1], labels, attack, base="standard")
     with pytest.raises(TypeError, match="rpat: `gamma` has no effect with base='trades', which takes beta, noise"):
         objectives.rpat(model, views[:1], labels, attack, base="trades", gamma=1.0)
-    with pytest.raises(TypeError, match="trades: `attack` must be a function"):
+    with pytest.raises(TypeError, match="rpat: `attack` must be a function"):
         objectives.rpat(model, views[:1], labels, "pgd", base="trades")
 
 

@@ -816,3 +816,8 @@ def test_the_bar_shows_the_accuracies_so_far(capfd, monkeypatch):
     monkeypatch.setattr(tqdm, "tqdm", partial(tqdm.tqdm, mininterval=0))
     evaluate(threshold, LOADER, {"near": push(0.05)})
     assert "clean=83.33%, robust=50.00%" in capfd.readouterr().err
+
+
+def test_an_attack_without_its_threat_is_refused_before_anything_runs():
+    with pytest.raises(TypeError, match=r"evaluate: attack 'pgd' cannot .* 'threat'. Bind .* functools.partial\(pgd"):
+        quiet(Net(), LOADER, {"pgd": pgd})

@@ -631,3 +631,13 @@ def test_a_model_that_writes_to_its_input_trains_as_one_that_does_not(name):
         assert all(torch.equal(*pair) for pair in zip(views, before, strict=True))
         losses.append(loss.detach())
     assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("name", ["rpat", "dicar", "pgd_at", "trades", "raat"])
+def test_an_attack_that_cannot_be_called_is_named_by_who_was_called(name):
+    options = {"mix": 0.6} if name in ("dicar", "raat") else {}
+    model, x, labels = nn.Linear(2, 3), torch.rand(3, 2), torch.tensor([0, 1, 2])
+    missing = r"missing a required argument: 'threat'.*functools.partial\(pgd"
+    for wrong, says in ((pgd, missing), (Linf(0.1), "got Linf")):
+        with pytest.raises(TypeError, match=f"^{name}: `attack` .*{says}"):
+            getattr(objectives, name)(model, (x, x), labels, wrong, **options)

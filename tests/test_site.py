@@ -33,7 +33,8 @@ PHONE = {**NARROW, "is_mobile": True, "has_touch": True}
 
 LOSS = "losses/robust_perception.html"
 READ_ALOUD = [
-    "index.html", LOSS, "reference/divergences.html",
+    "index.html", LOSS, "reference/divergences.html", "reference/attacks/pgd.html", "gallery.html",
+    "how-to/segmentation.html",
     *(f"{kind}/{page.stem}.html" for kind in ("theory", "explanation", "tutorials")
       for page in sorted((ROOT / "docs" / kind).glob("*.md"))[:1]),
 ]  # fmt: skip
@@ -442,7 +443,7 @@ def axe():
 
 
 def violations(page, axe):
-    """The serious and critical violations that axe finds on a page, with their first places."""
+    """What axe finds on a page that is more than minor, with the first places."""
     page.evaluate(axe)
     options = "resultTypes: ['violations'], preload: false"
     runs = (
@@ -453,13 +454,13 @@ def violations(page, axe):
     return {
         fault["id"]: [f"{node['html'][:120]}: {node['failureSummary'][:300]}" for node in fault["nodes"][:3]]
         for fault in found
-        if fault["impact"] in ("serious", "critical")
+        if fault["impact"] != "minor"
     }
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", READ_ALOUD)
-def test_axe_finds_nothing_serious(opened, axe, path, scheme):
+def test_axe_finds_nothing_above_minor(opened, axe, path, scheme):
     page = opened(path, scheme=scheme, **DESKTOP)
     assert violations(page, axe) == {}
     page.set_viewport_size(NARROW["viewport"])

@@ -329,11 +329,7 @@ def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -
     if not isinstance(attacks, Mapping):
         raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")
     for name, attack in attacks.items():
-        if not callable(attack):
-            raise TypeError(
-                f"evaluate: attack {name!r} must be a function (model, x, labels) -> x_adv, got "
-                f"{type(attack).__name__}."
-            )
+        _check.attack("evaluate", f"attack {name!r}", attack)
         if not isinstance(name, str) or name in (*RESERVED, PROBE):
             raise ValueError(f"evaluate: an attack cannot be called {name!r}: that is a name of the report's own.")
     _check.integer("evaluate", "seed", seed)

@@ -83,6 +83,8 @@ def run_base(
     """Run a base objective and tell what it ran; `term` is what will be added to it."""
     check_views(function, views, labels, expected=(1, 2))
     objective = _resolved(function, base, options)
+    if all(_check.unbound(attack, *given) for given in ((), ("start",), ("loss", "start"))):
+        _check.attack(function, "`attack`", attack)  # no base could call it
     noted = _Noted(model, perceive)
     attacks: list[tuple[Tensor, Tensor]] = []
     loss, terms = objective(noted, views, labels, _watched(attack, model, attacks), **options)

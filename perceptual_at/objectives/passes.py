@@ -1,6 +1,5 @@
 """What the objectives share: their arguments, and the forward passes of a training step."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,36 +54,16 @@ def check_indices(function: str, labels: Tensor) -> None:
 
 def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """Adversarial inputs from the caller's attack, checked and without history."""
-    if not callable(attack):
-        raise TypeError(
-            f"{function}: `attack` must be a function (model, x, labels) -> x_adv, got {type(attack).__name__}."
-        )
-    _check_attack(function, attack, model, x, labels, options)
-    x_adv = attack(model, x, labels, **options)
-    _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
-    return x_adv.detach() if x_adv.requires_grad else x_adv
-
-
-def _check_attack(
-    function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, options: dict[str, Any]
-) -> None:
-    """Require an attack that can be called so, and has no options of its own that would have no effect."""
     for option in options:
         if option in getattr(attack, "keywords", ()):
             raise TypeError(
                 f"{function}: `attack` has a `{option}` of its own, which has no effect: {function} attacks with "
                 "the one that belongs to it. Leave it out."
             )
-    try:
-        inspect.signature(attack).bind(model, x, labels, **options)
-    except ValueError:  # of what has no signature
-        return
-    except TypeError as error:
-        given = ", ".join(["model", "x", "labels", *(f"{option}=..." for option in options)])
-        raise TypeError(
-            f"{function}: `attack` cannot be called as attack({given}): {error}. Bind what else it needs, for example "
-            "functools.partial(pgd, threat=Linf(8 / 255))."
-        ) from None
+    _check.attack(function, "`attack`", attack, *options)
+    x_adv = attack(model, x, labels, **options)
+    _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
+    return x_adv.detach() if x_adv.requires_grad else x_adv
 
 
 def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
