@@ -230,7 +230,6 @@ class Victim:
         self.aimed = terms.targets is not None
         self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(OWN)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
-        self.validate = terms.validate
         self.writes = self.reentrant = self.output_checked = False
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
@@ -242,6 +241,8 @@ class Victim:
             aims = aims.long()
         self.x = x.clone() if x.is_inference() else x.detach()  # autograd cannot save what inference made
         self.labels = aims.clone() if aims.is_inference() else aims.detach()
+        self.soft = terms.validate and self.classes and aims.is_floating_point() and not torch.compiler.is_compiling()
+        """Whether labels have yet to be looked at as probabilities: after the loss, which may not take any."""
         if terms.validate and x.numel():
             self._check_values(threat, terms.start)
 
@@ -264,6 +265,8 @@ class Victim:
             raise
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
             check_values(self.function, values, len(x))
+        if self.soft:
+            self._check_soft_labels()
         if self.ones is None or self.ones.shape != values.shape or self.ones.dtype != values.dtype:
             self.ones = torch.ones_like(values, requires_grad=False)
         total, weights = values, self.ones
@@ -285,6 +288,8 @@ class Victim:
                 logits = self._logits(self.model, x)
                 passes.append((loss(logits, labels), logits))
             check_values(self.function, passes[0][0], len(x))
+            if self.soft:
+                self._check_soft_labels()
             values, logits = _mean(passes)
             return values, logits
 
@@ -396,16 +401,18 @@ class Victim:
         most = _MOST[self.width]
         return grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
 
+    def _check_soft_labels(self) -> None:
+        _check.probabilities(self.function, self.labels, name="targets" if self.aimed else "labels")
+        self.soft = False
+
     def _check_output(self, output: Any, batch: int) -> None:
-        """Require outputs that fit the labels, which can be judged now; waits for soft ones."""
+        """Require outputs that fit the labels, which can be judged now."""
         self.output_checked = True
         name = "targets" if self.aimed else "labels"
         if self.classes:
             vectors = isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == batch
             if not (vectors and output.shape[1] > 1 and self.labels.ndim == 1):
                 check_logits(self.function, output, batch, self.labels[:batch], name=name)
-            if self.validate and self.labels.is_floating_point() and not torch.compiler.is_compiling():
-                _check.probabilities(self.function, self.labels, name=name)
         if self.label_range is not None and isinstance(output, Tensor) and output.ndim >= 2 and output.shape[1] > 1:
             first, last = self.label_range
             if first < 0 or last >= output.shape[1]:
