@@ -1,4 +1,7 @@
-"""Build step of the documentation: `<!-- results: NAME -->` becomes a table of a recorded run, from docs/results."""
+"""Build step of the documentation: `<!-- results: NAME -->` becomes a table of a recorded run, from docs/results.
+
+`<!-- printed: METHOD -->` becomes what the papers' tables print for a method.
+"""
 
 import json
 import re
@@ -14,8 +17,11 @@ import results_methods
 import results_performance
 from results_table import number, spread, table
 
+from perceptual_at.published import published
+
 RESULTS = Path(__file__).parent / "results"
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
+PRINTED = re.compile(r"^<!-- printed: (\S+) -->$", re.MULTILINE)
 MISSING = "*Not recorded yet.*"
 Run = dict[str, Any]
 
@@ -23,7 +29,7 @@ Run = dict[str, Any]
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the tables of a page."""
     home = "../" * page.file.src_uri.count("/") + "results/"
-    return MARK.sub(lambda match: filled(match[1], home), markdown)
+    return PRINTED.sub(lambda match: printed(match[1]), MARK.sub(lambda match: filled(match[1], home), markdown))
 
 
 def filled(name: str, home: str = "results/", folder: Path = RESULTS) -> str:
@@ -35,6 +41,16 @@ def filled(name: str, home: str = "results/", folder: Path = RESULTS) -> str:
     if not path.exists():
         return MISSING
     return f"{write(json.loads(path.read_text(encoding='utf-8')))}\n\n[{path.name}]({home}{path.name})"
+
+
+def printed(method: str) -> str:
+    """The printed rows of a method, with NRR computed from them."""
+    rows = [
+        (f"{row.paper} {row.table}", row.dataset, row.norm.capitalize(), row.model, row.printed["clean"],
+         row.printed["aa"], f"{row.nrr:.2f}")
+        for row in published(method=method)
+    ]  # fmt: skip
+    return table(("printed in", "images", "norm", "network", "clean, %", "AA, %", "NRR"), rows)
 
 
 def listing(home: str, folder: Path) -> str:

@@ -19,6 +19,9 @@ from perceptual_at.commands.endings import Stopped  # noqa: E402
 from perceptual_at.commands.recipes import RECIPES  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
 from perceptual_at.schedules import ramped_decay  # noqa: E402
+from tests.runs import started  # noqa: E402
+
+runner = pytest.fixture(started, scope="module")
 
 TINY = [
     "--data", "digits", "--model", "digits_cnn", "--width", "2", "--batch", "300", "--held-out", "0.3", "--steps", "1",
@@ -233,6 +236,65 @@ def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):
     wishes = evaluate.Wishes(models=evaluate.Models(run=(tmp_path,), which="final"))
     (target,) = evaluate.targets_of(wishes)
     assert target.made(None)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+# Two processes --------------------------------------------------------------------------------------------------------
+
+STEPS = """
+import sys, torch
+from perceptual_at.commands import companions
+from perceptual_at.commands.images import rows_of
+settings = train.settings_of(sys.argv[2:])
+run = train.prepare(settings)
+rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
+run.model.eval()  # batch norm would see other batches
+for rows in rows_of(run.parts, settings, 0)[:2]:
+    mine = rows.chunk(ranks)[rank]
+    train.take_step(run, *run.parts.train[mine], mine)
+    run.batch += 1
+run.kept = companions.companion_of(settings).closed(run)
+seen = {"model": run.bare.state_dict(), "average": run.average or {}, "kept": companions.flat(run.kept)}
+torch.save(seen, f"{settings.running.out}-{ranks}-{rank}.pt")
+"""
+STILL = ["--start", "clean", "--padding", "0", "--batch", "64", "--held-out", "0.5", "--epochs", "1", "--lr", "0.05"]
+ALIKE = {
+    "te": ["te", "--options", "start=0", "length=1"],
+    "mma": ["mma", "--steps", "3", "--eps", "0.1", "--options", "largest=0.1", "search_steps=4"],
+    "awp and ema": ["pgd_at", "--awp", "0.01", "--average-decay", "0.5"],
+    "rpat on te, awp, ema": ["rpat", "--base", "te", "--awp", "0.01", "--average-decay", "0.5"],
+    "ducat": ["ducat", "--options", "dummies=True", "--later"],
+    "free_at": ["free_at", "--replays", "2"],
+}
+DRAWN = {  # starts at random, which each process draws for itself: the two must agree with each other
+    "lbgat": ["lbgat", "--data", "digits", "--second", "digits_cnn"],
+    "ikl": ["ikl", "--awp-start", "0"],
+    "cure": ["cure", "--options", "update_share=0.9"],
+    "piat": ["piat"],
+}
+APART = ("delta", "sums")  # each process has its own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ALIKE, *DRAWN])
+def test_two_processes_keep_what_one_would(name, runner, tmp_path):
+    words = [*(ALIKE | DRAWN)[name], *STILL]
+    if name == "cure":
+        save_weights(tmp_path / "first.safetensors", DigitsCNN(width=2))
+        words += ["--teacher", tmp_path / "first.safetensors"]
+    recipe, *others = words
+    words = [recipe, *TINY, *others, "--out", tmp_path / "seen"]
+    runner.run(words, processes=2, code=STEPS)
+    one, other = (torch.load(tmp_path / f"seen-2-{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("model", "average", "kept"):
+        for key, value in one[part].items():
+            assert key in APART or torch.equal(value, other[part][key]), (part, key)
+    if name in ALIKE:
+        runner.run(words, code=STEPS)
+        alone = torch.load(tmp_path / "seen-1-0.pt", weights_only=True)
+        for part in ("model", "average", "kept"):
+            for key, value in alone[part].items():
+                if key not in APART:
+                    torch.testing.assert_close(one[part][key], value, rtol=1e-3, atol=1e-5)
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

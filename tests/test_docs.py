@@ -216,6 +216,15 @@ def test_marks_of_results_are_known():
     assert set(marks) <= known
 
 
+def test_under_each_method_of_the_tables_stand_its_printed_rows():
+    results, page = loaded("results_hook"), (DOCS / "methods.md").read_text()
+    methods = results.PRINTED.findall(page)
+    assert {"WA", "AWP", "MMA", "KD+SWA", "PIAT"} <= set(methods)
+    for method in methods:
+        assert results.printed(method).count("\n") > 1, method
+    assert "| RAAT 2 | CIFAR-100 | Linf | ResNet-18 | 59.19 | 23.75 | 33.90 |" in results.printed("HAT")
+
+
 def test_numbers_quoted_from_results_are_in_the_table():
     results, seen = loaded("results_hook"), 0
     for page in PAGES:

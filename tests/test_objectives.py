@@ -592,6 +592,17 @@ def test_only_the_first_view_is_supervised_when_told_so():
     assert_close(loss - terms["dicar"], cross_entropy(model(x_adv[: len(labels)]), labels).mean())
 
 
+def test_every_objective_has_keywords_of_paper_and_release():
+    for name in objectives.__all__:
+        if name == "preset":
+            continue
+        known = inspect.signature(getattr(objectives, name)).parameters
+        paper, release = (objectives.preset(name, source) for source in ("paper", "release"))
+        assert set(paper) | set(release) <= set(known), name
+    assert objectives.preset("rpat", "paper", base="kd") == {"base": "kd", "form": "quotient"}  # the word is RPAT's
+    assert objectives.preset("dicar", "paper", base="cure")["beta"] == 1.0
+
+
 def test_the_released_trades_with_rpat_moves_batch_norm_four_times():
     model, (x, _), labels = problem()
     keywords = objectives.preset("rpat", "release", base="trades")

@@ -125,7 +125,8 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
         raise ValueError(f"--base knows {', '.join(BASES)}, not {below[-1]!r}{meant(below[-1], BASES)}.")
     if below[0] != "dicar":
         return below[0]
-    choices: dict[str, Any] = _dicar_choices(method) | {"base": "pgd_at" if len(below) == 1 else below[1]}
+    choices: dict[str, Any] = objectives.preset("dicar", method.source)
+    choices["base"] = "pgd_at" if len(below) == 1 else below[1]
     return functools.partial(objectives.dicar, **choices)
 
 
@@ -213,21 +214,8 @@ def _check_parts(settings: Settings) -> None:
 
 def _preset(method: Method) -> dict[str, Any]:
     own, *below = parts(method)
-    of_base = _preset_of(below[-1], method) if below and below[-1] != "dicar" else {}
-    return of_base | (_dicar_choices(method) if own == "dicar" else _preset_of(own, method))
-
-
-def _preset_of(name: str, method: Method) -> dict[str, Any]:
-    try:
-        return objectives.preset(name, method.source)
-    except ValueError:  # an objective whose paper and release agree on all that can be chosen
-        return {}
-
-
-def _dicar_choices(method: Method) -> dict[str, Any]:
-    """DICAR by RAAT's choices, on whatever base."""
-    shared = objectives.preset("raat", method.source)
-    return {name: shared[name] for name in ("space", "temperature", "average_over")}
+    of_base = objectives.preset(below[-1], method.source) if below and below[-1] != "dicar" else {}
+    return of_base | objectives.preset(own, method.source)
 
 
 def _paper_differs(settings: Settings) -> bool:

@@ -203,7 +203,7 @@ class Optimisation:
     awp_start: int = 0
     """Epoch from which weights are perturbed."""
     awp_form: Literal["awp", "sam"] = "awp"
-    """`awp` takes the step at the perturbed point; `sam` puts the weights back before it."""
+    """`awp` takes the step at the perturbed point; `sam` moves biases and batch norm too and goes back before it."""
     replays: int = 1
     """Steps of the optimiser on one batch (free)."""
 

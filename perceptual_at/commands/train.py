@@ -14,7 +14,7 @@ import json
 import math
 import time
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,7 +97,9 @@ def _move(run: Run, step: Step, companion: companions.Companion) -> Result:
     """Gradients and the optimiser's step, at perturbed weights where the settings say so."""
     optimisation, perturbed = run.settings.optimisation, None
     if run.perturbs:
-        perturbed = ascend(run.model, lambda: step.trial(run.model), size=optimisation.awp or 0.0)
+        which: Literal["all", "weights"] = "all" if optimisation.awp_form == "sam" else "weights"
+        size = optimisation.awp or 0.0
+        perturbed = ascend(run.model, lambda: step.trial(run.model), size=size, parameters=which)
     run.optimizer.zero_grad()
     loss, terms = companion.backward(run, step)
     companions.share_gradients(run)

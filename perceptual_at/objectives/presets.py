@@ -3,11 +3,10 @@
 from typing import Any, Literal
 
 from perceptual_at import _check
+from perceptual_at.objectives.combination import BASES
 
 _PAPER_DICAR = {"boundary": "objective", "space": "probabilities", "temperature": 1.0, "average_over": "all"}
 _RELEASED_DICAR = {"boundary": "release", "space": "logits", "temperature": 0.5, "average_over": "selected"}
-
-_BASES = ("pgd_at", "trades", "mart", "consistency_at")
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {"paper": {}, "release": {}},
@@ -25,7 +24,16 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "release": {**_RELEASED_DICAR, "beta": 6.0, "repeat_clean_forward": True},
     },
     "raat_sharp": {"paper": _PAPER_DICAR, "release": _RELEASED_DICAR},
-}
+    "dicar": {source: {name: value for name, value in chosen.items() if name != "boundary"}
+              for source, chosen in (("paper", _PAPER_DICAR), ("release", _RELEASED_DICAR))},
+    "cure": {"paper": {"beta": 1.0}, "release": {"beta": 5.0}},
+    "kd": {"paper": {"form": "kl"}, "release": {"form": "cross_entropy"}},
+    # What differs in the others is not among their keywords, or could not be read.
+    **{name: {"paper": {}, "release": {}} for name in (
+        "adr", "alp", "clp", "ducat", "ewat", "gairat", "grad_align", "hat", "hypersphere", "ikl", "lbgat", "mail",
+        "mma", "piat", "rpat_raat", "score", "sovr", "te",
+    )},
+}  # fmt: skip
 
 
 def preset(objective: str, source: Literal["paper", "release"], *, base: str | None = None) -> dict[str, Any]:
@@ -37,7 +45,8 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
     Args:
         objective: name of a function of `perceptual_at.objectives`.
         source: `"paper"` or `"release"`.
-        base: for `"rpat"`, the base it is added to; its name and keywords then come along.
+        base: for `"rpat"` and `"dicar"`, the base they are added to; its name and keywords then come along, but for
+            those that the two share.
 
     Returns:
         A new dict of keywords; empty where the two agree.
@@ -52,7 +61,7 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
         >>> preset("rpat", "paper")
         {'form': 'quotient'}
         >>> preset("rpat", "release", base="trades")
-        {'form': 'interpolation', 'base': 'trades', 'repeat_clean_forward': True}
+        {'base': 'trades', 'repeat_clean_forward': True, 'form': 'interpolation'}
         >>> preset("raat", "release")["temperature"]
         0.5
     """
@@ -60,10 +69,10 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
     _check.choice("preset", "source", source, ("paper", "release"))
     keywords = dict(_PRESETS[objective][source])
     if base is not None:
-        if objective != "rpat":
+        if objective not in ("rpat", "dicar"):
             raise ValueError(
                 f"preset: `base`={base!r} has no effect with objective={objective!r}, which takes no base."
             )
-        _check.choice("preset", "base", base, _BASES)
-        keywords |= {"base": base, **_PRESETS[base][source]}
+        _check.choice("preset", "base", base, BASES)
+        keywords = {"base": base, **_PRESETS[base][source], **keywords}
     return keywords
