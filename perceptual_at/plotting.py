@@ -1,5 +1,6 @@
 """Pictures of results. Needs matplotlib, loaded when a plot is made."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def trade_off(
     _frame(ax, points)
     ax.set(xlabel=f"clean accuracy ({unit})", ylabel=f"{robust_name} accuracy ({unit})")
     ax.legend(frameon=False, loc="best")
+    _apart(ax)
     return ax
 
 
@@ -109,14 +111,18 @@ def published_trade_offs(
         group = [row for row in rows if row.variant == variant]
         if group:
             ax.scatter([row.clean for row in group], [row.aa for row in group], s=22, color=colour, label=label)
-    for row in rows:
-        ax.annotate(row.method, (row.clean, row.aa), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+    names = [
+        ax.annotate(row.method, (row.clean, row.aa), (4, 4), textcoords="offset points", fontsize=6, arrowprops=line)
+        for row in rows
+    ]
     for number, (name, point) in enumerate(points.items()):
         ax.scatter(*point, marker="*", s=140, color=f"C{number + 3}", edgecolors="white", label=name, zorder=3)
     everything = [*((row.clean, row.aa) for row in rows), *points.values()]
     _frame(ax, everything)
     ax.set(xlabel="clean accuracy (%)", ylabel="AutoAttack accuracy (%)")
-    ax.legend(frameon=False, fontsize=8, loc="best")
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    _apart(ax, names, everything)
     return ax
 
 
@@ -160,7 +166,8 @@ def accuracy_bars(results: Evaluation | Mapping[str, Evaluation], *, ax: Any = N
     ax.set_xticks(range(len(first)), [column.replace("worst_case", "worst case") for column in first])
     ax.set(ylabel="accuracy (%)", ylim=(0, 105))
     if len(results) > 1:
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    _apart(ax)
     return ax
 
 
@@ -202,7 +209,8 @@ def perception_bars(gaps: Mapping[str, PerceptionGap], *, ax: Any = None) -> Any
         lines.plot(places, shares, marker=marker, color="0.25", linewidth=1, label=f"{name} accuracy")
     lines.set(ylabel="accuracy (%)", ylim=(0, 105))
     handles = [*ax.get_legend_handles_labels()[0], *lines.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", ncols=2)
+    ax.legend(handles=handles, frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _apart(ax)
     return ax
 
 
@@ -303,6 +311,63 @@ def _check_mapping(function: str, name: str, value: Any, kind: type = object) ->
 
 def _is_point(run: Any) -> bool:
     return isinstance(run, Sequence) and len(run) == 2 and all(isinstance(one, int | float) for one in run)
+
+
+def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> None:
+    """Let no label cover another: names of points move, words on the axis turn, those on lines of equal NRR go."""
+    ax.figure.canvas.figure.draw_without_rendering()
+    scale = ax.figure.dpi / 72
+    taken = [_around(ax.transData.transform(point), 4 * scale) for point in points]
+    for name in names:
+        taken.append(_moved(name, taken, ax.bbox))
+    legend = ax.get_legend()
+    taken += [legend.get_window_extent()] if legend else []
+    for text in [text for marks in ax.collections for text in getattr(marks, "labelTexts", ())]:
+        box = text.get_window_extent()
+        text.set_visible(not any(box.overlaps(other) for other in taken))
+        taken += [box] if text.get_visible() else []
+    _turned(ax)
+
+
+def _turned(ax: Any) -> None:
+    """Turn the words on the horizontal axis where they meet."""
+    words = [word for word in ax.get_xticklabels() if word.get_text()]
+    boxes = [word.get_window_extent() for word in words]
+    if not any(a.x1 + a.height / 2 > b.x0 for a, b in itertools.pairwise(boxes)):
+        return
+    between = min((b.x0 + b.x1 - a.x0 - a.x1) / 2 for a, b in itertools.pairwise(boxes))
+    slanted = between > 2.2 * boxes[0].height  # at 30 degrees lines are half as far from each other
+    for word in words:
+        word.set_rotation(30 if slanted else 90)
+        word.set(ha="right" if slanted else "center", rotation_mode="anchor" if slanted else "default")
+
+
+def _moved(name: Any, taken: Sequence[Any], inside: Any) -> Any:
+    """Put the name of a point where nothing is yet, as near as that can be had; gives its place."""
+    for distance in (5, 9, 15, 22, 30, 40, 55, 75, 100):
+        for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
+            name.set(
+                position=(x * distance, y * distance),
+                ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y],
+            )  # fmt: skip
+            name.arrow_patch.set_visible(distance > 9)
+            box = _text_box(name)
+            if inside.contains(*box.min) and inside.contains(*box.max) and not any(map(box.overlaps, taken)):
+                return box
+    return box
+
+
+def _text_box(name: Any) -> Any:
+    """Where the words of an annotation are, without its line."""
+    name.update_positions(name.figure.canvas.get_renderer())
+    return extra("plotting", "matplotlib.text", why="for plots").Text.get_window_extent(name)
+
+
+def _around(place: Any, radius: float) -> Any:
+    """A box around a mark."""
+    bounding = extra("plotting", "matplotlib.transforms", why="for plots").Bbox
+    x, y = place
+    return bounding.from_extents(x - radius, y - radius, x + radius, y + radius)
 
 
 def _frame(ax: Any, points: Sequence[Point]) -> None:

@@ -1,10 +1,13 @@
 """The trade-off plot, and files that are whole or not there."""
 
+import itertools
+
 import pytest
 import torch
 
 from perceptual_at import Evaluation, plotting
 from perceptual_at._files import written_whole
+from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.published import published
 
 RUNS = {"PGD-AT": [(84.1, 51.8), (84.4, 51.5)], "TRADES": [(82.9, 52.8)]}
@@ -39,6 +42,54 @@ def test_own_results_stand_among_the_published_ones():
     assert all(low < row.clean < high for row in rows)
     with pytest.raises(ValueError, match="`rows` is empty"):
         plotting.published_trade_offs([])
+
+
+def words(ax):
+    """What is written in and around a plot that can be seen."""
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend().get_texts() if ax.get_legend() else []
+    ticks = [word for word in ax.get_xticklabels() if word.get_text() and word.get_rotation() != 30]
+    return {id(word): word for word in (*ax.texts, *ticks, *legend) if word.get_visible()}.values()
+
+
+def meeting(ax):
+    """Pairs of words that cover each other."""
+    from matplotlib.text import Text
+
+    boxes = [(word.get_text(), Text.get_window_extent(word)) for word in words(ax)]
+    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+
+
+EVALUATED = Evaluation(
+    torch.tensor([True, True, False]),
+    {f"an attack of long name {i}": torch.tensor([True, False, False]) for i in range(7)},
+)
+GAP = PerceptionGap(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), torch.tensor([True, True]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plotting.published_trade_offs(published(paper="RPAT", table=4, dataset="CIFAR-10")),
+        lambda: plotting.published_trade_offs(2 * published(paper="RAAT", table=3, dataset="CIFAR-100")),
+        lambda: plotting.trade_off({f"method {i}": [(80 + i, 50 - i), (80.5 + i, 49.5 - i)] for i in range(6)}),
+        lambda: plotting.accuracy_bars({"a model": EVALUATED, "another": EVALUATED}),
+        lambda: plotting.perception_bars({f"PGD-AT and more {i}": GAP for i in range(3)}),
+        lambda: plotting.perception_bars({f"PGD-AT and so much more {i}": GAP for i in range(9)}),
+    ],
+)
+def test_labels_never_cover_each_other(draw):
+    assert meeting(draw()) == []
+
+
+@pytest.mark.slow
+def test_words_on_the_axis_turn_no_further_than_they_must():
+    turned = [
+        plotting.perception_bars({f"{name} {i}": GAP for i in range(many)}).get_xticklabels()[0].get_rotation()
+        for name, many in (("A", 3), ("PGD-AT and more", 5), ("PGD-AT and more", 25))
+    ]
+    assert turned == [0, 30, 90]
 
 
 def test_a_method_without_runs_is_refused():

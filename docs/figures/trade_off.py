@@ -84,7 +84,7 @@ def _restyle(ax: object, scheme: Scheme) -> None:
         if hasattr(marks, "levels"):
             marks.set(edgecolor=scheme.faint, linewidth=1.2)
             for text in marks.labelTexts:
-                text.set(color=scheme.muted, fontsize=SMALL)
+                text.set(color=scheme.muted, fontsize=SMALL, visible=True)  # the legend moves out of their way
         elif len(marks.get_offsets()) == 1:  # the mean of a method
             marks.set(edgecolor=scheme.paper, sizes=[150])
         else:
