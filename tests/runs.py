@@ -84,7 +84,8 @@ def remains(out):
     result = json.loads((out / "result.json").read_text())
     state = sorted((out / "states").glob("step-*"))[-1]
     facts = json.loads((state / "run.json").read_text())
-    optimizer = torch.load(state / "optimizer.bin", weights_only=True)
+    whole = state / "optimizer.bin"  # absent where every process keeps its part
+    optimizer = torch.load(whole, weights_only=True) if whole.exists() else {"state": {}, "param_groups": [{"lr": 0}]}
     return {
         "final": weights_checksum(read_weights(out / "final.safetensors")),
         "best": weights_checksum(read_weights(out / "best.safetensors")),
@@ -92,8 +93,7 @@ def remains(out):
         "result": {name: result[name] for name in ("best", "final", "selected_on", "images")},
         "settings": {name: value for name, value in result["settings"].items() if name not in FREE},
         "state": (state.name, facts["epoch"], facts["batch"], [without_times(entry) for entry in facts["log"]]),
-        "model": (state / "model.safetensors").read_bytes(),
-        "process": (state / "process_0.safetensors").read_bytes(),
+        "files": {file.name: file.read_bytes() for file in state.glob("*.safetensors")},
         "optimizer": [value["momentum_buffer"].tolist() for value in optimizer["state"].values()],
         "rate": optimizer["param_groups"][0]["lr"],
     }

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -220,8 +222,6 @@ def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, 
 
 
 def test_signals_end_in_one_line_that_says_how_to_go_on(capsys, monkeypatch):
-    import signal
-
     from perceptual_at.commands import train
 
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -247,6 +247,25 @@ def test_two_processes_in_one_folder_are_refused(tmp_path):
             pass
     with locked(out, "--out"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_lock_does_not_stay_with_the_children_of_who_held_it(tmp_path):
+    warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of forks beside threads
+    held, go = os.pipe(), os.pipe()
+    holder = os.fork()
+    if holder == 0:  # takes the lock, and has a child, as a loader has workers
+        with locked(tmp_path, "--out"):
+            if os.fork() == 0:
+                os.read(go[0], 1)
+                os._exit(0)
+            os.write(held[1], b"x")
+            signal.pause()
+    os.read(held[0], 1)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with locked(tmp_path, "--out"):
+        os.write(go[1], b"x")
 
 
 # Networks by name ----------------------------------------------------------------------------------------------------

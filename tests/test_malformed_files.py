@@ -494,8 +494,8 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, capsys, monkeypatc
 
     step = train.take_step
 
-    def spoiling(run, x, labels):
-        terms = step(run, x, labels)
+    def spoiling(run, *batch):
+        terms = step(run, *batch)
         if run.step == 4:
             next(run.bare.parameters()).data.view(-1)[0] = float("nan")
         return terms

@@ -112,7 +112,26 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     with (folder / ".lock").open("a+b") as file:
         if not _lock(file):
             raise Stopped(f"another process is at work in `{folder}`; wait for it, or take another {what}.")
-        yield
+        _HELD.append(file)
+        try:
+            yield
+        finally:
+            _HELD.remove(file)
+
+
+_HELD: list[IO[bytes]] = []
+"""Locks of this process."""
+
+
+def _let_go() -> None:
+    """Close locks that were inherited: a loader's workers outlive a process that is killed by some seconds."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(file: IO[bytes]) -> bool:

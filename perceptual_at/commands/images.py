@@ -228,22 +228,26 @@ def training_batches(
 ) -> Iterator[tuple[Tensor | tuple[Tensor, ...], Tensor]]:
     """What a process trains on in the rest of an epoch: batches, or tuples of views where the images came as such."""
     train, chosen = parts.train, settings.data
-    own = [batch[batch < len(train)] for batch in rows]
-    source: Iterator[tuple[Any, Any]]
-    if isinstance(train, ImageFiles) and chosen.augment in (None, "resized_crop"):
-        views = 1 + two_views(settings.method)
-        served = Views(train, seed=settings.running.seed, epoch=epoch, views=views, flip=chosen.flip)
-        source = (
-            (tuple(as_floats(view) for view in x), labels) for x, labels in _loaded(served, own, chosen.workers, pinned)
-        )
-    else:
-        source = batches(train, own, workers=chosen.workers, pinned=pinned)
-    for batch, (x, labels) in zip(rows, source, strict=True):
-        if parts.extra is None:
-            yield x, labels
-        else:
-            more = parts.extra[batch[batch >= len(train)] - len(train)]
-            yield torch.cat([x, more[0]]), torch.cat([labels, more[1]])
+    own, others = ([batch[batch < len(train)] for batch in rows], [batch[batch >= len(train)] for batch in rows])
+    cropped = isinstance(train, ImageFiles) and chosen.augment in (None, "resized_crop")
+    views = 1 + two_views(settings.method)
+
+    def served(images: Images, rows: Sequence[Tensor], draws: str, workers: int) -> Iterator[tuple[Any, Any]]:
+        if not cropped:
+            yield from batches(images, rows, workers=workers, pinned=pinned)
+            return
+        seen = Views(images, seed=settings.running.seed, draws=f"{draws} {epoch}", views=views, flip=chosen.flip)
+        for x, labels in _loaded(seen, rows, workers, pinned):
+            yield tuple(as_floats(view) for view in x), labels
+
+    source = served(train, own, "views", chosen.workers)
+    if parts.extra is None:
+        yield from source
+        return
+    more = served(parts.extra, [batch - len(train) for batch in others], "views of the second source", 0)
+    for (x, labels), (x_more, labels_more) in zip(source, more, strict=True):
+        joined = tuple(torch.cat(pair) for pair in zip(x, x_more, strict=True)) if cropped else torch.cat([x, x_more])
+        yield joined, torch.cat([labels, labels_more])
 
 
 def rows_of(parts: Splits, settings: Settings, epoch: int) -> list[Tensor]:
@@ -282,21 +286,21 @@ def _alone(worker: int) -> None:  # noqa: ARG001
 
 
 class Views(Dataset[Any]):
-    """Random crops of streamed images, scaled and mirrored, which depend on seed, epoch and row alone.
+    """Random crops of images, scaled and mirrored, which depend on seed, draws (which name the epoch) and row alone.
 
     So a run that goes on in the middle of an epoch sees what it would have seen, with any number of workers.
     """
 
-    def __init__(self, images: ImageFiles, *, seed: int, epoch: int, views: int, flip: bool) -> None:
-        self.images, self.seed, self.epoch, self.views, self.flip = images, seed, epoch, views, flip
+    def __init__(self, images: Images, *, seed: int, draws: str, views: int, flip: bool) -> None:
+        self.images, self.seed, self.draws, self.views, self.flip = images, seed, draws, views, flip
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[tuple[Tensor, ...], int]:
-        image = self.images.whole(row)
-        transform = _cropping(self.images.shape[1:], self.flip)
-        draw = stream(self.seed, f"views {self.epoch}", row)
+        image = self.images.whole(row) if isinstance(self.images, ImageFiles) else self.images.images[row]
+        transform = _cropping(shape_of(self.images)[1:], self.flip)
+        draw = stream(self.seed, self.draws, row)
         views = tuple(seeded(transform, draw)(image) for _ in range(self.views))
         return views, int(self.images.labels[row])
 

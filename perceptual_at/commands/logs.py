@@ -113,7 +113,7 @@ def looks(run: Run) -> dict[str, dict[str, float]]:
     ((x, labels),) = batches(run.parts.select, [rows], workers=0)
     x, labels = x.to(device), labels.to(device)
     threat, seed = threat_of(settings.threat), settings.running.seed
-    weights, model = run.evaluated(), run.bare
+    weights, model = run.evaluated(), run.measured
     with pat.frozen(model):
 
         def f(inputs: Tensor) -> Tensor:

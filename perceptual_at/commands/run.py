@@ -1,5 +1,6 @@
 """One training run: what it is made of, and everything before its first step."""
 
+import copy
 import dataclasses
 import warnings
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
-from perceptual_at.commands import companions, method, networks, steps
+from perceptual_at.commands import companions, method, networks, shards, steps
 from perceptual_at.commands.endings import Stopped
 from perceptual_at.commands.images import Splits, batches, splits
 from perceptual_at.commands.rates import stream
@@ -42,6 +43,13 @@ class Run:
     notes: list[str] = dataclasses.field(default_factory=list)
     """Warnings, for the record."""
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    unshared: nn.Module | None = None
+    """Where the weights are shared out over the processes, a network that takes them whole, to be measured."""
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that weights are measured in."""
+        return self.bare if self.unshared is None else self.unshared
 
     @property
     def bare(self) -> nn.Module:
@@ -76,8 +84,8 @@ class Run:
         return bool(self.accelerator.reduce(ones, "mean").item() == 1.0)
 
     def evaluated(self) -> Weights:
-        """The weights that are measured and saved: averaged ones where there are."""
-        return pat.snapshot(self.model) if self.average is None else self.average
+        """The weights that are measured and saved, whole: averaged ones where there are. All processes ask together."""
+        return shards.whole(pat.snapshot(self.model) if self.average is None else self.average)
 
 
 def prepare(settings: Settings) -> Run:
@@ -104,6 +112,11 @@ def prepare(settings: Settings) -> Run:
         networks.tried(model, task, settings.network.model)
         networks.freeze(model, settings.network.freeze)
         _try_other_parts(parts)
+        unshared = None
+        if running.shard:
+            shards.check(settings, accelerator)
+            unshared = copy.deepcopy(model).to(accelerator.device)
+            shards.shard(model, accelerator)
         kept = companions.begun(companions.Start(settings, parts, model, accelerator))
         groups = networks.parameter_groups(model, optimisation)
         groups += [{"params": along} for along in [companions.trained_along(kept)] if along]
@@ -121,11 +134,15 @@ def prepare(settings: Settings) -> Run:
         model.compile()
     with warnings.catch_warnings():  # Accelerate does not know torch's new name of the option yet
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        model, optimizer = accelerator.prepare(model, optimizer)
+        model, optimizer = (
+            accelerator.prepare_model(model, evaluation_mode=running.shard),  # what is shared out needs no wrapper
+            accelerator.prepare_optimizer(optimizer),
+        )
     noise = stream(running.seed, "noise", accelerator.process_index, device=accelerator.device)
     sources = steps.Sources(noise, stream(running.seed, "mix"), parts.classes)
     average = in_full(pat.snapshot(model)) if optimisation.averages else None
-    run = Run(settings, accelerator, parts, model, optimizer, sources, average, kept, fingerprints=parts.fingerprints())
+    run = Run(settings, accelerator, parts, model, optimizer, sources, average, kept, unshared=unshared)
+    run.fingerprints = parts.fingerprints()
     _warn_of_slow_averages(run)
     return run
 

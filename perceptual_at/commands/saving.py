@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceptual_at.averaging import Weights, snapshot
 from perceptual_at.checkpoints import read_weights, save_weights
-from perceptual_at.commands import companions, states
+from perceptual_at.commands import companions, shards, states
 from perceptual_at.commands.endings import Stopped
 from perceptual_at.commands.run import Run
 from perceptual_at.commands.settings import GROUP_OF, Settings
@@ -23,7 +23,8 @@ def save(run: Run) -> None:
     refuse_what_is_not_finite(run)
     try:
         with states.written(folder, run.step, leader=run.leader, meet=accelerator.wait_for_everyone) as beside:
-            accelerator.save_state(str(beside))
+            if not run.settings.running.shard:
+                accelerator.save_state(str(beside))
             save_file(own_tensors(run), beside / f"process_{accelerator.process_index}.safetensors")
             if run.leader and run.best is not None:
                 save_weights(beside / "best.safetensors", run.best)
@@ -38,7 +39,8 @@ def save(run: Run) -> None:
 
 def refuse_what_is_not_finite(run: Run) -> None:
     """Stop where the loss or the weights are not finite, in any process; such a state is never kept."""
-    held = [*run.sums.values(), *(value for value in run.bare.state_dict().values() if value.is_floating_point())]
+    own = map(shards.part_of, run.bare.state_dict().values())
+    held = [*run.sums.values(), *(value for value in own if value.is_floating_point())]
     well = torch.stack([value.isfinite().all() for value in held]).all()
     if not run.agreed(well):
         newest = states.newest_name(run.settings.running.out / "states")
@@ -65,10 +67,12 @@ def own_tensors(run: Run) -> Weights:
         "average": run.average or {},
         "kept": companions.flat(run.kept),
         "sum": run.sums,
+        "part": shards.states_of(run.bare, run.optimizer) if run.settings.running.shard else {},
     }
     return {
-        f"{group}/{name}": value.cpu().contiguous() for group, held in groups.items() for name, value in held.items()
-    }
+        f"{group}/{name}": shards.part_of(value).cpu().contiguous()
+        for group, held in groups.items() for name, value in held.items()
+    }  # fmt: skip
 
 
 def restore(run: Run) -> bool:
@@ -93,7 +97,8 @@ def restore(run: Run) -> bool:
         raise Stopped(f"the run in `{run.settings.running.out}` was trained on other images ({', '.join(other)}).")
     if other:
         warnings.warn("the test images are others than when the run began.", stacklevel=1)
-    run.accelerator.load_state(str(state))
+    if not run.settings.running.shard:
+        run.accelerator.load_state(str(state))
     device = run.accelerator.device
     held = load_file(state / f"process_{run.accelerator.process_index}.safetensors")
 
@@ -104,20 +109,24 @@ def restore(run: Run) -> bool:
     run.sources.mixes.set_state(group("random")["mixes"])
     for name, buffer in run.bare.named_buffers():
         buffer.copy_(group("buffer")[name])
-    like = snapshot(run.model)  # memory layout counts for the last bit
+    if run.settings.running.shard:
+        shards.put_back(run.bare, run.optimizer, group("part"))
+    like = shards.whole(snapshot(run.model))  # memory layout counts for the last bit
     if run.average is not None:
         run.average = {name: _like(run.average[name], value) for name, value in group("average").items()}
     run.kept = companions.refilled(run.kept, group("kept"))
     run.sums = {name: value.to(device) for name, value in group("sum").items()}
     if (state / "best.safetensors").exists():
-        shape = like if run.average is None else run.average
+        shape = like if run.average is None else shards.whole(run.average)
         run.best = {name: _like(shape[name], value) for name, value in read_weights(state / "best.safetensors").items()}
     run.epoch, run.batch, run.log, run.seconds = (saved[name] for name in ("epoch", "batch", "log", "seconds"))
     return True
 
 
 def _like(tensor: Tensor, value: Tensor) -> Tensor:
-    return tensor.clone().copy_(value)
+    made = tensor.clone()
+    shards.part_of(made).copy_(value)
+    return made
 
 
 def changed(settings: Settings, saved: dict[str, Any], epoch: int) -> list[dict[str, Any]]:

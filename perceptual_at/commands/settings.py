@@ -245,6 +245,9 @@ class Running:
     """Compile the network with torch.compile."""
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
+    shard: bool = False
+    """Share weights, gradients and momenta out over the processes (FSDP2), for networks that do not fit on one
+    device; it is measured as a whole."""
     out: Path = Path("outputs/train")
     """Folder for states, weights, log and result."""
     resume: bool = False

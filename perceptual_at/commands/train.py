@@ -23,7 +23,7 @@ from tqdm import tqdm
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
 from perceptual_at.checkpoints import save_weights, written_whole
-from perceptual_at.commands import companions, logs, method, networks, report
+from perceptual_at.commands import companions, logs, method, networks, report, shards
 from perceptual_at.commands.endings import Stopped, collected, locked, said
 from perceptual_at.commands.images import batches, rows_of, training_batches
 from perceptual_at.commands.rates import learning_rate
@@ -154,7 +154,7 @@ def close_epoch(run: Run, scalars: logs.Scalars | None) -> None:
     if run.average is not None and settings.optimisation.averaging == "swa":
         run.average = _averaged_over_epochs(run, run.average)
     weights = run.evaluated()
-    result = report.measure(run, run.bare, weights, run.parts.select, chosen.select_steps)
+    result = report.measure(run, run.measured, weights, run.parts.select, chosen.select_steps)
     scores = report.percent(result)
     seen = logs.looks(run)
     means = {name: run.accelerator.reduce(total / run.batch, "mean").item() for name, total in run.sums.items()}
@@ -211,8 +211,10 @@ def finish(run: Run) -> None:
         tested[name] = {"epoch": epoch}
         if run.leader:
             tested[name]["weights"] = save_weights(out / f"{name}.safetensors", weights)
-    if run.leader and run.average is not None:
-        save_weights(out / "final_model.safetensors", run.model)  # the weights that were trained, not averaged
+    if run.average is not None:
+        trained = shards.whole(pat.snapshot(run.model))  # the weights that were trained, not averaged
+        if run.leader:
+            save_weights(out / "final_model.safetensors", trained)
     for name, weights in (("best", best), ("final", final)):
         result = report.measure(run, plain, weights, run.parts.test, chosen.test_steps)
         tested[name] |= {"test": report.percent(result), "per_class": report.per_class(result)}
