@@ -93,7 +93,11 @@ def remains(out):
         "result": {name: result[name] for name in ("best", "final", "selected_on", "images")},
         "settings": {name: value for name, value in result["settings"].items() if name not in FREE},
         "state": (state.name, facts["epoch"], facts["batch"], [without_times(entry) for entry in facts["log"]]),
-        "files": {file.name: file.read_bytes() for file in state.glob("*.safetensors")},
+        "files": {
+            file.name: file.read_bytes()  # that of the best weights has two texts in no fixed order
+            for file in state.glob("*.safetensors")
+            if file.name != "best.safetensors"
+        },
         "optimizer": [value["momentum_buffer"].tolist() for value in optimizer["state"].values()],
         "rate": optimizer["param_groups"][0]["lr"],
     }
