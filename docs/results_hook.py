@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parent))  # this file is loaded by its path
 import results_evidence
 import results_methods
 import results_performance
+import results_segmentation
 from results_table import number, spread, table
 
 from perceptual_at.published import published
@@ -185,6 +186,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "subset_weights": ("cifar10_subset", subset_weights),
     **results_methods.TABLES,
     **results_performance.TABLES,
+    **results_segmentation.TABLES,
     **results_evidence.TABLES,
 }
 

@@ -9,6 +9,7 @@ readings of a reduced perturbation where a sample's places disagree. Attacked by
 import argparse
 import functools
 import json
+import platform
 import statistics
 from pathlib import Path
 
@@ -151,7 +152,9 @@ def main():
         print(f"{arm}: {', '.join(row)}")
     if options.out:
         settings = {name: value for name, value in vars(options).items() if isinstance(value, int)}
-        options.out.write_text(json.dumps({"settings": settings, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        where = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
+        record = {"settings": settings, "where": where, "runs": runs}
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(options.figure, x, labels, guesses)
 

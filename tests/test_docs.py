@@ -276,6 +276,28 @@ def test_the_tables_of_the_subset_hold_what_the_file_holds(tmp_path):
     assert "| 1/16 | 30.00 ± 0.00 | 20.00 ± 0.00 | 25.00 ± 0.00 | 24.00 ± 0.00 | 1.5 |" in tables["subset_weights"]
 
 
+def test_the_tables_of_segmentation_hold_what_the_file_holds(tmp_path):
+    def network(level):
+        attacked = {"clean": level, "pgd": level - 10, "segpgd": level - 9, "cospgd": level - 12, "worst": level - 13}
+        return {f"{name} {unit}": {"value": value} for name, value in attacked.items() for unit in ("pixels", "mIoU")}
+
+    levels = {"PGD-AT": (50, 60), "PGD-AT + RPAT": (50, 60), "RAAT, per sample": (51, 61), "RAAT, per place": (51, 63)}
+    run = {
+        "settings": {"seeds": 2, "steps": 3, "attack_steps": 4, "canvases": 5},
+        "where": {"torch": "2", "machine": "m", "threads": 1},
+        "runs": {arm: [network(level) for level in both] for arm, both in levels.items()},
+    }
+    (tmp_path / "segmentation.json").write_text(json.dumps(run))
+    scores, differences, attacks = (
+        loaded("results_hook").filled(name, folder=tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+        for name in ("segmentation", "segmentation_differences", "segmentation_attacks")
+    )
+    assert "| PGD-AT | 55.00 ± 7.07 | 45.00 ± 7.07 | 46.00 ± 7.07 | 43.00 ± 7.07 | 42.00 ± 7.07 |" in scores
+    assert "| RAAT, per sample, beside PGD-AT | **+1.00 ± 0.00** |" in differences
+    assert "| RAAT, per place, beside PGD-AT | +2.00 ± 12.71 |" in differences
+    assert "| RAAT, per place | +1.00 | -2.00 | +1.00 | -2.00 |" in attacks
+
+
 def test_the_table_of_the_demo_in_the_readme_is_the_recorded_one():
     path = DOCS / "results" / "demo.json"
     table = loaded("results_hook").demo(json.loads(path.read_text())).partition("\n\n")[0]
