@@ -209,6 +209,7 @@ def once(attack: Callable[..., Tensor], *, calls: int = 1) -> Callable[..., Tens
         place, asked = asked % calls, asked + 1
         if place == len(answers):
             answers.append(attack(model, x, labels, **options))
+            answer.loss = options.get("loss")  # type: ignore[attr-defined]  # what it counted is counted (GAIRAT)
             answer.answered = len(answers) == calls  # type: ignore[attr-defined]  # objectives need not prepare one
         if answers[place].shape != x.shape:
             raise ValueError(

@@ -1,6 +1,8 @@
 """Every combination of terms, weight perturbation and averaging learns, and goes on after a kill to the last bit."""
 
+import copy
 import functools
+import inspect
 import io
 import itertools
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from perceptual_at import Linf, draw_beta, ema_update, objectives, pgd, snapshot, swa_update, weight_perturbation
-from perceptual_at.models import DigitsCNN
+from perceptual_at.models import DigitsCNN, with_cosine_logits
+from perceptual_at.objectives.combination import BASES
 
 
 class Training:
@@ -90,3 +93,82 @@ def test_a_combination_learns_and_goes_on_after_a_kill_to_the_last_bit(combinati
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert all(torch.equal(value, again.average[name]) for name, value in run.average.items())
+
+
+# Every base -----------------------------------------------------------------------------------------------------------
+
+BASES_OF = [name for name in BASES if name not in ("rpat", "rpat_raat")]  # these have the term
+OF_RAAT = ("dicar", "raat", "raat_plus_plus", "raat_sharp")
+ONE_VIEW = ("te",)
+EVERY = [
+    (combination, base) for combination in ("rpat", "dicar", "both") for base in BASES_OF
+    if combination == "rpat" or base not in (*OF_RAAT, *ONE_VIEW)
+]  # fmt: skip
+
+
+def needs(base, model, labels, views):
+    """What a base needs beside the model."""
+    average, other = snapshot(model), copy.deepcopy(model).eval()
+    wanted = {
+        "average": average, "mix": 0.7, "threat": Linf(0.05), "targets": torch.full((len(labels), 10), 0.1).double(),
+        "helper": other, "standard_teacher": other, "robust_teacher": other, "teacher": copy.deepcopy(model),
+        "table": torch.full((10, 10), 0.1).double(), "pairs": "attacked", "generator": torch.Generator().manual_seed(0),
+        "steps": 2,
+    }  # fmt: skip
+    wanted |= {"mask": torch.ones(len(labels), dtype=torch.bool)} if base in OF_RAAT and base != "raat_sharp" else {}
+    known = inspect.signature(getattr(objectives, base)).parameters
+    if base == "mart" or "kappa" not in known:
+        wanted.pop("steps")
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("perturbed", [False, True], ids=["plain", "awp"])
+@pytest.mark.parametrize(("combination", "base"), EVERY)
+def test_both_terms_on_every_base_take_a_step_that_lowers_the_loss(combination, base, perturbed):
+    torch.manual_seed(0)
+    model = DigitsCNN(width=4, num_classes=20 if base == "ducat" else 10).double()
+    if base == "hypersphere":
+        model = with_cosine_logits(model)
+    views = tuple(torch.rand(12, 1, 8, 8).double() for _ in range(2))
+    views = views[:1] if combination == "rpat" and base in ONE_VIEW else views
+    labels, own = torch.arange(12) % 10, needs(base, model, torch.arange(12), views)
+    pgd_once = functools.partial(pgd, threat=Linf(0.05), steps=2, validate=False)
+    attack = weight_perturbation.once(pgd_once, calls=2 if base == "raat_sharp" else 1)
+
+    def loss_of():
+        draws = {"generator": torch.Generator().manual_seed(1)} if "generator" in own else {}
+        on = functools.partial(getattr(objectives, base), **own | draws)
+        if combination in ("dicar", "both"):
+            on = functools.partial(objectives.dicar, base=on, mix=0.7, mask=torch.ones(12, dtype=torch.bool))
+        return (objectives.rpat if combination != "dicar" else apart)(model, views, labels, attack, base=on)[0]
+
+    def apart(*arguments, base):
+        return base(*arguments)
+
+    model.train()
+    before = loss_of().item()
+    moved = weight_perturbation.ascend(model, loss_of, size=0.005) if perturbed else None
+    loss = loss_of()
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            assert gradient is None or gradient.isfinite().all()
+            parameter.sub_(0 if gradient is None else 1e-4 * gradient)
+    if moved is not None:
+        weight_perturbation.restore(model, moved, form="awp")
+    assert loss_of().item() < before
+    averages = [ema_update(snapshot(model), model, decay=0.9), swa_update(snapshot(model), model, count=1)]
+    assert all(value.isfinite().all() for average in averages for value in average.values())
+
+
+@pytest.mark.parametrize("base", ["rpat", "rpat_raat"])
+def test_a_term_is_not_added_twice(base):
+    model, x, labels = DigitsCNN(width=2), torch.rand(4, 1, 8, 8), torch.arange(4)
+    own = needs(base, model, labels, (x,))
+    own |= {"mix": 0.5} if base == "rpat_raat" else {}
+    with pytest.raises(ValueError, match=f"rpat: `base`='{base}' has the term 'robust_perception' already"):
+        objectives.rpat(
+            model, (x, x) if base == "rpat_raat" else (x,), labels, functools.partial(pgd, threat=Linf(0.05), steps=1),
+            base=functools.partial(getattr(objectives, base), **own),
+        )  # fmt: skip

@@ -88,7 +88,8 @@ def gairat(
             keywords = dict(attack.keywords)
             own = keywords.pop("loss", None)
             attack = functools.partial(attack.func, *attack.args, **keywords)
-        withstood = StepsWithstood(own or cross_entropy)
+        before = getattr(attack, "loss", None) if getattr(attack, "answered", False) else None
+        withstood = before if isinstance(before, StepsWithstood) else StepsWithstood(own or cross_entropy)
         x_adv = attacked("gairat", attack, model, x, labels, loss=withstood)
         kappa = withstood.kappa
         if kappa is None or withstood.steps != steps:
