@@ -227,6 +227,21 @@ def compiled(rows: dict[str, Run]) -> str:
     )  # fmt: skip
 
 
+def hard_samples(run: Run) -> str:
+    """What each attack breaks of samples that are known to be breakable."""
+    rows = [
+        (row["name"], f"{row['broken']} of {run['settings']['images']}", f"{row['gradients']:,.0f}",
+         f"{row['forwards'] - row['gradients']:,.0f}", f"{row['cpu_s']:.0f}")
+        for row in run["rows"]
+    ]  # fmt: skip
+    head = ("attack", "broken", "gradients per sample", "other forward passes", "CPU seconds")
+    hardware, commit = run["hardware"], run["commit"]
+    return (
+        f"{table(head, rows)}\n\nOne run, seed {run['seed']}: `{run['command']}`; {hardware['cpu']}, "
+        f"{hardware['threads']} thread(s), torch {run['versions']['torch']}, commit `{commit[:7]}`."
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "attack_passes": ("attack_passes", attack_passes),
     "training_steps": ("training_steps", training_steps),
@@ -242,6 +257,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "lane_accuracy": ("lane_accuracy", lane_accuracy),
     "compiled_pgd": ("compiled_pgd", compiled_pgd),
     "compiled_pgd_starts": ("compiled_pgd", compiled_pgd_starts),
+    "hard_samples": ("hard_samples", hard_samples),
 }
 
 

@@ -37,6 +37,7 @@ from perceptual_at import (
     pgd,
     square,
 )
+from perceptual_at.attacks import surrogate_pgd
 from perceptual_at.divergences import cross_entropy
 from tests.passes import host_reads
 from tests.strategies import (
@@ -120,6 +121,8 @@ SEARCHES = [
     Case("square Linf", partial(square, threat=LINF, queries=30), 0, loss=margin),
     Case("square L2", partial(square, threat=L2(0.5), queries=30), 0, loss=margin),
     Case("square L1", partial(square, threat=L1(2.0), queries=30), 0, loss=margin),
+    Case("surrogate Linf", partial(surrogate_pgd, threat=LINF, steps=4, restarts=1, probes=2), 1, loss=margin),
+    Case("surrogate L1", partial(surrogate_pgd, threat=L1(2.0), steps=4, target_classes=1, probes=2), 1, loss=margin),
     Case("auto_attack", partial(auto_attack, threat=L2(0.5), version=QUICK), 4, loss=margin),
 ]
 

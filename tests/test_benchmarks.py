@@ -19,7 +19,7 @@ from perceptual_at.attacks.protocol import standard
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
-OTHERS = ("compiled_pgd", "methods_on_digits")
+OTHERS = ("compiled_pgd", "hard_samples", "methods_on_digits")
 PARTS = ("cases", "methods_table", "passes", "peers", "record", "releases", "timing", "victims")
 
 
@@ -348,3 +348,12 @@ def test_every_objective_has_a_row_among_the_methods(scripts):
     named = {"clp": "clp_attacked"}  # two methods of one name
     rows = {named.get(name, name) for name in objectives.__all__} - {"preset", "random_noise"}
     assert rows <= set(table)
+
+
+def test_hard_samples_are_counted_with_their_cost(miniature):
+    record = miniature("hard_samples")
+    assert record["settings"]["images"] == 3
+    assert [row["name"] for row in record["rows"]] == ["PGD-2", "AutoAttack, quick", "surrogate PGD"]
+    for row in record["rows"]:
+        assert row["broken"] == len(row["samples"]) <= 3
+        assert row["forwards"] >= row["gradients"] > 0

@@ -7,6 +7,7 @@ from perceptual_at.attacks.pgd import cw, fgsm, pgd
 from perceptual_at.attacks.protocol import Protocol
 from perceptual_at.attacks.pure import pure_pgd
 from perceptual_at.attacks.square import square
+from perceptual_at.attacks.surrogate import surrogate_pgd
 from perceptual_at.attacks.targets import cospgd_loss, dlr, kl_to, margin, segpgd_loss, targeted_dlr
 from perceptual_at.attacks.training import Margins, bisect_margins, find_margins, friendly_pgd, n_fgsm
 from perceptual_at.attacks.verdict import Verdict
@@ -39,5 +40,6 @@ __all__ = [
     "segpgd_loss",
     "soft_logit_margin",
     "square",
+    "surrogate_pgd",
     "targeted_dlr",
 ]

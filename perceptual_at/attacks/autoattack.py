@@ -16,6 +16,7 @@ from perceptual_at.attacks.apgd import ApgdOptions, apgd
 from perceptual_at.attacks.fab import FabOptions, fab
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
 from perceptual_at.attacks.square import SquareOptions, square
+from perceptual_at.attacks.surrogate import SurrogateOptions, surrogate_pgd
 from perceptual_at.attacks.targets import dlr, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import cross_entropy
@@ -25,8 +26,9 @@ from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Vict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-Version = Literal["standard", "plus", "rand"] | Sequence[str | tuple[str, Options]]
+NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "surrogate")
+_STREAMS = 6  # between the random numbers of an attack and of the same attack again
+Version = Literal["standard", "plus", "rand", "thorough"] | Sequence[str | tuple[str, Options]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,9 +129,11 @@ def auto_attack(
 
     `"standard"` is APGD on cross entropy, APGD on the targeted DLR loss, targeted FAB and Square, with the published
     budgets (100 steps, 9 target classes, 5000 queries); `"plus"` adds APGD on DLR and untargeted FAB, with five
-    restarts; `"rand"`, for random models, is APGD on both losses averaged over 20 passes. A sample counts as broken
-    when one attack found a point inside ball and box that the model misclassifies; clean mistakes are broken to begin
-    with.
+    restarts; `"rand"`, for random models, is APGD on both losses averaged over 20 passes. `"thorough"` is none of the
+    published versions: it is `"standard"` and then `surrogate_pgd` on what is left.
+
+    A sample counts as broken when one attack found a point inside ball and box that the model misclassifies; clean
+    mistakes are broken to begin with.
 
     With two or three classes the DLR losses are not defined: the margin, and the difference to the target, take their
     place. With fewer than ten classes all wrong ones are targets. The protocol says so.
@@ -139,9 +143,9 @@ def auto_attack(
         x: clean inputs, shape `(B, C, H, W)` (any other shape without Square), inside the bounds of the threat model.
         labels: class indices `(B,)`.
         threat: `Linf`, `L2` or `L1`.
-        version: `"standard"`, `"plus"`, `"rand"`, or attacks in the order to run them: names, or pairs of a name and
-            options that differ from the published ones, such as `("square", {"queries": 1000})`. Names: `"apgd-ce"`,
-            `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`.
+        version: `"standard"`, `"plus"`, `"rand"`, `"thorough"`, or attacks in the order to run them: names, or pairs of
+            a name and options that differ from the published ones, such as `("square", {"queries": 1000})`. Names:
+            `"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`, `"surrogate"`.
         backend: `"native"`, or `"pyautoattack"` to run the official code (extra `autoattack`).
         batch_size: samples attacked at a time. Verdicts do not depend on it, up to the rounding of the model.
         model_mode: `"eval"`, or `"as_is"` to attack the model as it stands.
@@ -180,6 +184,8 @@ def auto_attack(
     _check.count("auto_attack", "batch_size", batch_size)
     if backend != "native" and lane is not None:
         raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
+    if backend != "native" and "surrogate" in _names(version):
+        raise ValueError(f"auto_attack: backend={backend!r} has no 'surrogate' attack, which is our own.")
     if x.ndim != 4 and "square" in _names(version):  # said before the first attack, not after hours
         raise ValueError(
             f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
@@ -243,11 +249,12 @@ def _native(
         "fab": fab,
         "fab-t": fab,
         "square": square,
+        "surrogate": surrogate_pgd,
     }
     attacks: list[Callable[[Tensor, Tensor, Tensor], Verdict]] = []
     seen = collections.Counter[str]()
     for name, options in composition:
-        drawn = numbers.fork(NAMES.index(name) + len(NAMES) * seen[name])  # the same numbers in any company
+        drawn = numbers.fork(NAMES.index(name) + _STREAMS * seen[name])  # the same numbers in any company
         seen[name] += 1
         attacks.append(functools.partial(_called, functions[name], model, threat, drawn, options))
     return attacks
@@ -321,14 +328,15 @@ def _check_entry(name: str, options: Any) -> None:
     """Require options that the attack has and that are not decided by the ensemble."""
     if not isinstance(options, Mapping):
         raise TypeError(f"auto_attack: the options of {name!r} in `version` must be a dictionary, got {options!r}.")
-    kind = SquareOptions if name == "square" else FabOptions if name.startswith("fab") else ApgdOptions
+    kinds = {"square": SquareOptions, "fab": FabOptions, "fab-t": FabOptions, "surrogate": SurrogateOptions}
+    kind: Any = kinds.get(name, ApgdOptions)
     allowed = sorted(set(kind.__annotations__) - _DECIDED)
     for option, value in options.items():
         if option not in allowed:
             raise ValueError(
                 f"auto_attack: {name!r} in `version` takes the options {', '.join(allowed)}, got {option!r}."
             )
-        if option in ("steps", "restarts", "queries", "target_classes", "eot") and value is not None:
+        if option in ("steps", "restarts", "queries", "target_classes", "probes", "eot") and value is not None:
             _check.count(f"auto_attack: {name}", option, value)
 
 
@@ -347,7 +355,7 @@ def _composition(version: Version, threat: Threat, classes: int) -> Composition:
     norm = norm_name(threat)
     if isinstance(version, str):
         return standard(version, norm, classes)
-    known = {**dict(standard("plus", norm, classes)), **dict(standard("standard", norm, classes))}
+    known = {**dict(standard("plus", norm, classes)), **dict(standard("thorough", norm, classes))}
     entries = ((entry, {}) if isinstance(entry, str) else entry for entry in version)
     return tuple((name, {**known[name], **options}) for name, options in entries)
 
@@ -359,7 +367,7 @@ def _notes(composition: Composition, classes: int, model: Model) -> tuple[str, .
         notes.append(f"margin in place of DLR, which {classes} classes do not define")
     if classes < 4 and "apgd-t" in names:
         notes.append(f"difference to the target in place of targeted DLR, which {classes} classes do not define")
-    if classes < 10 and names & {"apgd-t", "fab-t"}:
+    if classes < 10 and names & {"apgd-t", "fab-t", "surrogate"}:
         notes.append(f"at most {classes - 1} target classes, because there are no more wrong ones")
     if isinstance(model, FastModel):
         notes.append(f"searched in {model.lane}, every success confirmed by the model itself")

@@ -393,7 +393,7 @@ def _ascended(
             seen = point if point.dtype == x.dtype else visible(point, x, threat)
             grad = victim.gradient(seen, victim.labels, loss).grad
             if climb.momentum:
-                grad = velocity = _accelerated(grad, velocity, climb.momentum)
+                grad = velocity = accelerated(grad, velocity, climb.momentum)
             point = up(point, grad)
         return point if point.dtype == x.dtype else visible(point, x, threat)
 
@@ -457,7 +457,7 @@ class _Run:
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
         if self.momentum:
-            grad = self.velocity = _accelerated(grad, self.velocity, self.momentum)
+            grad = self.velocity = accelerated(grad, self.velocity, self.momentum)
         self.point = self.up(self.point, grad)
 
     def take(self, kept: Tensor) -> Tensor:
@@ -477,7 +477,7 @@ class _Run:
         return left
 
 
-def _accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
+def accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
     """The decaying sum of all gradients so far, each divided by its L1 norm."""
     length = rows(grad).abs().sum(dim=1).clamp_max(torch.finfo(grad.dtype).max)  # huge ones shall not vanish
     unit = grad / per_sample(torch.where(length > 0, length, torch.ones_like(length)), grad)

@@ -14,7 +14,8 @@ from perceptual_at.threats import Threat, is_published, norm_name, settings
 Options = Mapping[str, Any]
 Composition = tuple[tuple[str, Options], ...]
 
-VERSIONS = ("standard", "plus", "rand")
+PUBLISHED = ("standard", "plus", "rand")
+VERSIONS = (*PUBLISHED, "thorough")
 
 RULE = (
     "a sample counts as broken when one of the attacks found a point inside ball and box that the model misclassifies"
@@ -22,7 +23,7 @@ RULE = (
 
 
 def standard(version: str, norm: str, classes: int) -> Composition:
-    """Attacks and settings of a published version of AutoAttack, in their order.
+    """Attacks and settings of a version of AutoAttack in their order: a published one, or our own `"thorough"`.
 
     With fewer than eleven classes there are fewer than nine wrong ones, and all of them are targets.
     """
@@ -34,6 +35,9 @@ def standard(version: str, norm: str, classes: int) -> Composition:
     if version == "standard":
         first = ("apgd-ce", {"steps": 100, "restarts": 5 if norm == "L1" else 1, **larger})
         return (first, targeted, fab_targeted, square)
+    if version == "thorough":
+        surrogate = ("surrogate", {"steps": 200, "restarts": 4, "target_classes": min(9, classes - 1)})
+        return (*standard("standard", norm, classes), surrogate)
     if version == "plus":
         plain = ("apgd-t", {"steps": 100, "restarts": 1, "target_classes": min(9, classes - 1)})
         five = {"steps": 100, "restarts": 5}
@@ -67,7 +71,7 @@ class Protocol:
 
     @property
     def version(self) -> str:
-        """`"standard"`, `"plus"`, `"rand"` or `"custom"`."""
+        """`"standard"`, `"plus"`, `"rand"`, `"thorough"` or `"custom"`."""
         if not is_published(self.threat):
             return "custom"
         for version in VERSIONS:
@@ -79,7 +83,7 @@ class Protocol:
     def name(self) -> str:
         """What the result may be called."""
         version = self.version
-        what = f"AutoAttack {version}" if version != "custom" else "custom: " + " + ".join(self.attacks)
+        what = f"AutoAttack {version}" if version in PUBLISHED else f"{version}: {' + '.join(self.attacks)}"
         return f"{what}, {self.threat!r}"
 
     @property

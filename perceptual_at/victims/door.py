@@ -307,8 +307,12 @@ class Victim:
 
     def without_lane(self) -> "Victim":
         """The same, asked of the model itself."""
+        return self.asked(self.exact)
+
+    def asked(self, model: Model) -> "Victim":
+        """The same samples, with another way to call the model."""
         other = copy.copy(self)
-        other.model = self.exact
+        other.model = model
         return other
 
     @property
