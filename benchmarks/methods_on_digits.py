@@ -1,7 +1,7 @@
 """Every training method on handwritten digits under one budget of passes, with paired tests over seeds.
 
     python benchmarks/methods_on_digits.py --out docs/results/methods_on_digits.json --threads 1
-    python benchmarks/methods_on_digits.py --only rpat_relative raat_adaptive rpat_raat --units 6000 --threads 1
+    python benchmarks/methods_on_digits.py --only pgd_at rpat_relative raat_adaptive rpat_raat --units 2500 --threads 1
 
 A forward pass counts 1, an input gradient 1, a parameter gradient 2, each times the share of the batch that it was of;
 passes of teachers and of averaged weights count too. A method trains until the budget is spent, so one that needs more

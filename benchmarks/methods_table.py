@@ -241,7 +241,7 @@ METHODS = {
     # RPAT, RAAT, and both
     "rpat": Method("RPAT", by("rpat")),
     "rpat_quotient": Method("RPAT, Eq. 3", by("rpat", form="quotient")),
-    "rpat_relative": Method("RPAT, relative form (ours)", by("rpat", form="relative")),
+    "rpat_relative": Method("RPAT, relative form (ours)", by("rpat", form="relative"), against="rpat"),
     "rpat_trades": Method("RPAT on TRADES", by("rpat", base="trades", generator=generator), against="trades"),
     "rpat_mart": Method("RPAT on MART", by("rpat", base="mart", generator=generator), against="mart"),
     "rpat_plus_plus": Method(

@@ -54,4 +54,7 @@ def _difference(test: dict[str, float]) -> str:
     return f"**{shown}**" if test["low"] > 0 or test["high"] < 0 else shown
 
 
-TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {"methods": ("methods_on_digits", methods)}
+TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
+    "methods": ("methods_on_digits", methods),
+    "methods_longer": ("methods_on_digits_longer", methods),
+}
