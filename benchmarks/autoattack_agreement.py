@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perceptual_at import L1, L2, Linf, SampleGenerator, auto_attack
-from perceptual_at._files import written_whole
 from perceptual_at.attacks.protocol import versions
+from perceptual_at.checkpoints import written_whole
 from tests.robust_model import robust_digits
 
 THREATS = (Linf(0.15), L2(0.75), L1(1.5))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from scipy.stats import ttest_rel
 
-from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {

@@ -23,8 +23,7 @@ from cifar10_subset import ROOT, command, run, verdict
 from scipy.stats import ttest_rel
 
 from perceptual_at import Linf, data, evaluate, frozen, models, pgd
-from perceptual_at._files import written_whole
-from perceptual_at.checkpoints import load_weights
+from perceptual_at.checkpoints import load_weights, written_whole
 from perceptual_at.divergences import cross_entropy
 
 TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import perceptual_at
-from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (

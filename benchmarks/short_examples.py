@@ -21,7 +21,7 @@ import common  # noqa: E402
 import torch  # noqa: E402
 from record import provenance  # noqa: E402
 
-from perceptual_at._files import written_whole  # noqa: E402
+from perceptual_at.checkpoints import written_whole  # noqa: E402
 from perceptual_at.data import digits  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
 

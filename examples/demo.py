@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 
 import perceptual_at as pat
 from perceptual_at import objectives, plotting
-from perceptual_at._files import written_whole
 from perceptual_at.augment import random_crop_flip
+from perceptual_at.checkpoints import written_whole
 from perceptual_at.data import digits
 from perceptual_at.models import DigitsCNN
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from perceptual_at import plotting, theory
-from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import written_whole
 
 C, EPS = 0.6, 0.9  # noise sigma = C d^(1/4), budget of the l_inf attack
 DIMENSIONS = (1_000, 10_000, 100_000)

@@ -1,13 +1,15 @@
 """The papers' motivating experiments on real digits: who is learned too well, and whose perturbation matters.
 
     python examples/perception_gap.py                          # three seeds, a few minutes on two CPU cores
+    python examples/perception_gap.py --run runs/rpat-0        # any run folder of `perceptual-at train`
     python examples/perception_gap.py --checkpoint model.pt --architecture resnet18 --images FOLDER
 
 Part 1 (RPAT, Fig. 2): how far perturbations move the logits of samples that resist and of samples that give in,
 after standard training, training on random noise, PGD-AT and PGD-AT+RPAT; and the movement along the way.
 Part 2 (RAAT, Fig. 2): PGD-AT with the perturbation of boundary or of interior samples set to full, to the
 threshold, or to none; and the threshold swept. Misclassified samples are trained on clean, as in the paper.
-With a checkpoint, part 1 measures that model on images in FOLDER/test/CLASS, and part 2 is left out.
+With a run folder, part 1 measures its best weights on its test images under its threat; with a checkpoint, that model
+on images in FOLDER/test/CLASS. Part 2 is left out then.
 Writes perception_gap.json and PNG files to --out.
 """
 
@@ -25,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 import perceptual_at as pat
 from perceptual_at import diagnostics, objectives, plotting
-from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import written_whole
 from perceptual_at.data import digits, image_folder
 from perceptual_at.models import DigitsCNN
 
@@ -149,12 +151,17 @@ def main():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--workers", type=int, default=None, help="processes (default one per core)")
     parser.add_argument("--out", type=Path, default=Path("outputs/perception_gap"))
+    parser.add_argument("--run", type=Path, help="folder of a finished run to measure instead of training any")
+    parser.add_argument("--which", choices=["best", "final"], default="best", help="weights of --run")
     parser.add_argument("--checkpoint", type=Path, help="state dict of a model to measure instead of training any")
     parser.add_argument("--architecture", default="resnet18", help="function of perceptual_at.models")
     parser.add_argument("--images", type=Path, help="folder with test/CLASS/*.png")
     parser.add_argument("--eps", type=float, default=8 / 255, help="Linf budget for --checkpoint")
-    parser.add_argument("--samples", type=int, default=1000, help="test images to measure for --checkpoint")
+    parser.add_argument("--samples", type=int, default=1000, help="test images to measure for --run, --checkpoint")
     options = parser.parse_args()
+    if options.run:
+        measure_run(options)
+        return
     if options.checkpoint:
         if not options.images:
             parser.error("--checkpoint needs --images")
@@ -194,13 +201,33 @@ def measure_checkpoint(options):
     batches = [batch for batch, _ in zip(loader, range(-(-options.samples // 100)), strict=False)]
     model = getattr(models, options.architecture)(num_classes=len(images.classes))
     model.load_state_dict(torch.load(options.checkpoint, weights_only=True, map_location="cpu"))
-    threat = pat.Linf(options.eps)
+    report_model(options.checkpoint.stem, model, batches, pat.Linf(options.eps), options.out)
+
+
+def measure_run(options):
+    """Part 1 for the weights of a run, whatever its network, images and threat."""
+    from perceptual_at.commands.evaluate import Models, Samples, Wishes, chosen_rows, targets_of
+    from perceptual_at.commands.images import batches, images_of
+
+    wishes = Wishes(models=Models(run=(options.run,), which=options.which), images=Samples(samples=options.samples))
+    try:
+        (target,) = targets_of(wishes)
+        images = images_of(target.images, "test")
+        rows = torch.split(chosen_rows(images, wishes), 100)
+        served = list(batches(images, rows, workers=0))
+        report_model(target.name, target.made(images), served, target.threat, options.out)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"perception_gap.py: {error}") from error
+
+
+def report_model(name, model, batches, threat, out):
+    """The gap under noise and under PGD-20, and the movement along the path of the first batch."""
     pgd20 = functools.partial(pat.pgd, threat=threat, steps=20)
     noise = functools.partial(diagnostics.random_noise, threat=threat)
     gaps = {how: diagnostics.perception_gap(model, batches, p) for how, p in (("random", noise), ("pgd20", pgd20))}
     x, labels = batches[0]
     path = diagnostics.perception_path(model, x, pgd20(model, x, labels), ALPHAS)
-    report_perception(gaps, {options.checkpoint.stem: path}, options.out)
+    report_perception(gaps, {name: path}, out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import rpat
 import torch
 
 from perceptual_at import Linf, pgd, plotting, theory
-from perceptual_at._files import written_whole
+from perceptual_at.checkpoints import written_whole
 from perceptual_at.data import digits
 from perceptual_at.models import DigitsCNN
 

@@ -145,7 +145,7 @@ def mean_score(clean: Share, robust: Share) -> Share:
         ValueError: if a number is negative or not finite.
 
     Source:
-        RPAT, Sec. 5.1; RAAT, Sec. 5.1.
+        RPAT, Sec. 5.1; RAAT, Sec. 5.2.
 
     Examples:
         >>> mean_score(80.0, 50.0)
@@ -177,7 +177,7 @@ def nrr(clean: Share, robust: Share) -> Share:
         ValueError: if a number is negative or not finite.
 
     Source:
-        Gowda et al. 2024, as used in RPAT, Sec. 5.1 and RAAT, Sec. 5.1.
+        Gowda et al. 2024, as used in RPAT, Sec. 5.1 and RAAT, Sec. 5.3.
 
     Examples:
         >>> nrr(90.0, 45.0)

@@ -68,7 +68,7 @@ def boundary_partition(
         ValueError: if shapes or devices differ, or labels in CPU memory are outside `[0, K)`.
 
     Source:
-        RAAT, Sec. 4.2 and Eq. 8; `adv_logits`: its released code.
+        RAAT, Sec. C.1 and Eq. 8; `adv_logits`: its released code.
 
     Examples:
         >>> clean = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])

@@ -26,7 +26,7 @@ from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
 from perceptual_at.commands.protocol import described, named_attack  # noqa: E402
 from perceptual_at.commands.reading import settings_of  # noqa: E402
 from perceptual_at.commands.recipes import RECIPES  # noqa: E402
-from perceptual_at.commands.recipes.rows import key_of, settings_of_row  # noqa: E402
+from perceptual_at.commands.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
 from perceptual_at.commands.settings import GROUP_OF, GROUPS, settings_from  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
@@ -95,11 +95,23 @@ def test_rows_find_their_settings_by_name():
     assert settings_of(["--row", "RPAT/5/CIFAR-10/linf/ResNet-18/PGD-AT+RPAT[second-to-last]"]).method.perceive
 
 
-def test_every_row_of_the_papers_own_methods_and_their_bases_has_a_recipe():
-    for row in published(variant=("baseline", "ours")):
+def test_every_row_of_the_result_tables_has_a_recipe():
+    for row in published():
         recipe, settings = settings_of_row(row, RECIPES)
         assert settings.threat.norm == row.norm, key_of(row)
         assert recipe in RECIPES
+        assert settings.evaluation.select_on == "test"
+        flat = settings.flat()
+        assert (flat["model"], flat["data"]) == (NETWORKS[row.model], DATA[row.dataset]["data"])
+        assert flat["cutmix"] == row.method.endswith("*")
+    assert settings_of(["--row=RAAT/1/CIFAR-10/linf/ResNet-18/RAAT"]).method.objective == "raat"
+
+
+def test_recipes_by_the_papers_have_their_networks_and_choices():
+    for name, steps in (("rpat_paper", 20), ("raat_paper", 10)):
+        settings = RECIPES[name].settings
+        assert (settings.network.model, settings.evaluation.select_steps) == ("resnet18", steps)
+        assert (settings.optimisation.epochs, settings.optimisation.milestones) == (110, (100, 105))
 
 
 def test_help_shows_families_groups_and_the_values_that_a_recipe_has(capsys):

@@ -130,6 +130,27 @@ def test_report_measures_the_given_threat(load):
     assert 0 <= result.worst_case <= result.clean_accuracy <= 1
 
 
+@pytest.mark.slow
+def test_the_perception_gap_of_any_run_folder(load, tmp_path, monkeypatch, capsys):
+    for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
+    from perceptual_at.commands.main import main
+
+    words = ["--data", "random", "--model", "resnet18", "--width", "2", "--normalize", "own", "--norm", "l2", "--eps",
+             "0.5", "--step-size", "0.2", "--batch", "8", "--steps", "1", "--epochs", "1", "--select-steps", "1",
+             "--test-steps", "1", "--average-decay", "0.5", "--cpu"]  # fmt: skip
+    main(["train", "pgd_at", *words, "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--run", str(tmp_path / "run"), "--samples", "20", "--out", str(tmp_path / "out")]
+    )
+    load("perception_gap").main()
+    assert "pgd20" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"perception_gap.png", "perception_path.png"}
+    monkeypatch.setattr(sys, "argv", ["x", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"holds no result\.json"):
+        load("perception_gap").main()
+
+
 def test_the_perception_gap_of_a_checkpoint_is_measured_on_its_test_images(load, tmp_path, monkeypatch, capsys):
     for name in ("cat", "dog"):
         folder = tmp_path / "test" / name

@@ -114,8 +114,8 @@ def pgd(
     $$ x_{t+1} = \Pi\big( x_t + s \cdot \mathrm{steepest}(\nabla_x \textstyle\sum_i \ell(f(x_t)_i, y_i)) \big) $$
 
     The threat model gives the projection $\Pi$ and the steepest step; the loss says what to ascend. PGD-AT is
-    `pgd(model, x, labels, Linf(8 / 255))`, TRADES' attack adds `loss=kl_to(clean_logits)`, and C&W in the papers'
-    tables is `loss=margin`.
+    `pgd(model, x, labels, Linf(8 / 255))`, TRADES' attack adds `loss=kl_to(clean_logits)`, and `cw` is
+    `loss=margin`.
 
     Given a module, the attack runs it in eval mode with its parameters frozen and leaves modes, parameters,
     gradients, buffers and the global random state as found, also after an exception. It works under `no_grad`,
@@ -166,7 +166,7 @@ def pgd(
             fixed start, `early_stop` with `keep="last"`).
 
     Source:
-        Madry et al. 2018, Sec. 2.1; settings of RPAT and RAAT: Sec. 5.1 of each. Momentum: Dong et al. 2018,
+        Madry et al. 2018, Sec. 2.1; settings of RPAT: Sec. A, of RAAT: Sec. D.1. Momentum: Dong et al. 2018,
         Algorithm 1. Averaging over a random model: Athalye et al. 2018, Sec. 4.2.
 
     Examples:
@@ -302,7 +302,7 @@ def cw(
     verdict: bool = False,
     generator: Generator | None = None,
 ) -> Tensor | Verdict:
-    r"""Adversarial inputs by projected gradient ascent on the margin: "C&W" in the papers' tables.
+    r"""Adversarial inputs by projected gradient ascent on the margin of the logits.
 
     $$ \max_{x'} \; \max_{k \ne y} z_k(x') - z_y(x') $$
 
@@ -346,7 +346,8 @@ def cw(
             numbers out of range, the model returns no logits, or an option would have no effect.
 
     Source:
-        Carlini and Wagner 2017, objective $f_6$; RAAT, Sec. 5.1, for its use as a column of the tables.
+        Carlini and Wagner 2017, objective $f_6$. Column C&W of RAAT's tables (Sec. 5.1; its Sec. A.1
+        describes the minimum-norm attack) is this one in our reading; the source of the printed values is unknown.
 
     Examples:
         >>> model = lambda x: torch.cat([x, -x], dim=1)  # class 0 for positive x

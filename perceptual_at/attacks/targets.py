@@ -36,7 +36,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: if shapes do not fit or devices differ.
 
     Source:
-        Carlini and Wagner 2017, the objective $f_6$ without its cap; RPAT, Sec. 5.1 calls PGD on it C&W.
+        Carlini and Wagner 2017, the objective $f_6$ without its cap. RAAT's column C&W is PGD on it in our reading.
 
     Examples:
         >>> margin(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([0]))

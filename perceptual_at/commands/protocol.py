@@ -40,5 +40,9 @@ def described(name: str, threat: pat.Threat, *, step_size: float | None = None) 
         return {"aa": "AutoAttack, standard version"}.get(name, f"{name} as the library has it by default")
     steps = int(match[2]) if match[2] else 30 if match[1] == "cw" else 10
     length = f"{step_size:.6g}" if step_size is not None else "2.5 eps / steps"
-    loss = "the margin (what papers call C&W in their attack tables)" if match[1] == "cw" else "cross entropy"
+    loss = (
+        "the margin (our reading of the column C&W; the source of the printed values is unknown)"
+        if match[1] == "cw"
+        else "cross entropy"
+    )
     return f"{steps} steps of {length} on {loss}, one random start, last iterate, {threat!r}"

@@ -36,7 +36,7 @@ def settings_of(arguments: Sequence[str]) -> Settings:
     Raises:
         ValueError: if words are unknown or values do not fit.
     """
-    words = list(arguments)
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--row=") else [word])]
     start, named = Settings(), ""
     if "--row" in words:
         place = words.index("--row")

@@ -11,6 +11,7 @@ RECIPES: dict[str, Recipe] = {
     **_RAAT,
     **variants(_RAAT, "_200", **LONG),
     **variants(_RAAT, "_l2", **L2),
-    "raat_paper": recipe("RAAT by the paper's formulas", objective="raat", source="paper"),
+    # The paper's ResNet-18; it chooses the best weights by PGD-10 (Sec. 5.1), as the code does.
+    "raat_paper": recipe("RAAT by the paper's formulas", objective="raat", source="paper", model="resnet18"),
     "raat_sharp": recipe("RAAT# (on ReBAT)", REBAT, objective="raat_sharp", printed=("RAAT#",)),
 }

@@ -14,7 +14,7 @@ class Recipe(NamedTuple):
     """What the papers' tables call the method; a row of that name is made by this recipe."""
 
 
-# RPAT, Sec. 5.2, and RAAT, Sec. 5.1: 110 epochs, drops at 100 and 105, the network called "ResNet-18" there.
+# RPAT, Sec. A, and RAAT, Sec. D.1: 110 epochs, drops at 100 and 105, the network called "ResNet-18" there.
 PLAIN = Settings().changed(model="resnet26_bottleneck")
 L2: dict[str, Any] = {"norm": "l2", "eps": 128 / 255, "step_size": 32 / 255}
 LONG: dict[str, Any] = {"epochs": 200, "milestones": (100, 150)}
