@@ -27,16 +27,17 @@ def values(run: Run, arm: str, score: str) -> list[float]:
 def scores(run: Run) -> str:
     """Means and deviations of all arms."""
     heads = {"clean": "clean", **ATTACKS, "worst": "worst of each canvas"}
-    columns = [f"{name} pixels" for name in heads] + [f"{name} mIoU" for name in heads if name != "worst"]
-    rows = [(arm, *(spread(values(run, arm, column)) for column in columns)) for arm in run["runs"]]
-    head = [f"{heads[name]}, {unit}" for name, unit in map(str.split, columns)]
+    parts = []
+    for unit, names in (("pixels", list(heads)), ("mIoU", ["clean", *ATTACKS])):
+        rows = [(arm, *(spread(values(run, arm, f"{name} {unit}")) for name in names)) for arm in run["runs"]]
+        parts.append(table((f"{unit}, %", *(heads[name] for name in names)), rows))
     where, settings = run["where"], run["settings"]
-    made = (
-        f"Percent; means ± standard deviations over {settings['seeds']} seeds. {settings['steps']} training steps, "
+    parts.append(
+        f"Means ± standard deviations over {settings['seeds']} seeds. {settings['steps']} training steps, "
         f"{settings['attack_steps']} attack steps, {settings['canvases']} canvases of the test; torch "
         f"{where['torch']}, {where['machine']}, {where['threads']} thread."
     )
-    return f"{table(('trained by', *head), rows)}\n\n{made}"
+    return "\n\n".join(parts)
 
 
 def differences(run: Run) -> str:

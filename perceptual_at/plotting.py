@@ -324,7 +324,8 @@ def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> 
     taken += [legend.get_window_extent()] if legend else []
     for text in [text for marks in ax.collections for text in getattr(marks, "labelTexts", ())]:
         box = text.get_window_extent()
-        text.set_visible(not any(box.overlaps(other) for other in taken))
+        inside = ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+        text.set_visible(inside and not any(box.overlaps(other) for other in taken))
         taken += [box] if text.get_visible() else []
     _turned(ax)
 

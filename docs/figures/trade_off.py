@@ -84,7 +84,8 @@ def _restyle(ax: object, scheme: Scheme) -> None:
         if hasattr(marks, "levels"):
             marks.set(edgecolor=scheme.faint, linewidth=1.2)
             for text in marks.labelTexts:
-                text.set(color=scheme.muted, fontsize=SMALL, visible=True)  # the legend moves out of their way
+                shown = text.get_text() != "NRR 0"  # others were out of sight because of the legend, which moves
+                text.set(color=scheme.muted, fontsize=SMALL, visible=shown)
         elif len(marks.get_offsets()) == 1:  # the mean of a method
             marks.set(edgecolor=scheme.paper, sizes=[150])
         else:
