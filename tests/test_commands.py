@@ -23,6 +23,7 @@ from perceptual_at.checkpoints import save_weights  # noqa: E402
 from perceptual_at.commands import evaluate, networks, table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
 from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
+from perceptual_at.commands.method import beside, keywords  # noqa: E402
 from perceptual_at.commands.protocol import described, named_attack  # noqa: E402
 from perceptual_at.commands.reading import settings_of  # noqa: E402
 from perceptual_at.commands.recipes import RECIPES  # noqa: E402
@@ -105,6 +106,13 @@ def test_every_row_of_the_result_tables_has_a_recipe():
         assert (flat["model"], flat["data"]) == (NETWORKS[row.model], DATA[row.dataset]["data"])
         assert flat["cutmix"] == row.method.endswith("*")
     assert settings_of(["--row=RAAT/1/CIFAR-10/linf/ResNet-18/RAAT"]).method.objective == "raat"
+    adr, cure = (
+        settings_of(["--row", f"{row}"]).method
+        for row in ("RAAT/2/CIFAR-100/linf/ResNet-18/ADR", "RPAT/4/CIFAR-10/linf/WideResNet-34-10/CURE")
+    )
+    assert keywords(adr)["temperature"] == 1.5
+    assert beside(adr) == {"temperature_end": 1.0, "trust_end": 0.95}
+    assert (keywords(cure)["weight"], beside(cure)["share"]) == (0.5, 0.5)
 
 
 def test_recipes_by_the_papers_have_their_networks_and_choices():

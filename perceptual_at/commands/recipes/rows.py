@@ -25,6 +25,13 @@ MARKS: dict[str, dict[str, Any]] = {
     "[second-to-last]": {"perceive": "second_to_last"},
     "[third-to-last]": {"perceive": "third_to_last"},
 }
+# What a method's code sets otherwise for other images, and its paper for another network.
+ELSEWHERE: dict[tuple[str, str], dict[str, Any]] = {
+    ("ADR", "CIFAR-100"): {"options": ("temperature=1.5", "temperature_end=1.0")},
+    ("CURE", "WideResNet-34-10"): {
+        "weight": 0.5, "options": ("share=0.5", "natural_weight=0.3", "robust_weight=0.7"),
+    },
+}  # fmt: skip
 
 
 def key_of(row: PublishedRow) -> str:
@@ -65,6 +72,8 @@ def settings_of_row(row: PublishedRow, recipes: dict[str, Recipe]) -> tuple[str,
         name = "RPAT++"
     if name not in printed:
         raise ValueError(f"--row {key_of(row)!r}: no recipe makes {row.method!r}.")
+    for place in (row.dataset, row.model):
+        changes |= ELSEWHERE.get((name, place), {})
     if row.norm == "l2":
         changes |= L2
     if row.paper == "RAAT" and row.dataset == "Tiny-ImageNet" and row.model.startswith("WideResNet"):
