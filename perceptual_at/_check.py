@@ -21,6 +21,15 @@ def tensor(function: str, name: str, value: Any) -> None:
     """Require a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    if value.layout != torch.strided:
+        raise TypeError(f"{function}: `{name}` must be a dense tensor, got {value.layout}; call `.to_dense()` first.")
+
+
+def flag(function: str, **values: Any) -> None:
+    """Require truth values: a text or a number in their place is a mistake, and a tensor would have to be waited for."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{function}: `{name}` must be True or False, got {_shown(value)}.")
 
 
 def module(function: str, value: Any) -> None:
@@ -281,7 +290,8 @@ def number(
     if (read := _read(value)) is None:
         return
     inside = (
-        -math.inf < read < math.inf  # comparisons, which a traced number answers too
+        not (isinstance(value, int) and abs(value) >= 2**63)  # which tensors cannot hold
+        and -math.inf < read < math.inf  # comparisons, which a traced number answers too
         and (above is None or read > above)
         and (at_least is None or read >= at_least)
         and (below is None or read < below)
