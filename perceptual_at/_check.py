@@ -5,10 +5,12 @@ with one exception: labels that already lie in CPU memory are compared with the 
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def tensor(function: str, name: str, value: Any) -> None:
 
 
 def flag(function: str, **values: Any) -> None:
-    """Require truth values: a text or a number in their place is a mistake, and a tensor would have to be waited for."""
+    """Require truth values, which a text or a number in their place is not."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{function}: `{name}` must be True or False, got {_shown(value)}.")
@@ -183,6 +185,33 @@ def probabilities(function: str, value: Tensor, *, name: str = "labels") -> None
             f"{function}: `{name}` of a floating dtype must be class probabilities, at least 0 and of sum 1 over the "
             f"classes, got {got}. Labels of another kind (several classes at once, numbers) need a `loss` of your own."
         )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def names_labels(function: Function) -> Function:
+    """For a loss that attacks call in every step, and that does not look at labels: name those that are no classes.
+
+    Only once torch has failed on them.
+    """
+
+    @functools.wraps(function)
+    def call(logits: Any, labels: Any, *others: Any, **options: Any) -> Any:
+        try:
+            return function(logits, labels, *others, **options)
+        except (IndexError, RuntimeError):
+            for name, value in zip(("labels", "targets"), (labels, *others), strict=False):
+                indices(function.__name__, value, name=name, logits=logits)
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+def dtype(function: str, name: str, value: Any) -> None:
+    """Require a floating dtype, or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"{function}: `{name}` must be a dtype such as torch.float32, or None, got {_shown(value)}.")
 
 
 def _indices(

@@ -34,6 +34,7 @@ def snapshot(model: nn.Module, *, dtype: torch.dtype | None = None) -> Weights:
         False
     """
     _check.module("snapshot", model)
+    _check.dtype("snapshot", "dtype", dtype)
     return {
         name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
         for name, value in _tensors(model).items()

@@ -44,8 +44,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         TypeError: if logits or labels are of another kind.
-        ValueError: if shapes or devices differ.
-        IndexError: if a label is out of range (by torch, on the CPU).
+        ValueError: if shapes or devices differ, or a label on the CPU is out of range.
 
     Source:
         Madry et al. 2018, Eq. 2.1.
@@ -67,15 +66,25 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         and labels.device == logits.device
     )
     if usual:
-        return functional.cross_entropy(logits, labels, reduction="none")
+        try:
+            return functional.cross_entropy(logits, labels, reduction="none")
+        except (IndexError, RuntimeError):
+            _check.logits("cross_entropy", logits=logits)
+            _check.indices("cross_entropy", labels, logits=logits)
+            raise
     _check.logits("cross_entropy", logits=logits)
     labels = _check.soft_labels("cross_entropy", labels, read=False, logits=logits)
     if labels.is_floating_point():
         shares = labels.to(logits.dtype)
         return over_places(-times_log(shares, functional.log_softmax(logits, dim=1)).sum(dim=1))
-    return over_places(functional.cross_entropy(logits, labels, reduction="none"), labelled(labels))
+    try:
+        return over_places(functional.cross_entropy(logits, labels, reduction="none"), labelled(labels))
+    except (IndexError, RuntimeError):
+        _check.indices("cross_entropy", labels, logits=logits)
+        raise
 
 
+@_check.names_labels
 def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Log-sum-exp of the wrong logits minus the right one: a smooth margin, never below the hard one.
 

@@ -123,6 +123,8 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
     """
     name = "adaptive_eta"
     _check.floating(name, path_logits=path_logits)
+    if not isinstance(etas, list | tuple):
+        raise TypeError(f"{name}: `etas` must be a sequence of numbers, got {type(etas).__name__}.")
     if path_logits.ndim != 3 or path_logits.shape[0] != len(etas) or not len(etas):
         raise ValueError(
             f"{name}: `path_logits` must be of shape (E, B, K) with one entry for each of the {len(etas)} `etas`, got "
@@ -132,7 +134,7 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
         _check.number(name, "etas", eta, above=0.0, at_most=1.0)
     if any(later <= earlier for earlier, later in itertools.pairwise(etas)):
         raise ValueError(f"{name}: `etas` must grow, got {tuple(etas)}.")
-    _check.labels(name, labels, classes=path_logits.shape[2], path_logits=path_logits[0])
+    labels = _check.labels(name, labels, classes=path_logits.shape[2], path_logits=path_logits[0])
     wrong = path_logits.argmax(dim=2) != labels
     choices = torch.tensor(etas, dtype=path_logits.dtype, device=path_logits.device)[:, None]
     return torch.where(wrong, choices, torch.ones_like(choices)).amin(dim=0)

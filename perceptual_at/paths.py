@@ -110,6 +110,8 @@ def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> f
     if not isinstance(value, Tensor):
         _check.number(function, name, value, at_least=0.0, at_most=1.0)
         return value
+    if not value.ndim:
+        _check.number(function, name, value, at_least=0.0, at_most=1.0)
     if value.shape not in ((), like.shape[:1]) or not value.is_floating_point():
         raise ValueError(
             f"{function}: a tensor `{name}` must be floating-point of shape () or ({like.shape[0]},), got "

@@ -150,6 +150,8 @@ def smoothed(
 ) -> Tensor:
     """The probabilities, with labels checked on behalf of `function`."""
     _check.labels(function, labels, classes=classes, labels=labels)
+    _check.dtype(function, "dtype", dtype)
+    smoothing = float(smoothing)
     others = smoothing / (classes if over == "all" else classes - 1)
     right = 1 - smoothing + (others if over == "all" else 0.0)
     spread = torch.full((labels.shape[0], classes), others, device=labels.device, dtype=dtype)
@@ -158,6 +160,4 @@ def smoothed(
 
 def check_classes(function: str, classes: int) -> None:
     """Require a number of classes."""
-    _check.count(function, "classes", classes)
-    if classes < 2:
-        raise ValueError(f"{function}: `classes` must be at least 2, got {classes}.")
+    _check.count(function, "classes", classes, at_least=2, at_most=2**31)

@@ -1,6 +1,7 @@
 """What a step of PGD costs, what its options refuse, and that momentum is measured in the norm it should be."""
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import perceptual_at
 from perceptual_at import L1, L2, Linf, cw, fgsm, kl_to, pgd
+from tests.strategies import generator
 from tests.test_attack_contract import Net, Pointwise, classes_of, images
 
 LINF = Linf(0.1)
@@ -166,3 +168,23 @@ def test_a_loss_of_the_users_own_is_asked_for_the_samples_that_stay(targeted):
         Pointwise(), x, labels, Linf(0.3), steps=6, keep="best", early_stop=True, loss=loss, verdict=True, **options
     )
     assert 0 < found.success.sum() < 24
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0), torch.zeros(6)], ids=["int", "float", "tensor", "each"])
+@pytest.mark.parametrize("threat", [Linf(0), L2(0.0)], ids=repr)
+def test_a_step_of_0_is_for_a_budget_of_0(threat, zero):
+    x = torch.rand(6, 3, generator=generator(0))
+    labels = torch.zeros(6, dtype=torch.long)
+    model = nn.Linear(3, 2)
+    assert torch.equal(pgd(model, x, labels, threat, step_size=zero), x)
+    with pytest.raises(ValueError, match=r"^pgd: .*`step_size` must"):
+        pgd(model, x, labels, dataclasses.replace(threat, eps=0.1), step_size=zero)
+
+
+def test_each_sample_has_the_step_of_its_budget():
+    x = torch.full((3, 2), 0.5)
+    eps = torch.tensor([0.0, 0.1, 0.2])
+    found = pgd(nn.Linear(2, 2), x, torch.zeros(3, dtype=torch.long), Linf(eps), step_size=eps / 4, start="clean")
+    assert torch.equal((found != x).any(dim=1), eps > 0)
+    with pytest.raises(ValueError, match=r"^pgd: every `step_size` must"):
+        pgd(nn.Linear(2, 2), x, torch.zeros(3, dtype=torch.long), Linf(eps), step_size=torch.tensor([0.0, 0.0, 0.1]))

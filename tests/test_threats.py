@@ -491,3 +491,19 @@ def test_one_linf_step_of_full_size_is_enough_for_a_linear_classifier(box):
     x = clean_inputs(6, (6, 12), box)
     x_adv = pgd(linear_classifier(weight), x, torch.zeros(6, dtype=torch.long), threat, steps=1, step_size=0.4)
     assert_close(x_adv, worst_in_linf(x, weight, 0.2, box), rtol=0, atol=1e-14 * max(map(abs, box)))
+
+
+@pytest.mark.parametrize(
+    ("threat", "dtype", "x", "far"),
+    [
+        (L1(0.1), torch.bfloat16, [0.1005859375], [0.0]),
+        (L1(0.3), torch.float16, [0.3046875], [0.0]),
+        (L2(1.0), torch.float16, [0.501953125, 0.9716796875], [0.0, 0.0]),
+        (L2(0.5), torch.bfloat16, [0.6640625, 0.78515625], [0.0, 1.0]),
+    ],
+)
+def test_a_difference_taken_in_the_dtype_of_the_inputs_is_inside_too(threat, dtype, x, far):
+    x, far = torch.tensor([x], dtype=dtype), torch.tensor([far], dtype=dtype)
+    found = threat.project(far, x)
+    assert (threat.norm(found - x) <= threat.eps).all()
+    assert (threat.norm(found.double() - x.double()) <= threat.eps).all()

@@ -543,18 +543,25 @@ def _check_search(function: str, terms: Terms, climb: _Climb) -> None:
 
 
 def _check_step_size(function: str, step_size: float | Tensor, x: Tensor, threat: Threat, *, read: bool) -> None:
-    """Require a positive length, or one per sample, that is not meant in 255ths."""
+    """Require a positive length, or one per sample, that is not meant in 255ths; 0 where nothing may move anyway."""
+    still = budget(function, threat) == 0 if getattr(threat, "eps", None) is not None else False
     if isinstance(step_size, Tensor) and step_size.ndim:
         if step_size.shape != x.shape[:1] or not step_size.is_floating_point():
             raise ValueError(
                 f"{function}: `step_size` must be a number or floating-point numbers of shape ({len(x)},), got "
                 f"{step_size.dtype} of shape {tuple(step_size.shape)}."
             )
-        if read and not torch.compiler.is_compiling() and not bool(((step_size > 0) & step_size.isfinite()).all()):
+        if (
+            read
+            and not torch.compiler.is_compiling()
+            and not bool(((step_size > 0) | ((step_size == 0) & still)).logical_and(step_size.isfinite()).all())
+        ):
             raise ValueError(f"{function}: every `step_size` must be positive and finite, got {step_size}.")
         return
     if isinstance(step_size, Tensor):
         step_size = float(step_size)
+    if still is True and step_size == 0:
+        return
     _check.number(function, "step_size", step_size, above=0.0)
     low, high = getattr(threat, "bounds", (-math.inf, math.inf))
     if isinstance(low, Tensor) or isinstance(high, Tensor) or not step_size > high - low or not x.numel():

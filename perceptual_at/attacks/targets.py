@@ -19,6 +19,7 @@ from perceptual_at._values import Value
 from perceptual_at.divergences import PerSampleLoss, kl_divergence
 
 
+@_check.names_labels
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Largest wrong logit minus the right one: positive when the sample is misclassified, 0 when both are equal.
 
@@ -49,6 +50,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return over_places(_margins(logits, labels), labelled(labels))
 
 
+@_check.names_labels
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Difference-of-logits ratio: the margin in units of the spread of the three largest logits.
 
@@ -86,6 +88,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return over_places(ratios, labelled(labels))
 
 
+@_check.names_labels
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     r"""Difference-of-logits ratio towards one wrong class.
 
@@ -247,6 +250,7 @@ def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
+@_check.names_labels
 def segpgd_loss(logits: Tensor, labels: Tensor, *, wrong_weight: float) -> Tensor:
     r"""Cross entropy in which places count by whether they are still right.
 
@@ -286,6 +290,7 @@ def segpgd_loss(logits: Tensor, labels: Tensor, *, wrong_weight: float) -> Tenso
     return over_places(weighted, labelled(labels))
 
 
+@_check.names_labels
 def cospgd_loss(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Cross entropy in which places count by how close the prediction still is to the label.
 

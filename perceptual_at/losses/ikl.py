@@ -96,6 +96,7 @@ def weighted_mse_loss(
     name = "weighted_mse_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     _check.number(name, "gamma", gamma, at_least=0.0, at_most=1.0)
+    _check.flag(name, detach_adv=detach_adv)
     if class_weights is not None:
         _check.same_shape(name, clean_logits=clean_logits, class_weights=class_weights)
     given = clean_logits, adv_logits

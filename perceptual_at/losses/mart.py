@@ -53,6 +53,7 @@ def mart_loss(
     """
     _check.number("mart_loss", "beta", beta, at_least=0.0)
     _check.logits("mart_loss", clean_logits=clean_logits, adv_logits=adv_logits)
+    labels = _check.indices("mart_loss", labels, clean_logits=clean_logits)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
     boosted = boosted_cross_entropy(adv, labels, reduction="none")
