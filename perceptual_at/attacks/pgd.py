@@ -383,7 +383,7 @@ def _ascended(
     with opened(function, model, x, labels, threat, terms) as victim:
         step_size = _check_climb(function, x, threat, terms, climb)
         loss: Any = terms.loss
-        if terms.targets is not None or loss is targeted_dlr:
+        if terms.targets is not None or loss is targeted_dlr or loss is None:
             loss = ascended(function, loss, labels, terms.targets)
         if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
             return _searched(victim, threat, loss, terms, climb._replace(step_size=step_size))

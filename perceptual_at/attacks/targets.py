@@ -236,6 +236,8 @@ class Towards:
 
 def ascended(function: str, loss: Any, labels: Tensor, targets: Tensor | None) -> PerSampleLoss:
     """What an attack ascends: the loss as it is, or with `targets` what leads towards them."""
+    if loss is None:
+        raise TypeError(f"{function}: `loss` must be a function (outputs, labels) -> (B,), got None.")
     if targets is not None:
         return Towards(function, loss, labels)
     if loss is targeted_dlr:

@@ -466,6 +466,7 @@ def check_arguments(
         and x.ndim > 0
         and labels.shape == x.shape[:1]
         and labels.device == x.device
+        and x.layout == labels.layout == torch.strided
         and terms.targets is None
         and isinstance(terms.start, str)
         and terms.start in ("random", "clean")

@@ -37,13 +37,12 @@ def check_each(function: str, x: Tensor, labels: Tensor, threat: Any, terms: Ter
     """Require arguments of the right kind, shape and device, one by one; reads no values."""
     _check.floating(function, x=x)
     check_threat(function, threat)
-    for name, given in (("labels", labels), ("targets", terms.targets)):
-        if given is None:
-            continue
+    given: tuple[Any, ...] = (labels,) if terms.targets is None else (labels, terms.targets)
+    for name, one in zip(("labels", "targets"), given, strict=False):
         if terms.judged:
-            _check.labels(function, given, name=name, x=x)
+            _check.labels(function, one, name=name, x=x)
         else:
-            _check.row_labels(function, given, classes=is_own(terms.loss), name=name, x=x)
+            _check.row_labels(function, one, classes=is_own(terms.loss), name=name, x=x)
     if isinstance(terms.start, Tensor):
         _check.same_shape(function, x=x, start=terms.start)
     else:
