@@ -308,6 +308,7 @@ def attacked_by_group(
         >>> torch.equal(x_adv, x)  # nobody is perturbed
         True
     """
+    _check.labels("attacked_by_group", labels, x=x)
     x_adv = attack(model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
     with torch.no_grad(), frozen(model) as f:

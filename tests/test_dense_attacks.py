@@ -166,7 +166,11 @@ def test_outputs_may_be_of_any_kind():
             ValueError,
             r"`labels` .* class probabilities, at least 0 and of sum 1 .* `loss` of your own",
         ),
-        (uniform(0, 6, 4, 5), ValueError, "`labels`"),
+        (
+            uniform(0, 6, 4, 5),
+            ValueError,
+            r"`labels` .* shape of the logits, .* A mask of class indices .* `.long\(\)`",
+        ),
         (uniform(0, 6), TypeError, "`labels` must be integer class indices"),
         (integers(0, 5, 4, 5, below=4), ValueError, "`labels` has 5 rows but `x` has 6 samples"),
     ],

@@ -50,3 +50,8 @@ def test_a_group_gets_the_perturbation_it_is_given(group, strength):
     expected = torch.tensor([[0.8], [0.65], [0.3]])
     expected[row] = x[row] + {"full": 0.2, "reduced": 0.1, "clean": 0.0}[strength]
     assert_close(perturbed, expected)
+
+
+def test_groups_are_of_samples():
+    with pytest.raises(ValueError, match=r"attacked_by_group: `labels` .* got dense ones .* it is not defined"):
+        diagnostics.attacked_by_group(nn.Conv2d(1, 3, 1), torch.rand(2, 1, 2, 2), torch.zeros(2, 2, 2).long(), None)

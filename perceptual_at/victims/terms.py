@@ -84,14 +84,16 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
             f"{function}: `model` must return logits of shape ({batch}, K), or ({batch}, K, *places), with K >= 2 "
             f"classes, got shape {tuple(logits.shape)}.{hint} Other outputs need a `loss` of your own."
         )
+    places = (batch, *logits.shape[2:])
     if labels.is_floating_point() and labels.shape != logits.shape:
+        mask = " A mask of class indices is cast by `.long()`." if labels.shape == places else ""
         raise ValueError(
-            f"{function}: `{name}` are class probabilities of shape {tuple(labels.shape)} but `model` "
-            f"returns logits of shape {tuple(logits.shape)}; the two must be equal."
+            f"{function}: `{name}` of a floating dtype must be class probabilities of the shape of the logits, "
+            f"{tuple(logits.shape)}, got {labels.dtype} of shape {tuple(labels.shape)}.{mask}"
         )
-    if not labels.is_floating_point() and labels.shape != (batch, *logits.shape[2:]):
+    if not labels.is_floating_point() and labels.shape != places:
         raise ValueError(
-            f"{function}: `{name}` must be integer class indices of shape {(batch, *logits.shape[2:])} for logits of "
+            f"{function}: `{name}` must be integer class indices of shape {places} for logits of "
             f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}."
         )
 
