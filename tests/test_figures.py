@@ -16,7 +16,17 @@ from perceptual_at.published import published
 pytest.importorskip("matplotlib")
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-NAMES = ("attacked", "boundaries", "dicar", "partition", "robust_perception", "scaling", "threats", "trade_off")
+NAMES = (
+    "attacked",
+    "boundaries",
+    "curves",
+    "dicar",
+    "partition",
+    "robust_perception",
+    "scaling",
+    "threats",
+    "trade_off",
+)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
