@@ -80,5 +80,4 @@ RECIPES: dict[str, Recipe] = {
     ),
     "rpat_raat": recipe("RPAT and RAAT (our own)", PLAIN, objective="rpat_raat"),
     "rpat_dicar_trades": recipe("RPAT and DICAR on TRADES (our own)", PLAIN, objective="rpat", base="dicar+trades"),
-    "rpat_relative": recipe("RPAT, relative form (our own)", PLAIN, objective="rpat", options=("form=relative",)),
 }  # fmt: skip
