@@ -397,6 +397,12 @@ def test_a_run_folder_is_enough_and_the_same_call_goes_on(copied, capsys):
         assert Evaluation.from_json(folder / "report.json").to_dict() == result.to_dict()
 
 
+def test_a_build_for_gpus_evaluates_where_there_is_none(copied, capsys, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert call("evaluate", "--run", copied / "pgd_at-0", "--which", "best", "--attacks", "pgd1") == 0
+
+
 def test_other_attacks_are_another_evaluation_and_other_weights_are_noticed(copied, capsys):
     folder = copied / "pgd_at-0/evaluation/best"
     words = ["evaluate", "--run", copied / "pgd_at-0", "--which", "best", "--cpu", "--attacks"]

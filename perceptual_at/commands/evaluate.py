@@ -283,9 +283,8 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
     protocol, threat = wishes.evaluation, target.threat
     attacks = {name: named_attack(name, threat, step_size=protocol.step_size) for name in protocol.attacks}
     images = images_of(target.images, wishes.images.split)
-    device = (
-        torch.device("cpu") if wishes.running.cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
-    )
+    present = torch.accelerator.is_available() and not wishes.running.cpu  # a build for CUDA names it without one
+    device = (torch.accelerator.current_accelerator() if present else None) or torch.device("cpu")
     model = target.made(images).to(device)
     weights, leader = weights_checksum(model), processes.rank == 0
     rows = torch.split(chosen_rows(images, wishes), protocol.batch)
