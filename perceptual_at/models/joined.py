@@ -36,7 +36,7 @@ def joined(*inputs: Tensor) -> Tensor:
     """Several inputs of the same samples side by side, `(B, N)`.
 
     Args:
-        *inputs: floating-point tensors `(B, ...)` of one dtype; float32 holds whole numbers up to 2**24 exactly.
+        *inputs: floating-point tensors `(B, ...)` of one dtype; float32 holds whole numbers up to `2**24` exactly.
 
     Returns:
         Shape `(B, N)`, with a row per sample.
