@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import types
 import warnings
@@ -32,6 +33,7 @@ from perceptual_at.commands.settings import GROUP_OF, GROUPS, settings_from  # n
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 TINY = ["--data", "random", "--width", "2", "--stem-stride", "2", "--batch", "8", "--steps", "1", "--select-steps", "1",
         "--test-steps", "1", "--epochs", "1", "--cpu"]  # fmt: skip
 
@@ -453,6 +455,26 @@ def test_runs_become_a_table_in_every_form(copied, capsys):
     latex = capsys.readouterr().out
     assert r"pgd\_at & 2 & " in latex
     assert r"$\pm$" in latex
+
+
+def test_a_column_of_two_meanings_is_refused(copied, capsys):
+    words = ["evaluate", "--which", "best", "--cpu", "--attacks", "pgd1", "--run"]
+    assert call(*words, copied / "pgd_at-0", "--step-size", "1/255") == 0
+    assert call(*words, copied / "pgd_at-1") == 0
+    capsys.readouterr()
+    assert "pgd1 has steps of 0.0039" in refused(capsys, "table", copied / "pgd_at-0", copied / "pgd_at-1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+def test_a_reader_that_leaves_early_is_no_traceback(copied):
+    words = [sys.executable, "-m", "perceptual_at", "table", str(copied / "pgd_at-0")]
+    table = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    table.stdout.close()
+    said = table.stderr.read()
+    table.stderr.close()
+    assert table.wait() == 141
+    assert said == "perceptual-at table: nobody reads what it prints.\n"
 
 
 def test_printed_rows_stand_beside_the_methods_they_are_of():

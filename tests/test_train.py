@@ -576,3 +576,26 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(runner, whole, tmp_
     printed = runner.run([*SHARP, "--out", tmp_path / "out", "--resume"])
     assert "raat_sharp starts" in printed
     assert_same(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize(("source", "updates"), [("release", 13), ("paper", 11)])
+def test_the_release_moves_batch_norms_statistics_thirteen_times_a_step(tmp_path, source, updates):
+    # Ten steps of the attack and the training pass; the release looks at the attack's result and the batch once more.
+    words = ["rebat", *TINY, "--steps", "10", "--average-start", "0", "--average-decay", "0.5", "--source", source]
+    run = train.prepare(parsed(*words, "--out", tmp_path))
+    x, labels = run.parts.train[:8]
+    run.model.train()
+    train.take_step(run, x, labels, torch.arange(8))
+    assert {int(value) for name, value in run.bare.named_buffers() if "num_batches" in name} == {updates}
+
+
+def test_further_trackers_get_what_tensorboard_gets(tmp_path):
+    words = ["pgd_at", *TINY, "--epochs", "1", "--track", "tensorboard", "--out", tmp_path]
+    with contextlib.suppress(SystemExit):
+        train.command([str(word) for word in words])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    own, further = (EventAccumulator(str(tmp_path / name)).Reload() for name in ("tensorboard", "perceptual-at"))
+    names = set(own.Tags()["scalars"])
+    assert {"train/loss", "epoch/loss", "validation/clean", "groups/misclassified"} <= names
+    assert names <= set(further.Tags()["scalars"])

@@ -39,6 +39,10 @@ def said(command: str, again: str = "") -> Iterator[None]:
     before = _on_sigterm()
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: what is left to print goes nowhere, also at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(f"{command}: nobody reads what it prints. {again}", 141)
     except KeyboardInterrupt:
         _leave(f"{command}: interrupted. {again}", 130)
     except Terminated:

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ class Scored:
     folder: Path
     settings: dict[str, Any]
     scores: dict[str, float]
+    steps: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Length of a step of each attack that has one, as it was called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +84,34 @@ def scored(folder: Path, which: str) -> Scored:
             )
         shown = {"clean": result.clean_accuracy, **result.robust_accuracy}
         scores = {name: 100 * value for name, value in shown.items()}
+        calls = {name: str(result.provenance.get(f"attack {name!r}")) for name in result.robust}
+        steps = {name: found[1] for name, call in calls.items() if (found := re.search(r"step_size=([^,)]+)", call))}
     else:
         test = record[which]["test"]
         scores = {name: value for name, value in test.items() if name not in ("n", "mean", "nrr")}
+        chosen = record["settings"].get("eval_step_size")
+        steps = {} if chosen is None else {name: str(chosen) for name in scores if name != "clean"}
     robust = scores.get("aa", min((value for name, value in scores.items() if name != "clean"), default=math.nan))
     if not math.isnan(robust):
         scores |= {"mean": metrics.mean_score(scores["clean"], robust), "nrr": metrics.nrr(scores["clean"], robust)}
-    return Scored(folder, record["settings"], scores)
+    return Scored(folder, record["settings"], scores, steps)
+
+
+def one_meaning(runs: Sequence[Scored]) -> None:
+    """Refuse a column whose name means different attacks.
+
+    Raises:
+        ValueError: if an attack of one name had steps of different lengths.
+    """
+    met: dict[str, tuple[str, Path]] = {}
+    for run in runs:
+        for name in run.scores.keys() - {"clean", "mean", "nrr"}:
+            step = run.steps.get(name, "2.5 eps / steps")
+            first, folder = met.setdefault(name, (step, run.folder))
+            if first != step:
+                raise ValueError(
+                    f"{name} has steps of {first} in `{folder}` and of {step} in `{run.folder}`; evaluate both alike."
+                )
 
 
 def grouped(runs: Sequence[Scored]) -> list[Group]:
@@ -241,7 +265,9 @@ def command(arguments: list[str]) -> None:
         chosen = parse(arguments, Tabulating, Tabulating(), "perceptual-at table", description=__doc__ or "")
         if not chosen.runs:
             raise ValueError("give the folders of finished runs.")
-        groups = grouped([scored(folder, chosen.which) for folder in chosen.runs])
+        runs = [scored(folder, chosen.which) for folder in chosen.runs]
+        one_meaning(runs)
+        groups = grouped(runs)
         text = written(cells(groups, printed=chosen.printed), chosen.format)
         print(text, end="")
         if chosen.out is not None:
