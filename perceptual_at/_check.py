@@ -201,8 +201,9 @@ def names_labels(function: Function) -> Function:
         try:
             return function(logits, labels, *others, **options)
         except (IndexError, RuntimeError):
-            for name, value in zip(("labels", "targets"), (labels, *others), strict=False):
-                indices(function.__name__, value, name=name, logits=logits)
+            for name, value in {"labels": labels, **dict(zip(("targets",), others, strict=False)), **options}.items():
+                if name in ("labels", "targets"):
+                    indices(function.__name__, value, name=name, logits=logits)
             raise
 
     return call  # type: ignore[return-value]
@@ -336,7 +337,7 @@ def count(function: str, name: str, value: Any, *, at_least: int = 1, at_most: i
     read = _read(value)
     if read is None:
         return
-    if read < at_least or (at_most is not None and read > at_most):
+    if read < at_least or read >= 2**63 or (at_most is not None and read > at_most):
         wanted = f"at least {at_least}" if at_most is None else f"in [{at_least}, {at_most}]"
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {int(read)}.")
 

@@ -197,6 +197,7 @@ def _check_call(
     for what, value in (("steps", steps), ("restarts", restarts)):
         _check.count(name, what, value)
     _check.number(name, "rho", rho, above=0.0, at_most=1.0)
+    _check.flag(name, from_larger_eps=from_larger_eps)
     if target_classes is not None:
         _check.count(name, "target_classes", target_classes)
         if targets is not None:

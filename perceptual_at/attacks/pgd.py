@@ -513,7 +513,7 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
         and climb.keep == "last"
         and type(climb.restarts) is int
         and climb.restarts == 1
-        and not climb.early_stop
+        and climb.early_stop is False
         and terms.targets is None
     )
     if not usual:
@@ -527,6 +527,7 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
 
 def _check_search(function: str, terms: Terms, climb: _Climb) -> None:
     """Require options of more than the plain climb that go together."""
+    _check.flag(function, early_stop=climb.early_stop)
     _check.count(function, "steps", climb.steps)
     _check.number(function, "momentum", climb.momentum, at_least=0.0)
     _check.choice(function, "keep", climb.keep, ("last", "best"))
