@@ -146,3 +146,63 @@ def test_what_shared_weights_cannot_do_is_refused(runner, tmp_path, words, messa
 
 def test_one_process_has_nobody_to_share_with(runner, tmp_path):
     assert "there is one; start several" in runner.refused(["rpat", *TINY, "--shard", "--out", tmp_path / "out"])
+
+
+# DICAR's mean ---------------------------------------------------------------------------------------------------------
+
+UNEVEN = """
+import sys, torch
+from perceptual_at import frozen
+from perceptual_at.commands import steps
+settings = train.settings_of(sys.argv[2:])
+run = train.prepare(settings)
+rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
+generator = torch.Generator().manual_seed(0)
+x = torch.rand(8, 3, 16, 16, generator=generator)
+other = (x + 0.2 * torch.rand(x.shape, generator=generator)).clamp(max=1)
+run.model.eval()
+with torch.no_grad(), frozen(run.model) as f:
+    labels = f(x).argmax(dim=1)
+    assert torch.equal(f(other).argmax(dim=1), labels)
+labels[5:] = (labels[5:] + 1) % 10  # with two processes, all pairs of the first are in use and one of the second
+mine = torch.arange(8).chunk(ranks)[rank]
+step = steps.Step(settings, run.sources, (x[mine], other[mine]), labels[mine], epoch=0, average=None)
+loss, terms = step(run.model)
+run.optimizer.zero_grad()
+run.accelerator.backward(loss)
+torch.save({name: p.grad for name, p in run.bare.named_parameters()}, f"{settings.running.out}-{ranks}-{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_dicars_mean_over_the_pairs_of_all_processes_has_the_gradients_of_one(runner, tmp_path):
+    still = [
+        "--start",
+        "clean",
+        "--padding",
+        "0",
+        "--no-flip",
+        "--eps",
+        "0.001",
+        "--step-size",
+        "0.0005",
+        "--weight",
+        "100",
+    ]
+    for where in ("selected_everywhere", "selected"):
+        for processes in (1, 2):
+            words = ["raat", *TINY, *still, "--average-over", where, "--out", tmp_path / where]
+            runner.run(words, processes=processes, code=UNEVEN)
+    gradients = {
+        (where, name): torch.load(tmp_path / f"{where}-{name}.pt")
+        for where in ("selected_everywhere", "selected") for name in ("1-0", "2-0", "2-1")
+    }  # fmt: skip
+    differences = {
+        where: max(
+            float((gradients[where, "2-0"][name] - gradients[where, "1-0"][name]).abs().max())
+            for name in gradients[where, "1-0"]
+        )
+        for where in ("selected_everywhere", "selected")
+    }  # fmt: skip
+    assert differences["selected_everywhere"] < 1e-4
+    assert differences["selected"] > 10 * differences["selected_everywhere"]  # each process has a mean of its own
