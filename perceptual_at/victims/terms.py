@@ -88,8 +88,8 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
     if labels.is_floating_point() and labels.shape != logits.shape:
         mask = " A mask of class indices is cast by `.long()`." if labels.shape == places else ""
         raise ValueError(
-            f"{function}: `{name}` of {labels.dtype} and shape {tuple(labels.shape)} must be class probabilities of the "
-            f"shape of the logits, {tuple(logits.shape)}.{mask}"
+            f"{function}: `{name}` of {labels.dtype} and shape {tuple(labels.shape)} must be class probabilities of "
+            f"the shape of the logits, {tuple(logits.shape)}.{mask}"
         )
     if not labels.is_floating_point() and labels.shape != places:
         raise ValueError(
