@@ -287,7 +287,8 @@ def test_two_processes_keep_what_one_would(name, runner, tmp_path):
     one, other = (torch.load(tmp_path / f"seen-2-{rank}.pt", weights_only=True) for rank in range(2))
     for part in ("model", "average", "kept"):
         for key, value in one[part].items():
-            assert key in APART or torch.equal(value, other[part][key]), (part, key)
+            apart = key in APART or (part == "kept" and "running_" in key)  # as batch norm's, until the epoch ends
+            assert apart or torch.equal(value, other[part][key]), (part, key)
     if name in ALIKE:
         runner.run(words, code=STEPS)
         alone = torch.load(tmp_path / "seen-1-0.pt", weights_only=True)

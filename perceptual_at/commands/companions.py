@@ -386,6 +386,16 @@ def share_gradients(run: "Run") -> None:
             parameter.grad.copy_(run.accelerator.reduce(parameter.grad, "mean"))
 
 
+def statistics(run: "Run") -> Iterator[Tensor]:
+    """Batch norm's statistics among what is kept, which each process collects from its own batches."""
+    names = dict(run.bare.named_buffers())
+    for value in run.kept.values():
+        if isinstance(value, nn.Module):
+            yield from value.buffers()
+        elif isinstance(value, dict):
+            yield from (value[name] for name in names)
+
+
 def flat(kept: Kept) -> dict[str, Tensor]:
     """Everything that is kept as tensors by name."""
     tensors: dict[str, Tensor] = {}

@@ -188,10 +188,11 @@ def share_statistics(run: Run) -> None:
     """Give all processes the mean of their batch-norm statistics: each collected those of its own batches."""
     if run.accelerator.num_processes == 1:
         return
-    for name, buffer in run.bare.named_buffers():
-        for held in (buffer, *([] if run.average is None else [run.average[name]])):
-            if held.is_floating_point():
-                held.copy_(run.accelerator.reduce(held, "mean"))
+    own = dict(run.bare.named_buffers())
+    averaged = [] if run.average is None else [run.average[name] for name in own]
+    for held in (*own.values(), *averaged, *companions.statistics(run)):
+        if held.is_floating_point():
+            held.copy_(run.accelerator.reduce(held, "mean"))
 
 
 # The whole run ----------------------------------------------------------------------------------------------------
