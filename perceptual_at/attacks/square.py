@@ -213,6 +213,9 @@ class _Hunt:
         self.forwards = 0  # passes that are not yet in the books, of each sample in play
         self.order = threat.p
         self._meet(select(threat, at))
+        if math.isinf(self.order):  # the smallest allowed images and the largest, one behind the other in each channel
+            ends = [cast_toward(end.expand_as(self.x), self.x).flatten(2) for end in self.threat.limits(self.x)]
+            self.edges = torch.cat(ends, dim=2)
         self.squares = _Squares(self.x, self.numbers)
 
     def _meet(self, threat: Threat) -> None:
@@ -220,9 +223,6 @@ class _Hunt:
         self.threat = as_ball("square", threat)
         self.eps, self.units = budgets("square", threat, self.x), self.threat.units(self.x)
         self.project = around(threat, self.x)
-        if math.isinf(self.order):  # the smallest allowed images and the largest, one behind the other in each channel
-            ends = [cast_toward(end.expand_as(self.x), self.x).flatten(2) for end in self.threat.limits(self.x)]
-            self.edges = torch.cat(ends, dim=2)
 
     def go(self, plan: _Plan, steps_before: int) -> None:
         """Judge the start, then one proposal per query."""
@@ -335,6 +335,8 @@ class _Hunt:
         self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
         self.loss = loss_of(self.loss, kept)
         self.squares.take(kept)
+        if math.isinf(self.order):
+            self.edges = self.edges[kept]
         self._meet(select(self.threat, kept))
 
 

@@ -77,10 +77,12 @@ class Search:
     Args:
         x: clean inputs, shape `(B, ...)`.
         labels: what the points are judged by, usually class indices `(B,)`.
-        judge: `(logits, labels) -> (B,)`, which points are a success.
+        judge: `(logits, labels, unknown) -> (B,)`, which points are a success; `unknown` are those with NaN.
     """
 
-    def __init__(self, x: Tensor, labels: Tensor, judge: Callable[[Tensor, Tensor], Tensor] = misclassified) -> None:
+    def __init__(
+        self, x: Tensor, labels: Tensor, judge: Callable[[Tensor, Tensor, Tensor], Tensor] = misclassified
+    ) -> None:
         self.labels, self.judged = labels, judge
         self.x_adv = x.clone()
         self.success = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
@@ -97,8 +99,9 @@ class Search:
 
     def wrong(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Which of the points with these logits are a success; those with NaN are noted."""
-        self.undefined[rows] |= undefined(logits)
-        return self.judged(logits, self.labels[rows])
+        unknown = undefined(logits)
+        self.undefined[rows] |= unknown
+        return self.judged(logits, self.labels[rows], unknown)
 
     def judge(self, rows: Tensor, points: Tensor, logits: Tensor, step: int) -> Tensor:
         """Keep the points that are misclassified where none was known; gives the mask of misclassified rows."""
@@ -132,8 +135,9 @@ class Search:
     def rejudge(self, victim: Victim, step: int) -> None:
         """Ask the model itself about all points kept so far."""
         logits = victim.logits(self.x_adv)
-        self.undefined |= undefined(logits)
-        self.success = self.judged(logits, self.labels)
+        unknown = undefined(logits)
+        self.undefined |= unknown
+        self.success = self.judged(logits, self.labels, unknown)
         self.forwards += victim.eot
         self.step = torch.where(self.success, torch.where(self.step < 0, step, self.step), -1)
 

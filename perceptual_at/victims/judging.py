@@ -8,11 +8,11 @@ def undefined(logits: Tensor) -> Tensor:
     return logits.flatten(1).isnan().any(dim=1)
 
 
-def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Taken for another class than the label, boolean `(B,)`; logits with NaN are no verdict."""
-    return (logits.argmax(dim=1) != labels) & ~undefined(logits)
+def misclassified(logits: Tensor, labels: Tensor, unknown: Tensor | None = None) -> Tensor:
+    """Taken for another class than the label, boolean `(B,)`; logits with NaN (`unknown`, if known) are no verdict."""
+    return (logits.argmax(dim=1) != labels) & ~(undefined(logits) if unknown is None else unknown)
 
 
-def classified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Taken for the class of the label, boolean `(B,)`; logits with NaN are no verdict."""
-    return (logits.argmax(dim=1) == labels) & ~undefined(logits)
+def classified(logits: Tensor, labels: Tensor, unknown: Tensor | None = None) -> Tensor:
+    """Taken for the class of the label, boolean `(B,)`; logits with NaN (`unknown`, if known) are no verdict."""
+    return (logits.argmax(dim=1) == labels) & ~(undefined(logits) if unknown is None else unknown)
