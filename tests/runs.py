@@ -39,7 +39,7 @@ class Runner:
         """Whether the answer to the last order is there."""
         return bool(select.select([self.process.stdout], [], [], 0)[0])
 
-    def statuses(self, patience=120):
+    def statuses(self, patience=600):
         """How the processes of the last order ended; they are killed if they do not."""
         if not select.select([self.process.stdout], [], [], patience)[0]:
             for pid in self.pids:
@@ -73,7 +73,7 @@ def started(tmp_path_factory):
     runner = Runner(tmp_path_factory.mktemp("runner"))
     yield runner
     runner.process.stdin.close()
-    runner.process.wait(timeout=30)
+    runner.process.wait(timeout=120)
     runner.process.stdout.close()
 
 

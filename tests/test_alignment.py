@@ -58,5 +58,5 @@ def test_the_mean_over_the_pairs_of_two_processes_is_that_of_one(tmp_path):
         subprocess.Popen([*words, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=120)[0].decode() for process in started]
+    printed = [process.communicate(timeout=600)[0].decode() for process in started]
     assert all(text.endswith("equal\n") for text in printed), printed

@@ -99,7 +99,7 @@ def test_two_processes_keep_the_table_that_one_would():
     workers = [spawn.Process(target=process, args=(rank, port, results)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = {rank: tables for rank, *tables in (results.get(timeout=60) for _ in workers)}
+    found = {rank: tables for rank, *tables in (results.get(timeout=300) for _ in workers)}
     for worker in workers:
         worker.join()
     alone, margins = torch.zeros(20, 5), torch.zeros(20)

@@ -57,7 +57,7 @@ def test_the_first_block_of_a_page_runs_in_a_fresh_interpreter(title, code, tmp_
     missing_library(title)
     run = subprocess.run(
         [sys.executable, "-W", "error::FutureWarning:__main__", "-"],
-        input=code, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        input=code, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
 
