@@ -88,7 +88,7 @@ class Threats:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Measures:
     """By which attacks, and how."""
 
     attacks: tuple[str, ...] = ("pgd20", "cw20", "aa")
@@ -128,7 +128,7 @@ class Wishes:
     models: Models = Models()
     images: Samples = Samples()
     threat: Threats = Threats()
-    evaluation: Protocol = Protocol()
+    evaluation: Measures = Measures()
     running: Places = Places()
 
 
@@ -312,9 +312,9 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
     return result
 
 
-def _decisive(protocol: Protocol) -> Protocol:
+def _decisive(protocol: Measures) -> Measures:
     """The part of the protocol that verdicts depend on."""
-    return dataclasses.replace(protocol, batch=Protocol.batch, checks=False)
+    return dataclasses.replace(protocol, batch=Measures.batch, checks=False)
 
 
 def chosen_rows(images: Images, wishes: Wishes) -> Tensor:

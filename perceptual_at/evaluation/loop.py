@@ -19,7 +19,7 @@ from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
 from perceptual_at.evaluation.report import RESERVED, Cost, Evaluation
-from perceptual_at.evaluation.run import PROBE, Batch, Run, Settings
+from perceptual_at.evaluation.run import PROBE, Batch, Measurement, Rules
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
@@ -108,7 +108,7 @@ def evaluate(
             "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
             "sanity_checks."
         )
-    settings = Settings(int(seed), cascade, int(repeats), score)
+    settings = Rules(int(seed), cascade, int(repeats), score)
     if lane is not None:
         check_lane("evaluate", model, "eval", lane)
     if device is None:
@@ -120,7 +120,7 @@ def evaluate(
         frozen(model) as borrowed, in_step(borrowed) as f, frozen(f, lane=lane) as fast,
         Record(record, fingerprint, texts, software) as known,
     ):  # fmt: skip
-        run = Run(f, fast, plans, known, settings)
+        run = Measurement(f, fast, plans, known, settings)
         first: list[Batch] = []
         with Bar(
             "evaluate", total=len(loader) if isinstance(loader, Sized) else None, shown=progress, unit="batch"
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def _identity(
-    model: Model, plans: Sequence[Plan], settings: Settings, lane: Lane | None, *, strict: bool
+    model: Model, plans: Sequence[Plan], settings: Rules, lane: Lane | None, *, strict: bool
 ) -> tuple[dict[str, str], str]:
     """Texts of the settings and the model's fingerprint; with `strict`, refuses what these cannot tell from another."""
     texts = {f"attack {plan.name!r}": plan.call for plan in plans} | {"attacks": ", ".join(plan.name for plan in plans)}
@@ -172,7 +172,7 @@ def _identity(
     return texts, fingerprint
 
 
-def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Run) -> tuple[Check, ...]:
+def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Measurement) -> tuple[Check, ...]:
     """The sanity checks on the first samples; what goes wrong in them is a failed check."""
     try:
         if run.settings.score is not None:
@@ -189,7 +189,7 @@ def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Ru
 
 
 def _report(
-    run: Run, checks: tuple[Check, ...], provenance: Mapping[str, Any], classes: Sequence[str] | None
+    run: Measurement, checks: tuple[Check, ...], provenance: Mapping[str, Any], classes: Sequence[str] | None
 ) -> Evaluation:
     """The report."""
     assert run.traits is not None
@@ -229,7 +229,7 @@ def _report(
     )
 
 
-def _repeats(run: Run, name: str, places: Tensor) -> Tensor:
+def _repeats(run: Measurement, name: str, places: Tensor) -> Tensor:
     """Scores of every repeat, `(repeats, n)`; 0 where the attack was not needed."""
     found = run.known.ledger.column(name).get("scores", places)
     return torch.zeros(run.repeats, len(places), dtype=torch.bool) if found is None else found.T
@@ -254,7 +254,7 @@ def _cost(column: Column, places: Tensor) -> Cost:
     return Cost(column.seconds, gradients, forwards)
 
 
-def _suspicious(run: Run, places: Tensor, robust: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _suspicious(run: Measurement, places: Tensor, robust: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Robust samples that may be so for want of a good attack, and those that only Square breaks, by reason."""
     ledger, plans = run.known.ledger, run.plans
     if not plans or run.settings.score is not None:
@@ -284,7 +284,7 @@ def _suspicious(run: Run, places: Tensor, robust: Mapping[str, Tensor]) -> dict[
     return {**found, "only by Square": by_square}
 
 
-def _warnings(run: Run, places: Tensor, correct: Tensor) -> Iterator[str]:
+def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str]:
     assert run.traits is not None
     ledger, traits = run.known.ledger, run.traits
     n, repeats = len(places), run.repeats
@@ -338,7 +338,7 @@ def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -
         raise TypeError(f"evaluate: `score` must be a function (outputs, labels) -> (B,), got {type(score).__name__}.")
 
 
-def _check_classes(classes: Sequence[str] | None, run: Run) -> None:
+def _check_classes(classes: Sequence[str] | None, run: Measurement) -> None:
     assert run.traits is not None
     if classes is not None and len(classes) != run.traits.classes:
         raise ValueError(f"evaluate: `classes` must hold {run.traits.classes} names, got {len(classes)}.")

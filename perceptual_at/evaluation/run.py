@@ -78,7 +78,7 @@ class Queue:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Rules:
     """What decides the verdicts, beside model, data and attacks."""
 
     seed: int
@@ -110,10 +110,10 @@ class Traits(NamedTuple):
         return cls(first.shape[1], gives_probabilities(first), difference)
 
 
-class Run:
+class Measurement:
     """The verdicts of the batches so far; those already on record are not asked for again."""
 
-    def __init__(self, model: Model, fast: Model, plans: Sequence[Plan], known: Record, settings: Settings) -> None:
+    def __init__(self, model: Model, fast: Model, plans: Sequence[Plan], known: Record, settings: Rules) -> None:
         self.model, self.fast, self.plans, self.known, self.settings = model, fast, plans, known, settings
         self.threat = first_threat(plans)
         self.traits: Traits | None = None
