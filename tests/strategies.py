@@ -2,7 +2,8 @@
 
 Tensors are built from a drawn seed, which keeps examples small, fast and repeatable.
 
-The default profile runs the same fifty examples every time; `HYPOTHESIS_PROFILE=nightly` runs a thousand random ones.
+The default profile runs the same fifteen examples every time, fifty where CI is set; `HYPOTHESIS_PROFILE=nightly` runs
+a thousand random ones.
 """
 
 import math
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from perceptual_at import L1, L2, Linf
 
-settings.register_profile("default", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=50 if os.environ.get("CI") else 15)
 settings.register_profile(
     "nightly", deadline=None, max_examples=1000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

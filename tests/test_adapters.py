@@ -111,6 +111,7 @@ def test_the_logits_are_those_of_the_network(make, output):
     assert torch.equal(logits_of(model, output)(x), model.logits(x))
 
 
+@pytest.mark.slow
 def test_a_named_tuple_in_train_mode_only_as_torchvisions_googlenet_returns_it():
     from torchvision.models import GoogLeNet
 
@@ -220,6 +221,7 @@ def test_inner_layers_are_tapped_by_their_names():
     assert torch.equal(outputs["features"], model.model.body(x))
 
 
+@pytest.mark.slow
 def test_it_compiles_and_prints():
     model = logits_of(network(Named), "logits").eval()
     assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))

@@ -76,6 +76,7 @@ def official_trajectory(threat, loss, x, labels, start, *, steps):
     return torch.stack(step_sizes), torch.stack(values)
 
 
+@pytest.mark.slow
 @every_threat
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
@@ -108,6 +109,7 @@ def official_start(threat, x, seed):
     return threat.project(x + (threat.eps * threat.steepest(noise) if isinstance(threat, L2) else noise), x)
 
 
+@pytest.mark.slow
 @every_threat
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
@@ -129,6 +131,7 @@ def test_verdicts_are_those_of_the_original_code_from_the_same_start(threat, los
         assert (ours.success == theirs).double().mean() >= (0.85 if isinstance(threat, L1) else 0.98)
 
 
+@pytest.mark.slow
 @every_threat
 @pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
 def test_towards_targets_verdicts_are_those_of_the_original_code(threat):
@@ -167,12 +170,14 @@ def gain_on_a_linear_model(threat, seed, **options):
     return (x_adv - x) @ weight / (threat.eps * torch.linalg.vector_norm(weight, ord=order))
 
 
+@pytest.mark.slow
 @given(seed=seeds, threat=st.sampled_from([Linf(0.1), L2(0.3)]))
 def test_a_linear_model_is_pushed_to_its_optimum(seed, threat):
     gain = gain_on_a_linear_model(threat, seed)
     assert_close(gain, torch.ones_like(gain), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_l1_the_original_steps_come_near_the_optimum_of_a_linear_model():
     # Once two entries move, two always will: the share of entries is that of the best point, over 1.5, rounded up.
     gains = torch.stack([gain_on_a_linear_model(L1(0.4), seed) for seed in range(10)])
@@ -180,6 +185,7 @@ def test_in_l1_the_original_steps_come_near_the_optimum_of_a_linear_model():
     assert gains.median() > 0.75
 
 
+@pytest.mark.slow
 @given(seed=seeds, shift=st.floats(-0.02, 0.02).filter(lambda shift: abs(shift) > 1e-3))
 def test_success_is_decided_by_the_distance_to_the_plane(seed, shift):
     x, weight = uniform(seed, 1, 5, low=0.4, high=0.6), normal(seed + 1, 5)
@@ -252,6 +258,7 @@ def test_without_early_stop_every_sample_takes_every_step_and_ends_at_the_larges
     assert losses[0].mean() >= cross_entropy(model(plain), labels).mean()
 
 
+@pytest.mark.slow
 def test_more_restarts_and_more_targets_lose_nothing():
     model, x, labels = robust_digits()
     x, labels = x[:120], labels[:120]

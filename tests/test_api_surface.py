@@ -32,7 +32,7 @@ NAMES = {
         AutoAttackVerdict Lane Margins Protocol Verdict apgd auto_attack bisect_margins cross_entropy cw dlr fab fgsm
         find_margins frozen kl_to margin pgd pure_pgd soft_logit_margin square targeted_dlr
         friendly_pgd n_fgsm
-        segpgd_loss cospgd_loss
+        segpgd_loss cospgd_loss surrogate_pgd
     """,
     "perceptual_at.losses": """
         boosted_cross_entropy consistency_loss dicar_loss distillation_loss dummy_class_loss

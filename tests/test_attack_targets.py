@@ -41,6 +41,7 @@ BY_LOSS = {name: attack for name, attack in ATTACKS.items() if name != "fab"}
 by_loss = pytest.mark.parametrize("attack", BY_LOSS.values(), ids=BY_LOSS)
 
 
+@pytest.mark.slow
 @by_loss
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint16])
 def test_dlr_with_targets_is_its_targeted_form_from_the_labels(attack, dtype):

@@ -32,6 +32,7 @@ def numbers(x, seed=0):
 # Beside the official code -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.15), L2(0.75), L1(1.5)], ids=repr)
 def test_verdicts_are_those_of_the_official_code(threat):
     pytest.importorskip("pyautoattack", reason="compares with the official code")
@@ -245,6 +246,7 @@ def test_a_list_takes_the_published_settings_but_for_what_it_changes():
 # Few classes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 9])
 def test_few_classes_are_attacked_in_earnest_and_the_protocol_says_how(classes):
     model, x, labels = robust_digits(classes)
@@ -291,6 +293,7 @@ class Prototypes(nn.Module):
         return 2 * x.flatten(1) @ self.images.T - self.images.square().sum(dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "pyautoattack"])
 def test_two_hundred_classes_are_attacked_as_the_geometry_says(backend):
     if backend == "pyautoattack":
@@ -322,6 +325,7 @@ def test_many_classes_have_nine_targets(classes):
 # Verdicts ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.08), L2(0.4), L1(1.0), Linf(torch.linspace(0.01, 0.2, 40))], ids=repr)
 def test_a_verdict_is_true_and_says_who_broke_the_sample(threat):
     model, x = Net().eval(), images(40)
@@ -356,6 +360,7 @@ def test_an_attack_draws_the_same_numbers_in_any_company():
     assert torch.equal(alone.x_adv[both & alone.success], after.x_adv[both & alone.success])
 
 
+@pytest.mark.slow
 def test_in_float32_batches_flip_next_to_no_verdict():
     """Kernels round otherwise in batches of another size; in float64, and with kernels that do not, nothing changes."""
     model, x, labels = robust_digits()
@@ -402,6 +407,7 @@ def test_an_honest_model_gives_no_warning():
     )
 
 
+@pytest.mark.slow
 def test_models_that_deceive_are_found_out():
     model, x = Net(dtype=torch.float32).eval(), images(20, dtype=torch.float32)
     labels = model(x).argmax(dim=1)
@@ -454,7 +460,7 @@ def test_the_official_code_is_heard_beside_our_own_warnings():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"version": "fast"}, ValueError, "`version` must be one of 'standard', 'plus', 'rand' or a list"),
+        ({"version": "fast"}, ValueError, "`version` must be one of 'standard', 'plus', 'rand', 'thorough' or a list"),
         ({"version": []}, TypeError, "`version` must be a name or a list of attacks"),
         ({"version": 3}, TypeError, "`version` must be a name or a list of attacks"),
         ({"version": ["pgd"]}, ValueError, "an attack in `version` must be one of 'apgd-ce'"),

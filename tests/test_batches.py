@@ -35,6 +35,7 @@ def test_outputs_and_gradients_are_those_of_the_samples():
     assert all(torch.allclose(a.grad, b.grad, rtol=1e-10) for a, b in weights)  # copies add nothing
 
 
+@pytest.mark.slow
 def test_attacks_and_evaluations_keep_its_batches_whole():
     model = whole_batches(Fixed(4), 4)
     layer = model.model.layer

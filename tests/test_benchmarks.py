@@ -65,6 +65,7 @@ def spreads(part):
             yield from spreads(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_miniature_says_what_ran_where(miniature, name):
     record = miniature(name)
@@ -81,6 +82,7 @@ def test_a_miniature_says_what_ran_where(miniature, name):
     assert all(0 < one["q1"] <= one["median"] <= one["q3"] for one in found)
 
 
+@pytest.mark.slow
 def test_compiled_attacks_agree_with_the_plain_one(scripts, tmp_path):
     torch._dynamo.reset()
     out = tmp_path / "compiled_pgd.json"
@@ -140,6 +142,7 @@ NEEDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_release_and_objective_make_the_passes_of_the_page(scripts, name):
     cases, releases, steps = scripts["cases"], scripts["releases"], scripts["training_steps"]

@@ -383,6 +383,7 @@ def test_result_json_holds_effective_values_and_what_columns_mean(runs):
     assert sum(groups.values()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_enough_and_the_same_call_goes_on(copied, capsys):
     call("evaluate", "--run", copied / "rebat-0", "--attacks", "pgd1", "fgsm", "--batch", "9", "--cpu")
     assert "What the columns mean" in capsys.readouterr().out
@@ -405,6 +406,7 @@ def test_a_build_for_gpus_evaluates_where_there_is_none(copied, capsys, monkeypa
     assert call("evaluate", "--run", copied / "pgd_at-0", "--which", "best", "--attacks", "pgd1") == 0
 
 
+@pytest.mark.slow
 def test_other_attacks_are_another_evaluation_and_other_weights_are_noticed(copied, capsys):
     folder = copied / "pgd_at-0/evaluation/best"
     words = ["evaluate", "--run", copied / "pgd_at-0", "--which", "best", "--cpu", "--attacks"]
@@ -433,6 +435,7 @@ def test_torchrun_takes_no_option_of_ours_for_its_own_behind_two_dashes():
         assert (found.training_script, found.training_script_args) == ("perceptual_at", ["x", option(name), "1"])
 
 
+@pytest.mark.slow
 def test_runs_become_a_table_in_every_form(copied, capsys):
     for name in ("pgd_at-0", "pgd_at-1"):
         call("evaluate", "--run", copied / name, "--attacks", "pgd1", "--which", "best", "--cpu")
@@ -457,6 +460,7 @@ def test_runs_become_a_table_in_every_form(copied, capsys):
     assert r"$\pm$" in latex
 
 
+@pytest.mark.slow
 def test_a_column_of_two_meanings_is_refused(copied, capsys):
     words = ["evaluate", "--which", "best", "--cpu", "--attacks", "pgd1", "--run"]
     assert call(*words, copied / "pgd_at-0", "--step-size", "1/255") == 0

@@ -46,6 +46,7 @@ def test_the_table_has_mean_and_deviation(demo):
     assert "CLEAN" in text.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_table_and_plot(tmp_path):
     environment = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

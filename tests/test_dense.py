@@ -235,6 +235,7 @@ def test_gradients_are_those_of_finite_differences(case):
     assert torch.autograd.gradcheck(lambda *z: case(*z, *given[case.logits :]), logits)
 
 
+@pytest.mark.slow
 @every_case
 def test_compiled_as_one_graph_it_agrees(case):
     torch._dynamo.reset()
@@ -292,6 +293,7 @@ maskable = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @maskable
 @pytest.mark.parametrize("places", [(), (2,)], ids=str)
 def test_masked_classes_count_as_absent(case, places):

@@ -215,6 +215,7 @@ def test_counts_accuracy_and_iou_are_those_of_a_loop_over_places():
     exactly(mean_iou(counts)[2], mean_iou(counts[2]))
 
 
+@pytest.mark.slow
 def test_the_mean_iou_is_that_of_torchmetrics():
     segmentation = pytest.importorskip("torchmetrics.classification", reason="an independent reference")
     z, (_, labels) = normal(0, 6, 4, 4, 5), problem(4)
@@ -222,6 +223,7 @@ def test_the_mean_iou_is_that_of_torchmetrics():
     assert mean_iou(confusion_counts(z, labels).sum(0)).item() == pytest.approx(reference(z, labels).item())
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_a_normal_mean_and_takes_any_statistic():
     hits = 0
     for seed in range(60):

@@ -61,6 +61,7 @@ def run(page, folder, monkeypatch, needs=None):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name_of)
 def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
@@ -69,6 +70,7 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
 OPTIONAL = [(page, needs) for page in PAGES for needs in libraries(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of code that is not ours
 @pytest.mark.parametrize(("page", "needs"), OPTIONAL, ids=[f"{name_of(page)}-{needs}" for page, needs in OPTIONAL])
 def test_code_that_needs_a_library_runs(page, needs, tmp_path, monkeypatch):
@@ -385,6 +387,7 @@ def test_every_asset_is_there(site, pages):
             assert asset.startswith("data:") or file.exists(), (path.name, asset)
 
 
+@pytest.mark.slow
 def test_every_internal_link_and_anchor_resolves(pages):
     for path, page in pages.items():
         for link in page.links:
@@ -397,6 +400,7 @@ def test_every_internal_link_and_anchor_resolves(pages):
             assert not anchor or anchor in pages[target].anchors, (path.name, link)
 
 
+@pytest.mark.slow
 def test_mathematics_are_rendered(site, pages):
     assert sum("math" in page.tags for page in pages.values()) > 10
     for path in pages:

@@ -307,6 +307,7 @@ def test_costs_are_those_of_the_verdict_and_clean_mistakes_cost_nothing():
     assert result.costs["pgd"].seconds > 0
 
 
+@pytest.mark.slow
 def test_warnings_and_protocol_of_an_ensemble_are_in_the_report():
     attack = partial(auto_attack, threat=Linf(0.06), version=["apgd-ce", "fab"], verdict=True)
     result = quiet(threshold, LOADER, {"aa": attack})
@@ -394,6 +395,7 @@ class Counted(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 50])
 @pytest.mark.parametrize("options", [{}, {"progress": True}, {"cascade": True}], ids=str)
 def test_cost_is_linear_in_the_samples_whatever_the_batch_size(size, options, capfd):
@@ -756,6 +758,7 @@ def test_the_report_as_markdown_and_latex():
     assert "worst case & 33.33 & 9.68 to 70.00 \\\\" in table
 
 
+@pytest.mark.slow
 def test_the_report_comes_back_from_json(tmp_path):
     result = evaluate(
         threshold, LOADER, {"pgd": partial(pgd, threat=Linf(0.2), verdict=True)}, progress=False, checks=True
@@ -803,6 +806,7 @@ def test_evaluations_with_other_attacks_are_not_drawn_together():
             accuracy_bars(results)
 
 
+@pytest.mark.slow
 def test_checks_are_run_on_the_first_samples_with_the_threat_of_an_attack():
     attacks = {"push": push(0.1), "pgd": partial(pgd, threat=Linf(0.1))}
     result = quiet(threshold, LOADER, attacks, checks=True)

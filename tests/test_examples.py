@@ -62,6 +62,7 @@ def test_example_trains_and_moves_the_weights(load, capsys, name, views):
     assert min(losses[1:]) < losses[0]
 
 
+@pytest.mark.slow
 def test_rpat_on_cifar10_in_one_file_runs_on_folders(load, tmp_path, monkeypatch, capsys):
     for split, count in (("train", 70), ("test", 2)):
         for name in ("cat", "dog"):
@@ -151,6 +152,7 @@ def test_the_perception_gap_of_any_run_folder(load, tmp_path, monkeypatch, capsy
         load("perception_gap").main()
 
 
+@pytest.mark.slow
 def test_the_perception_gap_of_a_checkpoint_is_measured_on_its_test_images(load, tmp_path, monkeypatch, capsys):
     for name in ("cat", "dog"):
         folder = tmp_path / "test" / name
@@ -166,6 +168,7 @@ def test_the_perception_gap_of_a_checkpoint_is_measured_on_its_test_images(load,
     assert "pgd20" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_segmentation_example_trains_attacks_and_draws(load, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib").use("Agg")
     out, figure = tmp_path / "numbers.json", tmp_path / "pictures.png"

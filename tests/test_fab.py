@@ -62,6 +62,7 @@ def planes(seed, rows=6, entries=5, reach=1.0, low=0.0, high=1.0):
     return points, normals, reach * normal(seed + 3, rows)
 
 
+@pytest.mark.slow
 @every_norm
 @given(seed=seeds, reach=st.sampled_from([0.0, 0.1, 1.0, 5.0]), box=st.sampled_from([(0.0, 1.0), (-2.1, 2.64)]))
 def test_a_shift_is_that_of_a_slow_solver(order, seed, reach, box):
@@ -211,6 +212,7 @@ def right_labels(model, x):
     return model(x).argmax(dim=1)
 
 
+@pytest.mark.slow
 @every_threat
 @pytest.mark.parametrize("target_classes", [None, 9])
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -303,6 +305,7 @@ def test_nearest_points_are_those_of_the_original_code(threat, target_classes, s
     assert ((ours - x).flatten(1).abs().amax(dim=1) > 1e-3).float().mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.17), L2(0.75), L1(1.7)], ids=lambda threat: type(threat).__name__)
 @pytest.mark.parametrize("target_classes", [None, 4])
 def test_verdicts_are_those_of_the_original_code(threat, target_classes):
@@ -312,6 +315,7 @@ def test_verdicts_are_those_of_the_original_code(threat, target_classes):
     assert_same_verdicts(model, labels, verdict.success, original_fab(model, x, labels, threat, **options))
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_the_original_code_with_restarts():
     model, x, labels = robust_digits()
     options = {"steps": 5, "target_classes": None, "restarts": 4}
@@ -319,6 +323,7 @@ def test_verdicts_are_those_of_the_original_code_with_restarts():
     assert_same_verdicts(model, labels, verdict.success, original_fab(model, x, labels, Linf(0.17), **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_few_classes_have_few_targets(classes):
     model, x, labels = robust_digits(classes)
@@ -413,6 +418,7 @@ def test_what_was_spent_is_counted(threat, options):
     assert verdict.gradients.sum() == sum(backwards)
 
 
+@pytest.mark.slow
 @every_small_threat
 @pytest.mark.parametrize("target_classes", [None, 3])
 def test_early_stops_change_no_verdict_and_their_absence_no_point_for_a_farther_one(threat, target_classes):
@@ -494,6 +500,7 @@ def test_a_batch_attacked_whole_equals_the_batch_attacked_in_parts(threat, optio
 # Broken numbers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_small_threat
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 @pytest.mark.parametrize("target_classes", [None, 2])

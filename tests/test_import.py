@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "torchvision",
     "matplotlib",
@@ -27,6 +29,7 @@ def fresh(code):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_heavy_warns_of_nothing_and_touches_no_device():
     code = f"""
 import sys, torch
@@ -43,14 +46,18 @@ print(*sorted({{name.split('.')[0] for name in set(sys.modules) - before}} - set
     assert set(fresh(code)) <= {"perceptual_at", "einops"}
 
 
+@pytest.mark.slow
 def test_the_readme_line_imports():
     names = "Linf, pgd, robust_perception_loss, dicar_loss, boundary_partition, nrr"
     assert fresh(f"from perceptual_at import {names}; print(nrr(90.0, 45.0))") == ["60.0"]
 
 
+@pytest.mark.slow
 def test_an_attack_a_loss_and_an_evaluation_work_without_any_optional_package():
     code = f"""
 import sys
+
+import pytest
 for name in {HEAVY!r}:
     sys.modules.setdefault(name, None)  # importing it fails
 import torch

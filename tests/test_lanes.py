@@ -192,6 +192,7 @@ def test_weights_are_renewed_when_an_attack_begins():
         assert_close(f(x), f.exact(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_twin_serves_every_attack_and_goes_with_its_model():
     model, x = prepared(MODELS["resnet18"][0]), images()
     made = []

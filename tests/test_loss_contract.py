@@ -487,6 +487,7 @@ def compiled_agrees(case, backend):
         assert_close(grad, reference, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @every_case
 def test_compiling_the_full_graph_agrees_with_eager(case):
     torch._dynamo.reset()
@@ -504,6 +505,7 @@ def test_compiling_with_inductor_agrees_with_eager(case):
 # No waiting for a device ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case
 def test_nothing_is_read_on_the_host_but_labels_in_cpu_memory(case, monkeypatch):
     given, keywords = case.arguments()

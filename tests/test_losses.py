@@ -54,6 +54,7 @@ def per_sample(function, *batches_of_lists):
 # Robust perception ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(seeds, batches, classes, alphas)
 def test_the_quotient_compares_the_speeds_of_equation_3(seed, batch, classes, alpha):
     def equation(clean, mid, adv):

@@ -291,6 +291,7 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("held", "words", "message"), MORE, ids=[message for *_, message in MORE])
 def test_second_sources_that_are_refused(tmp_path, capsys, held, words, message):
     np.savez("more.npz", **held)

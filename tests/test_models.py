@@ -250,6 +250,7 @@ def images(model, batch=3):
     return torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @every_model
 def test_models_compile_without_a_graph_break_and_trace_to_the_same_logits(model):
     model, x = copy.deepcopy(model).eval(), images(model)

@@ -43,6 +43,7 @@ def missing_library(title):
         pytest.importorskip(library[1], reason=f"{library[1]} is no dependency; the page was run by hand with it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "code"), first_blocks())
 def test_the_first_block_of_a_page_needs_nothing_else(title, code, tmp_path, monkeypatch):
     missing_library(title)

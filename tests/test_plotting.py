@@ -13,6 +13,7 @@ from perceptual_at.published import published
 RUNS = {"PGD-AT": [(84.1, 51.8), (84.4, 51.5)], "TRADES": [(82.9, 52.8)]}
 
 
+@pytest.mark.slow
 def test_every_method_is_in_the_legend_and_its_mean_on_the_plot():
     ax = plotting.trade_off(RUNS)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["PGD-AT", "TRADES"]

@@ -59,6 +59,7 @@ def test_no_printed_number_was_changed():
     assert total(row.printed for row in uplifts()) == "66.47"
 
 
+@pytest.mark.slow
 def test_no_row_occurs_twice():
     keys = [(row.paper, row.table, row.dataset, row.norm, row.model, row.method) for row in published()]
     assert len(set(keys)) == len(keys)

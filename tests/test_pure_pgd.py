@@ -129,6 +129,7 @@ def compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Linf", "Linf of each", "L2", "L1", "of the user's own"])
 def test_all_steps_are_one_graph(name, compiler):
     x, labels, threat = images(dtype=torch.float32), classes_of(), THREATS[name]
@@ -140,6 +141,7 @@ def test_all_steps_are_one_graph(name, compiler):
     assert compiler.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ball", [Linf, L2], ids=["Linf", "L2"])
 def test_other_budgets_and_batches_are_the_same_graph(ball, compiler):
     x, labels = images(dtype=torch.float32), classes_of()
@@ -159,6 +161,7 @@ def test_other_budgets_and_batches_are_the_same_graph(ball, compiler):
     assert graphs == [1, 2, 2, 2, 3, 3, 3]  # one more where a number first changes
 
 
+@pytest.mark.slow
 @recent
 def test_new_weights_are_the_same_graph(compiler):
     x, labels, model = images(), classes_of(), Net().train()
@@ -176,6 +179,7 @@ def test_new_weights_are_the_same_graph(compiler):
     assert compiler.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", [Lane(), Lane(dtype=torch.bfloat16)], ids=str)
 def test_it_runs_and_compiles_in_a_lane(lane, compiler):
     model, views, labels, _ = problem()
@@ -232,6 +236,7 @@ def test_the_best_of_many_starts_is_that_of_pgd_with_restarts(threat):
     assert_close(best, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @recent
 def test_a_mapped_attack_is_one_graph_too(compiler):
     x, labels, threat = images(), classes_of(), L2(0.5)
@@ -243,6 +248,7 @@ def test_a_mapped_attack_is_one_graph_too(compiler):
     assert compiler.frame_count == 1
 
 
+@pytest.mark.slow
 @recent
 def test_batch_norm_folded_by_a_lane_maps_as_one_graph(compiler):
     model, views, labels, _ = problem()

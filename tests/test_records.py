@@ -106,6 +106,7 @@ for path, count, torn in {points!r}:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_point_it_goes_on_to_the_same_verdicts(tmp_path):
     """Each run is killed in one of its lines, before, within, or just after its last byte."""
@@ -276,6 +277,7 @@ def test_a_function_may_hold_itself_and_an_empty_cell():
         return x
 
 
+@pytest.mark.slow
 def test_texts_are_the_same_in_every_process(capsys):
     code = (
         "from perceptual_at.evaluation.fingerprints import describe\n"

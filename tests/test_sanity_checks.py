@@ -56,6 +56,7 @@ def failed(found):
 # Honest models ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PGD-AT", "TRADES", "standard"])
 def test_an_honest_model_passes_every_check(honest, data, name):
     other = honest["TRADES" if name == "PGD-AT" else "PGD-AT"]
@@ -71,6 +72,7 @@ def test_an_honest_model_passes_every_check(honest, data, name):
     assert all((check.suggests, check.advice) == ("", "") for check in found if check.passed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [L2(0.8), L1(4.0)], ids=repr)
 def test_an_honest_model_passes_in_other_norms(honest, data, threat):
     x, labels = data
@@ -145,6 +147,7 @@ WORDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_defence_is_flagged_by_name(honest, data, name):
     torch.manual_seed(0)
@@ -163,6 +166,7 @@ def test_a_defence_without_any_gradient_is_flagged_too(honest, data):
     assert set(found) >= FOUND["zeroed gradient"] - {"transfer"}
 
 
+@pytest.mark.slow
 def test_evaluate_runs_the_checks_and_says_what_failed(honest, data):
     defence = BROKEN["zeroed gradient"](honest["standard"])
     attacks = {"pgd": partial(pgd, threat=THREAT, steps=5)}
@@ -320,6 +324,7 @@ def test_a_threat_that_cannot_reach_everything_is_no_masking(threat):
     assert failed(found.values()) == {}
 
 
+@pytest.mark.slow
 def test_a_subclass_and_a_threat_without_eps_end_nothing():
     class NoBudget(Patch):
         eps = property()  # reading it raises an AttributeError
@@ -348,6 +353,7 @@ def test_what_ends_a_check_is_its_result():
     assert failed(found.values()).keys() == {"black_box"}
 
 
+@pytest.mark.slow
 def test_checks_never_end_an_evaluation():
     def model(x):
         if len(x) == 7:  # a third of the first batch

@@ -136,6 +136,7 @@ def friendly_by_hand(model, x, label, eps, steps, step_size, patience, start):
     return point
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200), st.integers(0, 3), st.integers(1, 8))
 def test_friendly_pgd_is_the_algorithm_sample_by_sample_and_keeps_the_order(seed, patience, steps):
     model, x, labels = problem(dtype=torch.float64)

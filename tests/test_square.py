@@ -189,6 +189,7 @@ def test_pyramids_spend_the_whole_budget(threat):
 # As the original --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.18), L2(0.75), L1(2.0)], ids=lambda threat: type(threat).__name__)
 def test_robust_accuracy_is_that_of_the_original_code(threat):
     # A search of 200 queries is far from its end: two runs of the original code differ on 5 to 10 % of the samples.
@@ -213,6 +214,7 @@ def linear(entries, seed=0, classes=2):
     return nn.Sequential(nn.Flatten(), layer).requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_on_a_linear_model_the_search_ends_at_the_best_corner():
     model, x = linear(18), uniform(1, 8, 2, 3, 3, low=0.2, high=0.8)
     labels = model(x).argmax(dim=1)
@@ -222,6 +224,7 @@ def test_on_a_linear_model_the_search_ends_at_the_best_corner():
     assert_close(found, best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [L2(0.5), L1(1.5)], ids=lambda threat: type(threat).__name__)
 def test_on_a_linear_model_the_search_comes_near_the_optimum(threat):
     model, x = linear(64), uniform(1, 8, 1, 8, 8, low=0.45, high=0.55)
@@ -332,6 +335,7 @@ def test_more_queries_and_more_restarts_lose_nothing(threat):
         assert not torch.equal(results[0].x_adv, results[-1].x_adv)
 
 
+@pytest.mark.slow
 @every_threat
 @ways
 def test_a_batch_attacked_whole_equals_the_batch_attacked_in_parts(threat, options):

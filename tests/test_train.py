@@ -131,6 +131,7 @@ def test_two_killed_processes_go_on_as_if_nothing_had_happened(runner, tmp_path)
     assert other[0].read_bytes() == other[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_reports_the_same(runner, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "out")
     runner.run([*SHARP, "--out", tmp_path / "out", "--resume"])
@@ -140,6 +141,7 @@ def test_a_finished_run_started_again_reports_the_same(runner, whole, tmp_path):
 # Damaged, foreign, full -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "half a manifest"])
 def test_a_damaged_state_is_not_loaded_and_the_one_before_is(runner, whole, tmp_path, damage):
     out = tmp_path / "out"
@@ -178,6 +180,7 @@ def test_where_no_state_is_whole_nothing_is_started_or_removed(runner, whole, tm
     assert len(list((out / "states").glob("step-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_nor_continued_with_other_settings_or_images(runner, whole):
     before = remains(whole)
     assert "holds a run already" in runner.refused([*SHARP, "--out", whole])
@@ -221,6 +224,7 @@ def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_pat
     assert "epoch" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -444,6 +448,7 @@ def test_every_image_of_an_epoch_comes_once():
     assert not torch.equal(torch.cat(rows), torch.cat(rates.rows_of_epoch(1, 45, 8, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select_on", ["validation", "test"])
 def test_what_chose_the_best_weights_is_recorded(runner, tmp_path, select_on):
     out = tmp_path / "out"
@@ -572,6 +577,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         train.train_epoch(run, None)
 
 
+@pytest.mark.slow
 def test_resuming_where_nothing_is_starts_from_the_beginning(runner, whole, tmp_path):
     printed = runner.run([*SHARP, "--out", tmp_path / "out", "--resume"])
     assert "raat_sharp starts" in printed
@@ -589,6 +595,7 @@ def test_the_release_moves_batch_norms_statistics_thirteen_times_a_step(tmp_path
     assert {int(value) for name, value in run.bare.named_buffers() if "num_batches" in name} == {updates}
 
 
+@pytest.mark.slow
 def test_further_trackers_get_what_tensorboard_gets(tmp_path):
     words = ["pgd_at", *TINY, "--epochs", "1", "--track", "tensorboard", "--out", tmp_path]
     with contextlib.suppress(SystemExit):

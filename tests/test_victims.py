@@ -221,6 +221,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:None of the inputs have requires_grad")
 @every
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,6 +47,7 @@ def test_second_derivatives_of_a_quadratic_are_its_matrix(seed, alpha):
     assert_close(theory.second_derivative(h, x, x, delta), (x @ symmetric * delta).sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 @given(SEEDS, SMOOTH)
 @examples(30)
 def test_mixed_second_derivatives_are_symmetric_and_follow_from_squares(seed, activation):
@@ -124,6 +125,7 @@ def test_the_quotient_is_the_difference_of_two_mean_slopes(seed, activation, alp
     assert theory.mean_jacobian_identity(h, x, delta, alpha).error <= 1e-9 * size / (alpha * (1 - alpha))
 
 
+@pytest.mark.slow
 @given(SEEDS, ALPHAS, st.sampled_from([0.3, 1.0, 3.0]))
 @examples(30)
 def test_for_a_relu_network_the_mean_slopes_hold_and_the_curvature_integral_does_not(seed, alpha, scale):
@@ -165,6 +167,7 @@ def test_no_residual_at_any_place_means_no_curvature_along_the_segment(seed, deg
 # ---- bounds and certificates ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(SEEDS, SMOOTH, SCALES)
 @examples(40)
 def test_the_residual_is_below_half_alpha_one_minus_alpha_times_the_curvature(seed, activation, scale):

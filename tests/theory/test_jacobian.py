@@ -165,6 +165,7 @@ def test_at_a_kink_the_quotient_has_no_upper_limit():
     assert_close(quotient, 2 / lengths[:, 0], rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @given(SEEDS, SMOOTH, ALPHAS)
 @examples(25)
 def test_the_change_of_the_jacobian_is_an_integral_of_the_hessian(seed, activation, alpha):
@@ -234,6 +235,7 @@ def test_norms_of_the_change_are_those_of_its_matrix(seed, activation, sizes):
     assert (frobenius <= spectral * rank**0.5 * (1 + 1e-12)).all()
 
 
+@pytest.mark.slow
 @given(SEEDS, st.sampled_from(["relu", "tanh", "gelu", "softplus"]))
 @examples(30)
 def test_power_iteration_climbs_to_the_exact_value_and_never_passes_it(seed, activation):

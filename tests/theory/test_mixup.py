@@ -52,6 +52,7 @@ def test_each_sample_may_have_its_own_weight():
     assert taylor[[0, 2]].abs().max() < 1e-15
 
 
+@pytest.mark.slow
 @given(SEEDS, st.integers(1, 4), ALPHAS)
 @examples(40)
 def test_for_polynomials_the_taylor_form_is_exact_with_this_sign(seed, degree, mix):
@@ -64,6 +65,7 @@ def test_for_polynomials_the_taylor_form_is_exact_with_this_sign(seed, degree, m
         assert (-taylor - residual).abs().max() > 1e-6  # the printed sign (only its square is used there)
 
 
+@pytest.mark.slow
 @given(SEEDS, st.sampled_from(["softplus", "gelu", "silu", "sin"]), ALPHAS, st.integers(1, 3))
 @examples(40)
 def test_the_remainder_is_the_difference_of_two_integrals(seed, activation, mix, order):
@@ -124,6 +126,7 @@ def test_a_step_below_one_is_not_enough_for_the_series_to_converge():
     assert all(abs(later) > 20 * abs(earlier) for earlier, later in itertools.pairwise(sums[:3]))
 
 
+@pytest.mark.slow
 def test_an_analytic_activation_beyond_its_radius_of_convergence_diverges_and_within_it_converges():
     slope_two = partial_sums(lambda t: mpmath.tanh(2 * t + mpmath.mpf("0.3")), 0, 0.9, [16, 64])
     assert slope_two[1] == pytest.approx(0.203, abs=1e-3)

@@ -80,6 +80,7 @@ def test_an_affine_map_has_a_hessian_of_zero_and_rightly_so():
     assert theory.hessian_is_vacuous(lambda x: torch.ones_like(x), x, delta) is False
 
 
+@pytest.mark.slow
 @given(SEEDS, st.sampled_from([0.0, 1e-6, 1e-3, 8 / 255, 1.0, 100.0]), st.sampled_from([torch.float32, torch.float64]))
 @examples(40)
 def test_a_relu_network_is_recognised_at_any_length_of_the_perturbation(seed, scale, dtype):
@@ -148,6 +149,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @given(SEEDS, st.sampled_from(sorted(NETS)), ALPHAS, SCALES)
 @examples(60)
 def test_the_residual_is_the_weighted_sum_of_the_kinks(seed, name, alpha, scale):

@@ -51,6 +51,7 @@ def test_the_theory_report_reads_checkpoints_and_writes_its_numbers_and_pictures
     assert "other: the largest residual is" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_gaussian_report_finds_the_exponent(run, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     run("gaussian_model", "--runs", 5, "--out", tmp_path, DIMENSIONS=(100, 1_000, 3_000), COPIES_AT=1_000)

@@ -368,6 +368,7 @@ def test_nested_forward_mode_agrees_with_mpmath_to_order_four(name, at):
     assert_close(found, f64(expected), rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 @given(SEEDS, st.integers(1, 4), ALPHAS)
 @examples(40)
 def test_for_polynomials_the_taylor_residual_is_the_residual(seed, degree, alpha):
@@ -377,6 +378,7 @@ def test_for_polynomials_the_taylor_residual_is_the_residual(seed, degree, alpha
     assert error.abs().max() <= 1e-12 * (1 + coefficients.abs().sum())
 
 
+@pytest.mark.slow
 @given(SEEDS, st.integers(2, 5))
 @examples(30)
 def test_at_the_midpoint_only_even_derivatives_count(seed, degree):
