@@ -382,7 +382,9 @@ def test_every_recipe_parses_and_runs_two_steps(recipe, tmp_path):
     before = snapshot(run.model)
     train.train_epoch(run, None)
     assert run.step == 2
-    assert all(math.isfinite(total) and total > 0 for name, total in run.sums.items() if name != "robust_perception")
+    assert all(map(math.isfinite, run.sums.values()))
+    may_vanish = ("robust_perception", "dicar")  # DICAR on what is classified rightly, which may be nothing yet
+    assert all(total > 0 for name, total in run.sums.items() if name not in may_vanish)
     expected = {"pgd_at": 1, "rpat_mart": 3, "raat_plus_plus": 3, "rebat": 2, "rpat_plus_plus": 2, "raat_sharp": 2}
     assert len(run.sums) == 1 + expected.get(recipe.removesuffix("_200").removesuffix("_l2"), len(run.sums) - 1)
     after = snapshot(run.model)
