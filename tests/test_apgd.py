@@ -211,6 +211,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @every_threat
 @pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=dtype_name)
@@ -290,6 +291,7 @@ def test_every_run_starts_elsewhere():
     assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
 
 
+@pytest.mark.slow
 def test_from_the_result_of_a_smaller_ball_success_is_monotone_in_eps():
     model, x, labels = robust_digits()
     x, labels, point = x[:80], labels[:80], x[:80]
@@ -312,6 +314,7 @@ def test_targets_are_the_wrong_classes_by_their_logits():
     assert likely_targets(logits, torch.tensor([0, 2]), 9).tolist() == [[2, 3, 1], [1, 3, 0]]
 
 
+@pytest.mark.slow
 @given(seeds, st.sampled_from([4, 5, 10]))
 def test_targeted_dlr_is_a_ratio_that_ignores_shift_and_scale(seed, classes):
     logits = normal(seed, 6, classes)

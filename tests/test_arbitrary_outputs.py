@@ -70,6 +70,7 @@ def flat(value):
     return torch.tensor([float(value)]) if isinstance(value, int | float) else torch.zeros(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OF_A_MAP)
 def test_theory_sees_no_shape_in_the_outputs(name, kind):

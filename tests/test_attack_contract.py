@@ -221,6 +221,7 @@ def assert_allowed(threat, x_adv, x):
 # Where the result lies --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_call
 @every_dtype
 def test_the_result_is_inside_ball_and_box_exactly(case, dtype):
@@ -592,6 +593,7 @@ def test_samples_may_have_any_shape(case, shape):
     assert_allowed(case.threat, case(model, x, classes_of(4)), x)
 
 
+@pytest.mark.slow
 @every([case for case in ATTACKS if case.name in ("pgd Linf", "pgd restarts keep best", "fgsm")])
 def test_a_compiled_module_can_be_attacked_and_trained_afterwards(case):
     torch._dynamo.reset()
@@ -763,6 +765,7 @@ def test_an_undefined_gradient_leaves_the_sample_in_place(case):
     assert_allowed(case.threat, x_adv, x)
 
 
+@pytest.mark.slow
 @every_call
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_logits_that_are_not_finite_never_reach_the_result(case, value):

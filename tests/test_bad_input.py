@@ -430,6 +430,7 @@ ROWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "says", "call"), [pytest.param(*row, id=f"{i}: {row[1]}") for i, row in enumerate(ROWS)]
 )

@@ -16,6 +16,8 @@ from torch import nn
 from perceptual_at import objectives
 from perceptual_at.attacks.protocol import standard
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
@@ -65,7 +67,6 @@ def spreads(part):
             yield from spreads(inner)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_miniature_says_what_ran_where(miniature, name):
     record = miniature(name)
@@ -82,7 +83,6 @@ def test_a_miniature_says_what_ran_where(miniature, name):
     assert all(0 < one["q1"] <= one["median"] <= one["q3"] for one in found)
 
 
-@pytest.mark.slow
 def test_compiled_attacks_agree_with_the_plain_one(scripts, tmp_path):
     torch._dynamo.reset()
     out = tmp_path / "compiled_pgd.json"
@@ -142,7 +142,6 @@ NEEDED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_release_and_objective_make_the_passes_of_the_page(scripts, name):
     cases, releases, steps = scripts["cases"], scripts["releases"], scripts["training_steps"]
@@ -324,7 +323,6 @@ def test_a_peer_that_is_missing_is_listed(scripts):
 # Methods on digits ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_methods_on_digits_spend_one_budget_and_are_compared_seed_by_seed(scripts, tmp_path):
     only = ("rpat", "free_at", "raat_awp_wa", "kd", "ikl", "mma", "te", "fat", "cure", "ducat", "piat")
     path = tmp_path / "methods.json"

@@ -233,6 +233,7 @@ def pair(): return Pair()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), MALFORMED, ids=[" ".join(words)[-60:] for words, _ in MALFORMED])
 def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -370,6 +371,7 @@ def copied(runs, tmp_path):
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_result_json_holds_effective_values_and_what_columns_mean(runs):
     record = json.loads((runs / "rebat-0/result.json").read_text())
     assert record["settings"]["beta"] == 1.0

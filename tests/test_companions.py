@@ -21,6 +21,8 @@ from perceptual_at.models import DigitsCNN  # noqa: E402
 from perceptual_at.schedules import ramped_decay  # noqa: E402
 from tests.runs import started  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 runner = pytest.fixture(started, scope="module")
 
 TINY = [
@@ -158,7 +160,6 @@ def test_a_memory_has_a_row_for_each_sample_seen_and_no_other(tmp_path):
     assert int((seen > 0).sum()) == len(rows) < len(seen)
 
 
-@pytest.mark.slow
 def test_teachers_are_trained_first_and_are_part_of_the_state(tmp_path):
     train.train(parsed("kd_swa", *EARLY["kd_swa"], "--epochs", "1", "--out", tmp_path / "run"))
     assert {path.parent.name for path in tmp_path.glob("run/*/result.json")} == {"standard_teacher", "robust_teacher"}
@@ -214,7 +215,6 @@ def test_the_average_of_a_ramp_copies_statistics_and_follows_its_schedule(tmp_pa
         assert all(torch.equal(run.average[name], value) for name, value in wanted.items())
 
 
-@pytest.mark.slow
 def test_swa_is_the_mean_of_the_epochs_with_its_own_statistics(tmp_path):
     run = train.prepare(parsed("pgd_at", "--averaging", "swa", "--average-start", "0", "--out", tmp_path))
     ends = []
@@ -228,7 +228,6 @@ def test_swa_is_the_mean_of_the_epochs_with_its_own_statistics(tmp_path):
     assert all(torch.allclose(run.average[name], value) for name, value in fresh.items() if value.is_floating_point())
 
 
-@pytest.mark.slow
 def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):
     settings = parsed("ducat", "--options", "dummies=True", "--later", "--epochs", "1", "--out", tmp_path)
     train.train(settings)
@@ -274,7 +273,6 @@ DRAWN = {  # starts at random, which each process draws for itself: the two must
 APART = ("delta", "sums")  # each process has its own
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALIKE, *DRAWN])
 def test_two_processes_keep_what_one_would(name, runner, tmp_path):
     words = [*(ALIKE | DRAWN)[name], *STILL]
@@ -350,7 +348,6 @@ def test_what_a_method_lacks_is_named(words, message, tmp_path):
         train.train(parsed(*words, "--out", tmp_path))
 
 
-@pytest.mark.slow
 def test_a_teacher_of_another_run_is_not_taken(tmp_path):
     train.train(parsed("hat", "--epochs", "1", "--out", tmp_path / "run"))
     with pytest.raises(Stopped, match=r"the helper in .* was trained with other settings: lr 0.21 -> 0.1"):

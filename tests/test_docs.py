@@ -371,6 +371,7 @@ def pages(site):
     return {path: Page(path) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_the_site_loads_nothing_from_the_network(site, pages):
     loaded = [asset for page in pages.values() for asset in page.assets]
     for sheet in site.rglob("*.css"):

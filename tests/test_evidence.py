@@ -14,6 +14,8 @@ from perceptual_at import models
 from perceptual_at.augment import random_crop_flip
 from perceptual_at.models import trained_networks
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torchvision")
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +98,6 @@ def test_a_run_is_measured_and_says_where_it_comes_from(whole):
     assert "share_of_gradient" not in record["runs"][0]["log"][0]
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(whole, scripts, folder, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -123,7 +124,6 @@ def test_what_is_finished_is_not_run_again_and_another_design_is_refused(whole, 
         call(scripts, folder, work, "--set", "speed=2")
 
 
-@pytest.mark.slow
 def test_arms_of_a_seed_begin_alike_and_see_the_same_images(scripts, folder, tmp_path):
     images, training = scripts["images"], scripts["training"]
     design = scripts["design"].QUICK
@@ -275,7 +275,6 @@ def test_percentages_on_record_are_those_of_the_verdicts(whole, scripts):
         assert scripts["numbers"].score(entry, "autoattack") == pytest.approx(held, abs=1e-4)
 
 
-@pytest.mark.slow
 def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
     docs = ROOT / "docs"
     with pytest.MonkeyPatch.context() as patched:

@@ -47,6 +47,7 @@ def random_batches(views, numbered=False):
     return [(images[0] if views == 1 else tuple(images), labels, *numbers)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "views"), METHODS.items())
 def test_example_trains_and_moves_the_weights(load, capsys, name, views):
     torch.manual_seed(0)

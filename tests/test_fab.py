@@ -374,6 +374,7 @@ ways = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_small_threat
 @every_dtype
 @ways

@@ -13,6 +13,8 @@ import torch
 from perceptual_at import L1, dicar_loss, interpolate, robust_perception_loss
 from perceptual_at.published import published
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -80,7 +82,6 @@ def test_every_picture_has_both_schemes_and_they_differ_in_colours_only():
         assert light == dark, stem
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_script_writes_the_same_picture_every_time(name, scripts, tmp_path):
     written = scripts[name].main(tmp_path)
@@ -228,7 +229,6 @@ def test_trade_off_shows_the_printed_numbers_and_what_the_caption_says_of_them(s
     assert gains["MART"][1] > 0 > gains["MART"][0]
 
 
-@pytest.mark.slow
 def test_trade_off_reads_the_recorded_demo(scripts, tmp_path):
     module, record = scripts["trade_off"], tmp_path / "demo.json"
     record.write_text(json.dumps({"runs": {"PGD-AT": [{"clean": 90.0, "pgd20": 60.0, "mean": 75.0, "nrr": 72.0}]}}))

@@ -154,6 +154,7 @@ def test_images_are_cast_after_their_normalisation():
         assert_close(f(x).float(), torch.full((1, 2), 2**-9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5), L1(4.0)], ids=lambda threat: type(threat).__name__)
 def test_the_fp32_lane_takes_the_plain_attacks_steps(threat):
     model, x = prepared(MODELS["resnet18"][0]), images(16)
@@ -410,6 +411,7 @@ OBJECTIVES = [name for name in objectives.__all__ if name not in OWN_TESTS]
 
 
 # IKL's attack begins where its loss is nearly flat: rounding decides 6 % of the entries here.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "ikl"])
 def test_objectives_attack_in_the_lane_and_learn_on_the_model(name):
     model, x = prepared(MODELS["transposed and linear"][0]), images(6)

@@ -290,6 +290,7 @@ def extreme_logits(count, kind, dtype, batch=6, classes=5):
     return [same.clone() for _ in range(count)]
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize(

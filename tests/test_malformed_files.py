@@ -24,6 +24,8 @@ from perceptual_at.models import resnet18  # noqa: E402
 
 from .test_commands import TINY, _alone, call, refused  # noqa: E402, F401
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--model", "resnet18", "--width", "2", "--stem-stride", "2", "--batch", "4", "--steps", "1",
          "--select-steps", "1", "--test-steps", "1", "--epochs", "1", "--cpu", "--workers", "0",
          "--out", "out"]  # fmt: skip
@@ -137,7 +139,6 @@ def test_folders_that_are_refused(images, capsys, hurt, message, streamed):
     assert not list(images.parent.glob("out/states/*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, streamed):
     (images / "train/.git").mkdir()
@@ -160,7 +161,6 @@ def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, st
     assert any("left out" in line for line in record["warnings"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_damaged_images_are_skipped_by_name_where_that_is_asked_for(images, capsys, streamed):
     put(FIRST, b"hello")(images)
@@ -171,7 +171,6 @@ def test_damaged_images_are_skipped_by_name_where_that_is_asked_for(images, caps
     assert "left out 2 of 12 images that cannot be read: images/train/ant/0.png, images/train/bee/5.png" in said
 
 
-@pytest.mark.slow
 def test_names_that_are_no_text_are_read_and_reported(images, capsys):
     odd = os.fsdecode(b"b\xffe")
     try:
@@ -291,7 +290,6 @@ MORE = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("held", "words", "message"), MORE, ids=[message for *_, message in MORE])
 def test_second_sources_that_are_refused(tmp_path, capsys, held, words, message):
     np.savez("more.npz", **held)
@@ -489,7 +487,6 @@ def test_a_torn_record_goes_on(run, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, capsys, monkeypatch):
     from perceptual_at.commands import train
 

@@ -153,6 +153,7 @@ def test_a_step_takes_exactly_the_documented_passes(name, options, rows, no_grad
 HELD_FIXED = ("grad_align", "ikl", *DETACHED)  # parts of these have a value that moves and a gradient that does not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in HELD_FIXED])
 def test_gradient_agrees_with_finite_differences(name):
     model, views, labels = problem()

@@ -30,6 +30,8 @@ from tests.passes import Cost, cost, host_reads
 from tests.strategies import generator, uniform
 from tests.test_attack_contract import CentralPatch
 
+pytestmark = pytest.mark.slow
+
 BATCH, CLASSES, STEPS = 12, 5, 10
 LINF = Linf(0.1)
 

@@ -161,6 +161,7 @@ def test_a_broken_defence_is_flagged_by_name(honest, data, name):
     honest["standard"].eval()
 
 
+@pytest.mark.slow
 def test_a_defence_without_any_gradient_is_flagged_too(honest, data):
     found = failed(sanity_checks(lambda x: honest["standard"](x.detach()), *data, THREAT, steps=4))
     assert set(found) >= FOUND["zeroed gradient"] - {"transfer"}

@@ -16,6 +16,8 @@ from perceptual_at.checkpoints import read_weights  # noqa: E402
 
 from .runs import assert_same, started  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 runner = pytest.fixture(started, scope="module")
 
 TINY = ["--data", "random", "--model", "resnet18", "--width", "2", "--batch", "8", "--held-out", "24", "--steps", "1",
@@ -24,7 +26,6 @@ TINY = ["--data", "random", "--model", "resnet18", "--width", "2", "--batch", "8
 EVALUATE = 'import sys\ncommand(["evaluate", *sys.argv[2:]])'
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_report_of_one_also_after_a_kill(runner, tmp_path):
     runner.run(["pgd_at", *TINY, "--epochs", "1", "--out", tmp_path / "run"])
     words = ["--run", tmp_path / "run", "--which", "best", "--attacks", "pgd2", "fgsm", "cw2", "--batch", "7", "--cpu"]
@@ -52,7 +53,6 @@ def test_two_processes_give_the_report_of_one_also_after_a_kill(runner, tmp_path
     assert found[2] == found[0]
 
 
-@pytest.mark.slow
 def test_two_calls_on_one_record_do_not_meet(runner, tmp_path):
     from perceptual_at.commands.endings import locked
 
@@ -90,7 +90,6 @@ torch.save(weights, f"{settings.running.out}-{rank}.pt")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["rpat", "trades", "consistency_at"])
 def test_weights_that_are_shared_out_take_the_steps_of_one_process(runner, tmp_path, recipe):
     still = ["--start", "clean", "--padding", "0", "--no-flip"]
@@ -107,7 +106,6 @@ def test_weights_that_are_shared_out_take_the_steps_of_one_process(runner, tmp_p
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_sharded_run_killed_goes_on_to_the_last_bit_and_its_folder_is_like_any_other(runner, tmp_path):
     words = ["rpat", *TINY, "--shard", "--average-decay", "0.5", "--epochs", "2", "--milestones", "1", "--save-every",
              "1"]  # fmt: skip
@@ -130,7 +128,6 @@ def test_a_sharded_run_killed_goes_on_to_the_last_bit_and_its_folder_is_like_any
     assert 100 * report.clean_accuracy == pytest.approx(result["final"]["test"]["clean"], abs=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -174,7 +171,6 @@ torch.save({name: p.grad for name, p in run.bare.named_parameters()}, f"{setting
 """
 
 
-@pytest.mark.slow
 def test_dicars_mean_over_the_pairs_of_all_processes_has_the_gradients_of_one(runner, tmp_path):
     still = [
         "--start",

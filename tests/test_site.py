@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "site"
 SURVEY, CONTRAST = ((HERE / name).read_text(encoding="utf-8") for name in ("survey.js", "contrast.js"))
@@ -186,7 +188,6 @@ def test_no_equation_is_clipped(surveys, device):
     assert faults(surveys, device, "clipped") == {}
 
 
-@pytest.mark.slow
 def test_equations_are_set_in_the_font_that_the_site_brings(opened):
     page = opened(LOSS, **DESKTOP)
     assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px \"STIX Two Math\"'))")
@@ -209,7 +210,6 @@ def test_nothing_sticks_out_at_the_side(surveys, device):
 # A few pages, used ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_search_finds_a_function(opened, shape):
     page = opened("index.html", **shape)
@@ -241,7 +241,6 @@ def found_first(page, words, count=5):
     return [link.get_attribute("href").partition("?")[0].partition("#")[0] for link in links]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "wanted"),
     {
@@ -254,7 +253,6 @@ def test_search_finds_the_answer(opened, words, wanted):
     assert any(result.endswith(wanted) for result in results), results
 
 
-@pytest.mark.slow
 def test_the_site_searches_when_it_is_opened_from_its_folder(chromium, site):
     with window(chromium, None, **DESKTOP) as page:
         page.goto((site / "index.html").as_uri())
@@ -263,14 +261,12 @@ def test_the_site_searches_when_it_is_opened_from_its_folder(chromium, site):
         assert page.errors == []
 
 
-@pytest.mark.slow
 def test_the_cheat_sheet_prints_on_one_sheet(opened, tmp_path):
     page = opened("cheat-sheet.html", **DESKTOP)
     printed = page.pdf(format="A4")
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
 
 
-@pytest.mark.slow
 def test_tables_of_differences_are_cards_on_a_phone(opened):
     page = opened("losses/trades.html", **PHONE)
     table = page.locator("table.cards").last
@@ -282,7 +278,6 @@ def test_tables_of_differences_are_cards_on_a_phone(opened):
     assert table.evaluate("table => table.scrollWidth <= table.clientWidth")
 
 
-@pytest.mark.slow
 def test_a_copy_button_covers_no_code_on_a_phone(opened):
     page = opened("index.html", **PHONE)
     button = page.locator(".md-code__nav, .md-clipboard").first.bounding_box()
@@ -295,7 +290,6 @@ def paper(page):
     return page.evaluate("Math.max(...getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3))")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_palette_follows_the_system_then_the_reader(opened, scheme):
     page = opened("index.html", scheme=scheme, **DESKTOP)
@@ -317,7 +311,6 @@ def in_view(locator):
     )
 
 
-@pytest.mark.slow
 def test_navigation_drawer_opens_on_a_phone(opened):
     page = opened("index.html", **PHONE)
     drawer = page.locator(".md-sidebar--primary")
@@ -388,7 +381,6 @@ def unseen_stops(page, stops):
     return unseen
 
 
-@pytest.mark.slow
 def test_skip_link_leads_to_the_content(opened):
     page = opened(LOSS, **DESKTOP)
     page.keyboard.press("Tab")
@@ -400,13 +392,11 @@ def test_skip_link_leads_to_the_content(opened):
     assert page.locator(".md-content :focus").count() == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "stops"), [(DESKTOP, 32), (NARROW, 16)], ids=["desktop", "narrow"])
 def test_focus_is_seen_at_every_stop(opened, shape, stops):
     assert unseen_stops(opened(LOSS, **shape), stops) == []
 
 
-@pytest.mark.slow
 def test_keyboard_searches_and_follows_the_result(opened):
     page = opened("index.html", **DESKTOP)
     page.keyboard.press("/")
@@ -419,7 +409,6 @@ def test_keyboard_searches_and_follows_the_result(opened):
     assert "robust_perception_loss" in page.locator(".md-content").inner_text()
 
 
-@pytest.mark.slow
 def test_keyboard_switches_the_palette(opened):
     page = opened("index.html", **DESKTOP)
     for _ in range(5):
@@ -431,7 +420,6 @@ def test_keyboard_switches_the_palette(opened):
     assert abs(paper(page) - before) > 130
 
 
-@pytest.mark.slow
 def test_keyboard_opens_the_navigation_of_a_narrow_window(opened):
     page = opened("index.html", **NARROW)
     for _ in range(5):
@@ -472,7 +460,6 @@ def violations(page, axe):
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", READ_ALOUD)
 def test_axe_finds_nothing_above_minor(opened, axe, path, scheme):
@@ -485,7 +472,6 @@ def test_axe_finds_nothing_above_minor(opened, axe, path, scheme):
 # The checks themselves --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_checks_see_all_that_is_wrong_with_a_broken_page(chromium, axe):
     with served(HERE) as address, window(chromium, address, **PHONE) as page:
         survey = look(page, "broken.html")

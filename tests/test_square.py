@@ -264,6 +264,7 @@ ways = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_threat
 @every_dtype
 @ways

@@ -169,6 +169,7 @@ def hurt(state, damage):
         manifest.write_text(manifest.read_text()[:40])
 
 
+@pytest.mark.slow
 def test_where_no_state_is_whole_nothing_is_started_or_removed(runner, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -391,6 +392,7 @@ def test_every_recipe_parses_and_runs_two_steps(recipe, tmp_path):
     assert any(not torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["pgd_at", "trades", "mart", "consistency_at"])
 def test_dicar_runs_on_every_base(base, tmp_path):
     run = train.prepare(parsed("pgd_at", *TINY, "--objective", "dicar", "--base", base, "--out", tmp_path))
@@ -586,6 +588,7 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(runner, whole, tmp_
     assert_same(tmp_path / "out", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "updates"), [("release", 13), ("paper", 11)])
 def test_the_release_moves_batch_norms_statistics_thirteen_times_a_step(tmp_path, source, updates):
     # Ten steps of the attack and the training pass; the release looks at the attack's result and the batch once more.

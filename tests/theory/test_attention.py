@@ -52,6 +52,7 @@ def tensors(value):
     return [one for part in value for one in tensors(part)] if isinstance(value, tuple) else [torch.tensor(value)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("way", ["function", "module", "layer"])
 def test_fused_attention_has_all_derivatives(name, way):
