@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Lane, Linf, auto_attack, pgd
 from perceptual_at.attacks import surrogate
+from perceptual_at.attacks.protocol import Protocol, standard
 from perceptual_at.attacks.surrogate import surrogate_pgd
+from perceptual_at.victims import Terms, opened
 from tests.strategies import generator, uniform
 
 OTHER_WAYS = {
@@ -93,8 +95,6 @@ def test_shares_are_those_of_the_points_in_the_ball_for_each_sample():
         net[1].weight.fill_(1.0)
         net[1].bias.fill_(-2.0)  # open where the four entries have a mean above 1/2
     x = torch.tensor([[0.2] * 4, [0.5] * 4, [0.8] * 4])
-    from perceptual_at.victims import Terms, opened
-
     with opened("surrogate_pgd", net, x, torch.zeros(3, dtype=torch.long), Linf(0.1), Terms()) as victim:
         gates = surrogate._Gates(victim.model)
         numbers = surrogate._random.SampleGenerator(0, torch.arange(3))
@@ -131,8 +131,6 @@ def test_what_resists_for_the_wrong_reason_is_broken_and_the_stamp_says_by_what(
 
 
 def test_the_thorough_version_goes_by_a_name_of_its_own():
-    from perceptual_at.attacks.protocol import Protocol, standard
-
     threat = Linf(8 / 255)
     published, own = (Protocol(threat, 10, standard(name, "Linf", 10)) for name in ("standard", "thorough"))
     assert published.name == "AutoAttack standard, Linf(eps=8/255)"

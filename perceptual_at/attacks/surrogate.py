@@ -155,7 +155,7 @@ def surrogate_pgd(
     _check.number(name, "blend", blend, at_least=0.0, at_most=1.0)
     _check.number(name, "momentum", momentum, at_least=0.0)
     check_threat(name, threat)
-    terms = Terms(_ahead(labels), model_mode=model_mode, lane=lane, validate=validate)
+    terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
     with opened(name, model, x, labels, threat, terms) as victim:
         budgets(name, threat, x)
         numbers = _random.per_sample_generator(name, generator, x)
