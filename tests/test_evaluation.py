@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from perceptual_at import L2, Evaluation, Linf, compare, evaluate, mean_score, nrr, pgd, wilson_interval
+from perceptual_at import L2, Evaluation, Linf, apgd, compare, evaluate, mean_score, nrr, pgd, wilson_interval
 from perceptual_at.attacks.autoattack import auto_attack
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.plotting import accuracy_bars
@@ -161,6 +161,41 @@ def test_clean_passes_need_no_gradient_and_are_one_per_batch_after_a_second_look
     x, labels = clean_inputs(0, (20, 3, 2, 2), (0.0, 1.0), torch.float32), integers(0, 20, below=4)
     quiet(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], {})
     assert model.calls == [(False, 12, False), (False, 12, False), (False, 8, False)]
+
+
+@pytest.mark.parametrize("attack", [
+    partial(pgd, threat=Linf(1e-4), steps=3), partial(apgd, threat=L2(1e-4), steps=3),
+    partial(auto_attack, threat=Linf(1e-4), version=[("apgd-ce", {"steps": 2}), ("apgd-t", {"steps": 2})]),
+], ids=["pgd", "apgd", "auto_attack"])  # fmt: skip
+def test_an_attack_costs_its_own_passes_and_one_to_judge_by(attack):
+    """Gradients of survivors are those the attack began with; nothing is asked for them a second time."""
+    torch.manual_seed(0)
+    model = Net().eval()
+    x = clean_inputs(0, (20, 3, 2, 2), (0.0, 1.0), torch.float32)
+    labels = model(x).argmax(dim=1)
+    model.calls.clear()
+    attack(model, x, labels, generator=torch.Generator().manual_seed(0))
+    alone = sum(n for _, n, _ in model.calls)
+    model.calls.clear()
+    result = quiet(model, [(x, labels)], {"attack": attack})
+    assert result.robust["attack"].all()  # so all of them are looked at
+    assert sum(n for _, n, _ in model.calls) == alone + 2 * 20 + 20  # two clean looks, one verdict
+
+
+def test_survivors_are_looked_at_where_no_attack_of_ours_asked_for_a_gradient_or_the_one_asked_for_was_flat():
+    torch.manual_seed(0)
+    model = Net().eval()
+    x = clean_inputs(0, (20, 3, 2, 2), (0.0, 1.0), torch.float32)
+    labels = model(x).argmax(dim=1)
+
+    def gradients(attack, of):
+        model.calls.clear()
+        assert quiet(of, [(x, labels)], {"attack": attack}).robust["attack"].all()
+        return [n for _, n, graded in model.calls if graded]
+
+    assert gradients(lambda model, x, labels: x + 1e-5, model) == [20]
+    assert gradients(partial(pgd, threat=Linf(1e-4), steps=2), model) == [20, 20]
+    assert gradients(partial(pgd, threat=Linf(1e-4), steps=2), lambda x: 1e9 * model(x)) == [20, 20, 20]
 
 
 def test_the_model_is_left_as_found_when_an_attack_raises():

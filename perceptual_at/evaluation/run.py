@@ -15,8 +15,8 @@ from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
 from perceptual_at.metrics import Judged, Score, judge
-from perceptual_at.victims import Model
-from perceptual_at.victims.inspection import gives_probabilities, lost_gradients
+from perceptual_at.victims import Model, first_gradients
+from perceptual_at.victims.inspection import TINY, gives_probabilities, lost_gradients
 
 PROBE = "probe"
 """Column of the samples by which a model is known again."""
@@ -241,16 +241,25 @@ class Measurement:
         return seen
 
     def _inspect(self, batch: Batch) -> None:
-        """Look at the gradients of those that every attack has left."""
+        """Look at the gradients of those that every attack has left, unless an attack had one to start from."""
         if not self.plans or self.settings.score is not None:
             return
-        flags: dict[str, Tensor] = {}
+        columns = [self.known.ledger.column(plan.name) for plan in self.plans]
+        flat, steep = (
+            torch.stack([column.flag(name, batch.places) for column in columns]).any(dim=0)
+            for name in ("flat", "steep")
+        )
+        doubtful = flat | ~steep
+        flags = {name: torch.zeros_like(flat) for name in ("zero gradient", "tiny gradient")}
         warnings: tuple[str, ...] = ()
         try:
-            with undisturbed(batch.x.device):
-                threat = None if self.threat is None else self.threat.threat_of(batch.index)
-                zero, tiny = lost_gradients(self.model, batch.x, batch.labels, threat)
-            flags = {"zero gradient": zero.cpu(), "tiny gradient": tiny.cpu()}
+            if bool(doubtful.any()):
+                some = batch.take(doubtful)
+                with undisturbed(batch.x.device):
+                    threat = None if self.threat is None else self.threat.threat_of(some.index)
+                    found = lost_gradients(self.model, some.x, some.labels, threat)
+                for name, mask in zip(flags, found, strict=True):
+                    flags[name][doubtful] = mask.cpu()
         except Exception as error:  # a diagnosis never ends what it is about
             warnings = (f"gradients of robust samples could not be looked at: {type(error).__name__}: {error}",)
         scores = torch.zeros(len(batch.index), 1, dtype=torch.bool)
@@ -258,7 +267,8 @@ class Measurement:
 
     def _judge_attack(self, plan: Plan, batch: Batch) -> None:
         began = time.perf_counter()
-        x_adv, verdict = plan.run(self.fast, batch.x, batch.labels, batch.index, self.settings.seed)
+        with first_gradients() as sizes:
+            x_adv, verdict = plan.run(self.fast, batch.x, batch.labels, batch.index, self.settings.seed)
         unmoved = (x_adv == batch.x).reshape(len(batch.index), -1).all(dim=1)
         judged = [
             judge("evaluate", self._outputs(x_adv), batch.labels, self.settings.score) for _ in range(self.repeats)
@@ -267,6 +277,8 @@ class Measurement:
             "undefined": torch.stack([one.undefined for one in judged]).any(dim=0),
             "tied": judged[0].tied, "unmoved": unmoved,
         }  # fmt: skip
+        for size in (one for one in sizes[:1] if len(one) == len(batch.index)):  # of all samples, not of a part
+            flags |= {"flat": size < TINY, "steep": size >= TINY}
         if verdict is not None and self.repeats == 1 and judged[0].score.dtype == torch.bool:
             flags["unconfirmed"] = verdict.success & judged[0].score
         protocol = getattr(verdict, "protocol", None)

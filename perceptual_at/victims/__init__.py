@@ -29,7 +29,7 @@ Other rooms, which only ask for logits, write
 """
 
 from perceptual_at.victims import inspection
-from perceptual_at.victims.door import Answer, Victim, check_arguments, leveled, opened, plain
+from perceptual_at.victims.door import Answer, Victim, check_arguments, first_gradients, leveled, opened, plain
 from perceptual_at.victims.finding import bare, modules_of, unwrapped
 from perceptual_at.victims.frozen import frozen
 from perceptual_at.victims.in_step import in_step
@@ -52,6 +52,7 @@ __all__ = [
     "check_logits",
     "check_values",
     "classified",
+    "first_gradients",
     "frozen",
     "in_step",
     "inspection",

@@ -1,6 +1,7 @@
 """The door: one place that borrows what is attacked, checks what came with it, calls it, counts and gives it back."""
 
 import contextlib
+import contextvars
 import copy
 import functools
 import math
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
+from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Threat, box, check_excess, excess
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
@@ -66,6 +68,8 @@ class Loan:
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
     joined: InStep | None = None
     fast: FastModel | None = None
+    called: Model
+    """What to call, once taken."""
 
     def __init__(self, model: Model, model_mode: ModelMode, lane: Lane | None, even: bool = True) -> None:
         self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
@@ -77,6 +81,7 @@ class Loan:
         """Change what has to be changed; gives what to call."""
         model, evaluating = self.model, self.model_mode == "eval"
         if isinstance(model, FastModel):
+            self.called = model
             return model
         if isinstance(model, nn.Module):
             inner: Any = getattr(model, "_orig_mod", model)
@@ -126,7 +131,8 @@ class Loan:
             self.fast = FastModel(self.modules[0], self.lane)
         if not self.even and (joined := together(model)) is not model:
             model = self.joined = joined  # type: ignore[assignment]
-        return self.fast or model
+        self.called = self.fast or model
+        return self.called
 
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
@@ -198,17 +204,31 @@ def opened(
     with torch.inference_mode(False), torch.enable_grad():
         try:
             try:
-                yield Victim(function, loan, x, labels, threat, terms)
-                if loan.joined is not None:
-                    loan.joined.leave()
-            except Exception:
-                if loan.joined is not None:
-                    loan.joined.leave()
-                raise
+                loan.take()
+                with loan.joined or _ALONE:
+                    yield Victim(function, loan, x, labels, threat, terms)
             finally:
                 loan.give_back()
         finally:  # an interrupt may have cut the first one short
             loan.give_back()
+
+
+_ALONE = contextlib.nullcontext()
+_SIZES: contextvars.ContextVar[list[Tensor] | None] = contextvars.ContextVar("sizes of first gradients", default=None)
+
+
+@contextlib.contextmanager
+def first_gradients() -> Iterator[list[Tensor]]:
+    """A list of how large the gradients are that attacks in this block start from, without a pass for it.
+
+    It grows by one tensor `(b,)`, the largest entry for each sample, per attack that asks for a gradient.
+    """
+    sizes: list[Tensor] = []
+    token = _SIZES.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _SIZES.reset(token)
 
 
 class Victim:
@@ -224,13 +244,14 @@ class Victim:
     """Their labels, or the targets of the attack; class indices as int64."""
 
     def __init__(self, function: str, loan: Loan, x: Tensor, labels: Tensor, threat: Threat, terms: Terms) -> None:
-        model = loan.take()
+        model = loan.called
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
         self.aimed = terms.targets is not None
         self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(OWN)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
         self.writes = self.reentrant = self.output_checked = False
+        self.sizes = _SIZES.get()
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
         self.width = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -403,7 +424,11 @@ class Victim:
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
         most = _MOST[self.width]
-        return grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
+        grad = grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
+        if self.sizes is not None:
+            self.sizes.append(rows(grad).abs().amax(dim=1))
+            self.sizes = None
+        return grad
 
     def _check_soft_labels(self) -> None:
         _check.probabilities(self.function, self.labels, name="targets" if self.aimed else "labels")

@@ -46,9 +46,12 @@ class InStep(nn.Module):
         given = iter(tensors)
         return trees.tree_unflatten([next(given) if leaf is None else leaf for leaf in leaves], shape)
 
-    def leave(self) -> None:
-        """Stay with the others until they have done too."""
-        if not self.broken:
+    def __enter__(self) -> "InStep":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stay with the others until they have done too; an interrupt waits for nobody."""
+        if not self.broken and (kind is None or issubclass(kind, Exception)):
             self.turn(_NOTHING, self.seen)
 
     def turn(self, wish: int, x: Tensor | None) -> None:
@@ -133,22 +136,10 @@ def together(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return InStep(model, groups) if groups else model
 
 
-@contextlib.contextmanager
-def in_step(model: Callable[[Tensor], Any]) -> Iterator[Callable[[Tensor], Any]]:
+def in_step(model: Callable[[Tensor], Any]) -> contextlib.AbstractContextManager[Callable[[Tensor], Any]]:
     """The model to call however often; at the end waits for the other processes, if it is sharded over several."""
     joined = together(model)
-    try:
-        yield joined
-    except Exception:
-        end(joined, model)
-        raise
-    end(joined, model)
-
-
-def end(joined: Callable[[Tensor], Any], model: Callable[[Tensor], Any]) -> None:
-    """Wait for the others where it was here that the model was put in step."""
-    if isinstance(joined, InStep) and joined is not model:
-        joined.leave()
+    return joined if isinstance(joined, InStep) and joined is not model else contextlib.nullcontext(model)
 
 
 def _groups(parts: Iterator[nn.Module]) -> list[Any]:
