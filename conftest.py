@@ -11,6 +11,9 @@ import perceptual_at
 # Not for this process: calls that must not type-check, and tests of another device that change what torch is.
 collect_ignore = ["tests/typing", "tests/second_device/contract.py"]
 
+# Fixtures that take seconds to make: a built site, a browser, trained networks, finished runs, processes of their own.
+COSTLY = {"chromium", "copied", "finished", "honest", "miniature", "pages", "runner", "runs", "site", "whole"}
+
 # The suite runs one process per core on tiny tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
 
@@ -19,3 +22,11 @@ torch.set_num_threads(1)
 def _names_in_examples(doctest_namespace):
     doctest_namespace.update({name: getattr(perceptual_at, name) for name in perceptual_at.__all__})
     doctest_namespace.update(torch=torch, nn=nn, functools=functools)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Whatever needs a costly fixture is slow, because the first test to ask for it pays for it."""
+    for item in items:
+        if COSTLY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

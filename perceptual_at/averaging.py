@@ -116,8 +116,7 @@ def swa_update(average: Weights, model: nn.Module, *, count: int) -> Weights:
         True
     """
     _check.module("swa_update", model)
-    if count != 0:
-        _check.count("swa_update", "count", count)
+    _check.count("swa_update", "count", count, at_least=0)
     return _moved("swa_update", average, model, 1.0 / (count + 1), "keep")
 
 
@@ -149,10 +148,10 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
         >>> refreshed["running_mean"], model.running_mean
         (tensor([1.]), tensor([0.]))
     """
-    name = "refresh_batch_norm"
-    _check.module(name, model)
+    function = "refresh_batch_norm"
+    _check.module(function, model)
     own = bare(model)
-    _check_names(name, weights, _tensors(own))
+    _check_names(function, "weights", weights, _tensors(own))
     refreshed = {key: value.clone() for key, value in weights.items()}
     norms = [(key, m) for key, m in own.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
     norms = [(key, m) for key, m in norms if m.running_mean is not None]
@@ -180,7 +179,7 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
         for each, mode in modes:
             each.training = mode
     if not seen:
-        raise ValueError(f"{name}: `batches` is empty; give the training images once, for example a loader.")
+        raise ValueError(f"{function}: `batches` is empty; give the training images once, for example a loader.")
     return refreshed
 
 
@@ -213,7 +212,7 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     """
     _check.module("call_with", model)
     inner, own = bare(model), _tensors(model)
-    _check_names("call_with", weights, own)
+    _check_names("call_with", "weights", weights, own)
     # Tied weights come from the first of their names. A module that is used twice is named once: torch would put its
     # weights back in the order of the names, and so leave the other weights in the model.
     first: dict[int, str] = {}
@@ -232,13 +231,13 @@ def _tensors(model: nn.Module) -> Weights:
     return {name: value for name, value in bare(model).state_dict().items() if isinstance(value, Tensor)}
 
 
-def _check_names(function: str, weights: Weights, own: dict[str, Tensor]) -> None:
+def _check_names(function: str, name: str, weights: Weights, own: dict[str, Tensor]) -> None:
     if not isinstance(weights, Mapping):
-        raise TypeError(f"{function}: weights must be a dict of tensors by name, got {type(weights).__name__}.")
+        raise TypeError(f"{function}: `{name}` must be a dict of tensors by name, got {type(weights).__name__}.")
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise ValueError(
-            f"{function}: the weights do not belong to this model: missing {sorted(missing)[:5]}, unknown "
+            f"{function}: `{name}` does not belong to this model: missing {sorted(missing)[:5]}, unknown "
             f"{sorted(unknown)[:5]}."
         )
 
@@ -248,7 +247,7 @@ def _moved(function: str, average: Weights, model: nn.Module, share: float, buff
     own = bare(model)
     current = _tensors(own)
     parameters = {name for name, _ in own.named_parameters(remove_duplicate=False)}
-    _check_names(function, average, current)
+    _check_names(function, "average", average, current)
     updated = {}
     with torch.no_grad():
         for name, value in current.items():

@@ -127,7 +127,7 @@ def gathered(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         `(index, *values)` of everybody.
 
     Raises:
-        TypeError: if an argument is no tensor.
+        TypeError: if an argument is no tensor, or `index` holds no integers.
         ValueError: if a number of rows differs.
 
     Examples:
@@ -136,11 +136,16 @@ def gathered(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         True
         >>> ensemble = ensemble_update(torch.zeros(9, 5), *gathered(index, logits))
     """
+    _check.tensor("gathered", "index", index)
+    _check.labels("gathered", index, name="index", index=index)
+    for place, tensor in enumerate(values):
+        _check.tensor("gathered", f"values[{place}]", tensor)
+        if tensor.shape[:1] != index.shape:
+            raise ValueError(
+                f"gathered: `values[{place}]` must have a row for each `index`, shape ({len(index)}, ...), got "
+                f"{tuple(tensor.shape)}."
+            )
     given = (index, *values)
-    for place, tensor in enumerate(given):
-        _check.tensor("gathered", f"values[{place - 1}]" if place else "index", tensor)
-        if tensor.shape[:1] != index.shape[:1]:
-            raise ValueError(f"gathered: `values[{place - 1}]` has {len(tensor)} rows but `index` has {len(index)}.")
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return given
     counts = [torch.zeros(1, dtype=torch.long, device=index.device) for _ in range(distributed.get_world_size())]

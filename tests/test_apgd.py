@@ -390,6 +390,7 @@ def test_a_start_and_larger_balls_exclude_each_other():
         apgd(Net(), x, classes_of(), L1(1.0), from_larger_eps=True, start=x)
 
 
+@pytest.mark.slow
 @given(seeds, st.sampled_from([1, 6, 300]))
 def test_sparse_steps_move_the_entries_of_largest_gradient(seed, entries):
     grad, share = normal(seed, 5, entries), uniform(seed + 1, 5)

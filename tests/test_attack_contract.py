@@ -617,6 +617,7 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 def test_a_distributed_module_can_be_attacked_and_trained_afterwards(process_group, compiled):

@@ -400,6 +400,7 @@ def warnings_of(model, x, labels, **options):
     return " ".join(auto_attack(model, x, labels, Linf(0.1), verdict=True, **options).warnings)
 
 
+@pytest.mark.slow
 def test_an_honest_model_gives_no_warning():
     model, x, labels = robust_digits()
     assert (

@@ -250,13 +250,16 @@ def test_without_batch_norm_nothing_is_run():
     ("call", "words"),
     [
         (lambda m: refresh_batch_norm(m, snapshot(m), []), "refresh_batch_norm: `batches` is empty"),
-        (lambda m: refresh_batch_norm(m, {}, []), "weights do not belong"),
+        (lambda m: refresh_batch_norm(m, {}, []), "`weights` does not belong"),
         (lambda m: swa_update(snapshot(m), m, count=-1), "swa_update: `count`"),
+        (lambda m: swa_update(snapshot(m), m, count=torch.ones(3)), "swa_update: `count`"),
+        (lambda m: swa_update(None, m, count=1), "swa_update: `average` must be a dict"),
+        (lambda m: ema_update([], m, decay=0.5), "ema_update: `average` must be a dict"),
         (lambda m: ema_update(snapshot(m), m, decay=0.5, buffers="drop"), "ema_update: `buffers`"),
     ],
 )
 def test_a_bad_call_of_another_average_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         call(net())
 
 

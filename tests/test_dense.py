@@ -224,6 +224,7 @@ def test_weights_of_samples_go_by_their_places_on_the_whole():
 # Gradients and graphs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case
 def test_gradients_are_those_of_finite_differences(case):
     given = [v[:2] for v in case.given((2,))]

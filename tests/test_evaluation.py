@@ -825,6 +825,7 @@ def test_repeats_come_back_from_json_too(tmp_path):
     assert again.to_markdown() == result.to_markdown()
 
 
+@pytest.mark.slow
 def test_the_report_as_a_plot():
     pytest.importorskip("matplotlib")
     ax = accuracy_bars(named())

@@ -28,6 +28,7 @@ def test_a_package_that_breaks_on_import_is_not_called_missing(tmp_path, monkeyp
     sys.modules.pop("broken_package", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), INSTALLED_AS.items())
 def test_what_is_imported_under_another_name_is_installed_under_it(module, name):
     assert name.lower() in {found.lower() for found in packages_distributions()[module]}

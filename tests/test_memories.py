@@ -125,7 +125,7 @@ TABLE = torch.zeros(4, 5)
         (lambda: ensemble_update(TABLE, torch.tensor([0]), torch.zeros(1, 5), momentum=1.0), ValueError, "`momentum`"),
         (lambda: ensemble_targets(TABLE.long(), torch.tensor([0])), TypeError, "ensemble_targets: `ensemble`"),
         (lambda: write(TABLE[:, 0], torch.tensor([0]), torch.zeros(1, 5)), ValueError, "write: `values` .* one row"),
-        (lambda: gathered(torch.tensor([0]), torch.zeros(2)), ValueError, r"gathered: `values\[0\]` has 2 rows"),
+        (lambda: gathered(torch.tensor([0]), torch.zeros(2)), ValueError, r"gathered: `values\[0\]` must have a row"),
         (lambda: gathered(None), TypeError, "gathered: `index`"),
     ],
 )

@@ -520,7 +520,7 @@ REFUSED = [
     ("trades", {"noise": 0.0}, ValueError, "trades: `noise` must lie in"),
     ("trades", {"beta": -1.0}, ValueError, "trades: `beta` must lie in"),
     ("rebat", {"teacher_mode": "train"}, ValueError, "rebat: `teacher_mode` must be one of"),
-    ("rebat", {"average": {}}, ValueError, "the weights do not belong to this model"),
+    ("rebat", {"average": {}}, ValueError, "does not belong to this model"),
 ]  # fmt: skip
 
 

@@ -356,6 +356,7 @@ MPMATH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MPMATH))
 @pytest.mark.parametrize("at", [-1.3, 0.2, 0.9])
 def test_nested_forward_mode_agrees_with_mpmath_to_order_four(name, at):
