@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from victims import Victim, resnet, small, untrained
 
 from perceptual_at import Lane, SampleGenerator, auto_attack, frozen
-from perceptual_at.attacks.protocol import Composition, standard
+from perceptual_at.attacks.protocol import Composition, composition_of
 
 OFFICIAL = "pyautoattack"
 MISSING = "not installed"
@@ -33,7 +33,7 @@ MISSING = "not installed"
 
 def composition(share: float) -> Composition:
     """The standard version with this share of its steps and queries, and of its targets' product with the steps."""
-    published = standard("standard", "Linf", 10)
+    published = composition_of("standard", "Linf", 10)
     if share == 1:
         return published
     parts = []

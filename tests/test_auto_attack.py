@@ -12,7 +12,7 @@ from torch import nn
 
 from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, apgd, auto_attack, dlr, margin
 from perceptual_at.attacks import official
-from perceptual_at.attacks.protocol import standard
+from perceptual_at.attacks.protocol import composition_of
 from tests.robust_model import robust_digits
 from tests.strategies import generator, uniform, words
 from tests.test_attack_contract import Net, Picture, Pointwise, assert_allowed, classes_of, images, random_states
@@ -155,7 +155,7 @@ def test_the_standard_versions_are_the_published_ones():
         ],
     }  # fmt: skip
     for (version, norm), expected in budgets.items():
-        composition = standard(version, norm, 10)
+        composition = composition_of(version, norm, 10)
         by_gradient = [
             (name, options["steps"], options["restarts"], options.get("target_classes"))
             for name, options in composition
@@ -172,7 +172,7 @@ def test_the_standard_versions_have_the_budgets_that_the_official_code_sets(norm
     package = pytest.importorskip("pyautoattack", reason="reads the official settings")
     for version in ("standard", "plus", "rand"):
         suite = package.AutoAttack(nn.Identity(), norm=norm, eps=0.1, version=version)
-        composition = dict(standard(version, norm, 10))
+        composition = dict(composition_of(version, norm, 10))
         assert [*suite.attacks_to_run] == [*composition]
         held = {
             "apgd-ce": suite.apgd, "apgd-dlr": suite.apgd, "apgd-t": suite.apgd_targeted, "fab": suite.fab,
@@ -190,7 +190,7 @@ def test_the_standard_versions_have_the_budgets_that_the_official_code_sets(norm
             assert suite.square.n_queries == composition["square"]["queries"]
 
 
-STANDARD = Protocol(Linf(8 / 255), 10, standard("standard", "Linf", 10))
+STANDARD = Protocol(Linf(8 / 255), 10, composition_of("standard", "Linf", 10))
 
 
 def changed(place, **options):
@@ -319,7 +319,7 @@ def test_many_classes_have_nine_targets(classes):
     x = images(3)
     found = auto_attack(Net(classes=classes).eval(), x, classes_of(3), Linf(0.001), version=QUICK[:2], verdict=True)
     assert found.protocol.notes == ()
-    assert dict(standard("standard", "Linf", classes))["apgd-t"]["target_classes"] == 9
+    assert dict(composition_of("standard", "Linf", classes))["apgd-t"]["target_classes"] == 9
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------------

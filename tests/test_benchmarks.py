@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from perceptual_at import objectives
-from perceptual_at.attacks.protocol import standard
+from perceptual_at.attacks.protocol import composition_of
 
 pytestmark = pytest.mark.slow
 
@@ -191,7 +191,7 @@ def test_the_clock_runs_while_the_model_does_forward_and_backward(scripts, monke
 
 def test_a_part_of_autoattack_keeps_the_shares_of_its_attacks(scripts):
     composition = scripts["autoattack_time"].composition
-    assert composition(1) == standard("standard", "Linf", 10)
+    assert composition(1) == composition_of("standard", "Linf", 10)
     parts = dict(composition(1 / 30))
     assert parts["apgd-t"]["steps"] * parts["apgd-t"]["target_classes"] == 30  # of 900
     assert parts["fab-t"]["steps"] * parts["fab-t"]["target_classes"] == 30

@@ -488,7 +488,7 @@ def test_printed_rows_stand_beside_the_methods_they_are_of():
     run = table.Scored(Path("x"), settings, {"clean": 80.0, "aa": 50.0, "mean": 65.0, "nrr": 61.54})
     (group,) = table.grouped([run])
     assert {row.method for row in group.rows} == {"RAAT"}
-    text = table.written(table.cells([group], printed=True), "markdown")
+    text = table.table_text(table.cells([group], printed=True), "markdown")
     (row,) = published(paper="RAAT", table=1, dataset="CIFAR-10", model="ResNet-18", method="RAAT")
     assert f"printed: RAAT Table 1, RAAT |  | {row.printed['clean']} ± {row.printed_std['clean']}" in text
 

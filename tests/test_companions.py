@@ -252,7 +252,7 @@ for rows in rows_of(run.parts, settings, 0)[:2]:
     train.take_step(run, *run.parts.train[mine], mine)
     run.batch += 1
 run.kept = companions.companion_of(settings).closed(run)
-seen = {"model": run.bare.state_dict(), "average": run.average or {}, "kept": companions.flat(run.kept)}
+seen = {"model": run.bare.state_dict(), "average": run.average or {}, "kept": companions.flat_state(run.kept)}
 torch.save(seen, f"{settings.running.out}-{ranks}-{rank}.pt")
 """
 STILL = ["--start", "clean", "--padding", "0", "--batch", "64", "--held-out", "0.5", "--epochs", "1", "--lr", "0.05"]

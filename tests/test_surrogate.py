@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from perceptual_at import L1, L2, Lane, Linf, auto_attack, pgd
 from perceptual_at.attacks import surrogate
-from perceptual_at.attacks.protocol import Protocol, standard
+from perceptual_at.attacks.protocol import Protocol, composition_of
 from perceptual_at.attacks.surrogate import surrogate_pgd
 from perceptual_at.victims import Terms, opened
 from tests.strategies import generator, uniform
@@ -132,7 +132,7 @@ def test_what_resists_for_the_wrong_reason_is_broken_and_the_stamp_says_by_what(
 
 def test_the_thorough_version_goes_by_a_name_of_its_own():
     threat = Linf(8 / 255)
-    published, own = (Protocol(threat, 10, standard(name, "Linf", 10)) for name in ("standard", "thorough"))
+    published, own = (Protocol(threat, 10, composition_of(name, "Linf", 10)) for name in ("standard", "thorough"))
     assert published.name == "AutoAttack standard, Linf(eps=8/255)"
     assert own.name == "thorough: apgd-ce + apgd-t + fab-t + square + surrogate, Linf(eps=8/255)"
     assert own.version == "thorough"

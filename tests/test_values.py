@@ -22,7 +22,7 @@ from perceptual_at import (
     compare,
     kl_to,
 )
-from perceptual_at.attacks.protocol import standard
+from perceptual_at.attacks.protocol import composition_of
 from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.evaluation import Cost, Difference, Interval
 from perceptual_at.published import published
@@ -41,7 +41,7 @@ def verdict(kind=Verdict, last=0.0, **more):
     return kind(torch.tensor([[0.5], [last]]), step >= 0, step, step + 3, step + 4, **more)
 
 
-PROTOCOL = Protocol(Linf(8 / 255), 10, standard("standard", "Linf", 10))
+PROTOCOL = Protocol(Linf(8 / 255), 10, composition_of("standard", "Linf", 10))
 # Of each value one, an equal one, and another one.
 VALUES = {
     "Evaluation": (evaluation(), evaluation(), evaluation(0)),
@@ -60,7 +60,11 @@ VALUES = {
             for attack in (-1, -1, 1)
         ),
     ),
-    "Protocol": (PROTOCOL, Protocol(Linf(8 / 255), 10, standard("standard", "Linf", 10)), Protocol(Linf(0.1), 10, ())),
+    "Protocol": (
+        PROTOCOL,
+        Protocol(Linf(8 / 255), 10, composition_of("standard", "Linf", 10)),
+        Protocol(Linf(0.1), 10, ()),
+    ),
     "Partition": (*(Partition(mask(1, 0), mask(0, last), mask(0, 1 - last)) for last in (1, 1, 0)),),
     "PerceptionGap": (*(PerceptionGap(torch.tensor([1.0, last]), mask(1, 0), mask(1, 1)) for last in (2.0, 2.0, 3.0)),),
     "SampleGenerator": (*(SampleGenerator(seed, torch.arange(3)) for seed in (0, 0, 1)),),

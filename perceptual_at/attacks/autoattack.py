@@ -14,7 +14,7 @@ from perceptual_at._progress import Bar
 from perceptual_at.attacks import official
 from perceptual_at.attacks.apgd import ApgdOptions, apgd
 from perceptual_at.attacks.fab import FabOptions, fab
-from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, standard
+from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, composition_of
 from perceptual_at.attacks.square import SquareOptions, square
 from perceptual_at.attacks.surrogate import SurrogateOptions, surrogate_pgd
 from perceptual_at.attacks.targets import dlr, loss_of, margin
@@ -346,7 +346,7 @@ _DECIDED = {"targets", "start", "model_mode", "lane", "validate", "generator"}
 
 def _names(version: Version) -> tuple[str, ...]:
     if isinstance(version, str):
-        return tuple(name for name, _ in standard(version, "Linf", 10))
+        return tuple(name for name, _ in composition_of(version, "Linf", 10))
     return tuple(entry if isinstance(entry, str) else entry[0] for entry in version)
 
 
@@ -354,8 +354,8 @@ def _composition(version: Version, threat: Threat, classes: int) -> Composition:
     """Attacks with all their settings; those of a list are the standard version's, else those of `"plus"`."""
     norm = norm_name(threat)
     if isinstance(version, str):
-        return standard(version, norm, classes)
-    known = {**dict(standard("plus", norm, classes)), **dict(standard("thorough", norm, classes))}
+        return composition_of(version, norm, classes)
+    known = {**dict(composition_of("plus", norm, classes)), **dict(composition_of("thorough", norm, classes))}
     entries = ((entry, {}) if isinstance(entry, str) else entry for entry in version)
     return tuple((name, {**known[name], **options}) for name, options in entries)
 

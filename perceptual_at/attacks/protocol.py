@@ -22,7 +22,7 @@ RULE = (
 )
 
 
-def standard(version: str, norm: str, classes: int) -> Composition:
+def composition_of(version: str, norm: str, classes: int) -> Composition:
     """Attacks and settings of a version of AutoAttack in their order: a published one, or our own `"thorough"`.
 
     With fewer than eleven classes there are fewer than nine wrong ones, and all of them are targets.
@@ -37,7 +37,7 @@ def standard(version: str, norm: str, classes: int) -> Composition:
         return (first, targeted, fab_targeted, square)
     if version == "thorough":
         surrogate = ("surrogate", {"steps": 200, "restarts": 4, "target_classes": min(9, classes - 1)})
-        return (*standard("standard", norm, classes), surrogate)
+        return (*composition_of("standard", norm, classes), surrogate)
     if version == "plus":
         plain = ("apgd-t", {"steps": 100, "restarts": 1, "target_classes": min(9, classes - 1)})
         five = {"steps": 100, "restarts": 5}
@@ -55,7 +55,7 @@ class Protocol:
     `fingerprint` is the same.
 
     Examples:
-        >>> Protocol(Linf(8 / 255), 10, standard("standard", "Linf", 10)).name
+        >>> Protocol(Linf(8 / 255), 10, composition_of("standard", "Linf", 10)).name
         'AutoAttack standard, Linf(eps=8/255)'
         >>> Protocol(Linf(8 / 255), 10, (("square", {"queries": 100, "restarts": 1}),)).name
         'custom: square, Linf(eps=8/255)'
@@ -75,7 +75,7 @@ class Protocol:
         if not is_published(self.threat):
             return "custom"
         for version in VERSIONS:
-            if _plain(self.composition) == _plain(standard(version, norm_name(self.threat), self.classes)):
+            if _plain(self.composition) == _plain(composition_of(version, norm_name(self.threat), self.classes)):
                 return version
         return "custom"
 

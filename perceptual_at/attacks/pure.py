@@ -15,7 +15,7 @@ from perceptual_at.threats import Threat, budget
 from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own, leveled
 
 
-def ascended(threat: Threat, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
+def stepped(threat: Threat, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
     """The allowed point one step up from `x_adv`: by the threat's own step, or along its steepest direction."""
     own = getattr(threat, "step", None)
     if own is not None:
@@ -92,7 +92,7 @@ def pure_pgd(
     with torch.no_grad():
         for _ in range(steps):
             grad = _gradient("pure_pgd", f, visible(point, x, threat), labels, loss)
-            point = ascended(threat, point, center, grad.to(center.dtype), step_size)
+            point = stepped(threat, point, center, grad.to(center.dtype), step_size)
         return visible(point, x, threat)
 
 

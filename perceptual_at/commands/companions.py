@@ -396,7 +396,7 @@ def statistics(run: "Run") -> Iterator[Tensor]:
             yield from (value[name] for name in names)
 
 
-def flat(kept: Kept) -> dict[str, Tensor]:
+def flat_state(kept: Kept) -> dict[str, Tensor]:
     """Everything that is kept as tensors by name."""
     tensors: dict[str, Tensor] = {}
     for name, value in kept.items():
@@ -406,8 +406,8 @@ def flat(kept: Kept) -> dict[str, Tensor]:
 
 
 def refilled(kept: Kept, tensors: dict[str, Tensor]) -> Kept:
-    """The same with the values that `flat` wrote down."""
+    """The same with the values that `flat_state` wrote down."""
     with torch.no_grad():
-        for name, own in flat(kept).items():
+        for name, own in flat_state(kept).items():
             own.copy_(tensors[name])
     return kept

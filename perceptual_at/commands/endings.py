@@ -24,7 +24,7 @@ class Terminated(BaseException):
     """The process was asked to end (SIGTERM)."""
 
 
-def plain(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """An error's message on one line, without the name of the internal function or a worker's traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -48,11 +48,11 @@ def said(command: str, again: str = "") -> Iterator[None]:
     except Terminated:
         _leave(f"{command}: told to end (SIGTERM). {again}", 143)
     except (Stopped, OSError, ValueError, TypeError, ImportError) as error:
-        _leave(f"{command}: {plain(error)}", 1)
+        _leave(f"{command}: {in_words(error)}", 1)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("out of memory", "allocate memory", "DataLoader worker")):
             _unforeseen(command, error)
-        _leave(f"{command}: {plain(error)[:300]}. A smaller --batch, or fewer --workers, needs less.", 1)
+        _leave(f"{command}: {in_words(error)[:300]}. A smaller --batch, or fewer --workers, needs less.", 1)
     except MemoryError:
         _leave(f"{command}: out of memory. A smaller --batch, or --stream for images, needs less.", 1)
     except Exception as error:
@@ -66,7 +66,7 @@ def _unforeseen(command: str, error: Exception) -> None:
     """An error of this program's, or of a network's own code: where it happened is shown to who asks."""
     if os.environ.get(SHOWN):
         raise error
-    _leave(f"{command}: {type(error).__name__}: {plain(error)[:300]} ({SHOWN}=1 shows where.)", 1)
+    _leave(f"{command}: {type(error).__name__}: {in_words(error)[:300]} ({SHOWN}=1 shows where.)", 1)
 
 
 def _leave(line: str, status: int) -> None:

@@ -31,7 +31,7 @@ from perceptual_at.commands.images import Images, batches, fingerprint, images_o
 from perceptual_at.commands.protocol import described, named_attack
 from perceptual_at.commands.reading import parse
 from perceptual_at.commands.settings import Budget, Data, Network, settings_from
-from perceptual_at.commands.sharing import Processes, join, name_of, part_of, together
+from perceptual_at.commands.sharing import Processes, join, joined_processes, name_of, part_path
 from perceptual_at.commands.steps import LANES, threat_of
 from perceptual_at.commands.words import Amount, Number, option
 
@@ -299,7 +299,7 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
         )  # fmt: skip
 
     with locked(target.out, "--out") if leader else contextlib.nullcontext():
-        part, mine = part_of(whole, processes), rows[processes.rank :: processes.ranks]
+        part, mine = part_path(whole, processes), rows[processes.rank :: processes.ranks]
         if mine and processes.ranks > 1:
             judged(mine, part, checks=False)
         processes.meet()
@@ -308,7 +308,7 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
         join(whole)
         result = judged(rows, whole, checks=protocol.checks)
         result = dataclasses.replace(result, provenance={**result.provenance, "weights": weights})
-        write(result, target, wishes)
+        write_result(result, target, wishes)
     return result
 
 
@@ -326,7 +326,7 @@ def chosen_rows(images: Images, wishes: Wishes) -> Tensor:
     return data.hold_out((rows, images.labels), amount, seed=wishes.evaluation.seed)[1][0]
 
 
-def write(result: pat.Evaluation, target: Target, wishes: Wishes) -> None:
+def write_result(result: pat.Evaluation, target: Target, wishes: Wishes) -> None:
     """report.json and report.md."""
     names = wishes.evaluation.attacks
     meant = {name: described(name, target.threat, step_size=wishes.evaluation.step_size) for name in names}
@@ -365,7 +365,7 @@ def main(wishes: Wishes) -> list[pat.Evaluation | None]:
         Stopped: if something cannot be evaluated.
     """
     check(wishes)
-    with together(cpu=wishes.running.cpu) as processes:
+    with joined_processes(cpu=wishes.running.cpu) as processes:
         try:
             return [evaluated(target, wishes, processes) for target in targets_of(wishes)]
         except NotImplementedError as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceptual_at import data, models
 from perceptual_at.checkpoints import load_weights, read_weights
 from perceptual_at.commands.settings import Network, Optimisation
-from perceptual_at.commands.words import meant, number, option, pairs
+from perceptual_at.commands.words import meant, number_in, option, pairs
 from perceptual_at.data import channel_statistics
 from perceptual_at.models.folding import FoldedClasses
 
@@ -225,7 +225,7 @@ def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, A
     """What the optimiser gets: parameters with their weight decay, one group for each decay."""
     decays = {}
     for pattern, text in pairs("weight_decay_of", chosen.weight_decay_of).items():
-        decays[pattern] = number(text)
+        decays[pattern] = number_in(text)
         if not fnmatch.filter([name for name, _ in model.named_parameters()], pattern):
             raise ValueError(f"--weight-decay-of {pattern}: no parameter has such a name.")
     groups: dict[float, list[nn.Parameter]] = {}

@@ -17,7 +17,7 @@ from perceptual_at.commands.settings import GROUP_OF, Settings
 from perceptual_at.commands.words import meant, option
 
 
-def save(run: Run) -> None:
+def save_run(run: Run) -> None:
     """Save everything that the rest of the run depends on; what was saved before stays if this fails."""
     accelerator, folder = run.accelerator, run.settings.running.out / "states"
     refuse_what_is_not_finite(run)
@@ -65,7 +65,7 @@ def own_tensors(run: Run) -> Weights:
         "random": {"noise": run.sources.noise.get_state(), "mixes": run.sources.mixes.get_state()},
         "buffer": dict(run.bare.named_buffers()),
         "average": run.average or {},
-        "kept": companions.flat(run.kept),
+        "kept": companions.flat_state(run.kept),
         "sum": run.sums,
         "part": shards.states_of(run.bare, run.optimizer) if run.settings.running.shard else {},
     }
@@ -75,7 +75,7 @@ def own_tensors(run: Run) -> Weights:
     }  # fmt: skip
 
 
-def restore(run: Run) -> bool:
+def restore_run(run: Run) -> bool:
     """Go back to the newest whole state, if there is one."""
     folder = run.settings.running.out / "states"
     state = states.newest_whole(folder)

@@ -30,7 +30,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def together(*, cpu: bool) -> Iterator[Processes]:
+def joined_processes(*, cpu: bool) -> Iterator[Processes]:
     """This process among those that `torchrun` started, if there are others."""
     processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     if processes.ranks == 1:
@@ -48,7 +48,7 @@ def name_of(*what: Any) -> str:
     return f"record-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}.jsonl"
 
 
-def part_of(whole: Path, processes: Processes) -> Path:
+def part_path(whole: Path, processes: Processes) -> Path:
     """The record of this process, which begins as a copy of all that is known; all processes enter together."""
     if processes.rank == 0:
         join(whole)

@@ -235,7 +235,7 @@ def _printed_cell(row: PublishedRow, column: str) -> str:
     return f"{row.printed[name]}{spread}" if name in row.printed else ""
 
 
-def written(rows: Sequence[Sequence[str]], kind: str) -> str:
+def table_text(rows: Sequence[Sequence[str]], kind: str) -> str:
     """Rows as Markdown, LaTeX or CSV."""
     if kind == "csv":
         file = io.StringIO()
@@ -268,7 +268,7 @@ def command(arguments: list[str]) -> None:
         runs = [scored(folder, chosen.which) for folder in chosen.runs]
         one_meaning(runs)
         groups = grouped(runs)
-        text = written(cells(groups, printed=chosen.printed), chosen.format)
+        text = table_text(cells(groups, printed=chosen.printed), chosen.format)
         print(text, end="")
         if chosen.out is not None:
             with written_whole(chosen.out) as path:

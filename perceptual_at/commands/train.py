@@ -29,7 +29,7 @@ from perceptual_at.commands.images import batches, rows_of, training_batches
 from perceptual_at.commands.rates import learning_rate
 from perceptual_at.commands.reading import settings_of
 from perceptual_at.commands.run import Run, prepare
-from perceptual_at.commands.saving import refuse_what_is_not_finite, restore, save
+from perceptual_at.commands.saving import refuse_what_is_not_finite, restore_run, save_run
 from perceptual_at.commands.settings import Settings
 from perceptual_at.commands.states import NoWholeState
 from perceptual_at.commands.steps import Result, Step, threat_of
@@ -68,7 +68,7 @@ def train_epoch(run: Run, scalars: logs.Scalars | None) -> None:
         if run.step % settings.running.save_every == 0 and run.batch < len(rows):
             if scalars is not None:
                 scalars.flush()
-            save(run)
+            save_run(run)
             began = time.perf_counter()
     bar.close()
 
@@ -178,7 +178,7 @@ def close_epoch(run: Run, scalars: logs.Scalars | None) -> None:
         for kind, values in seen.items():
             scalars.add(kind, values, run.step)
         scalars.flush()
-    save(run)
+    save_run(run)
     if run.leader:
         logs.write_log(run)
         tqdm.write(logs.line_of(run.log[-1], chosen.select_on, settings.optimisation.epochs))
@@ -273,7 +273,7 @@ def _train(run: Run) -> None:
     run.accelerator.wait_for_everyone()
     alone = locked(running.out, "--out") if run.leader else contextlib.nullcontext()
     with alone:
-        restored = running.resume and restore(run)
+        restored = running.resume and restore_run(run)
         if run.leader:
             where = f"goes on after step {run.step}" if restored else "starts"
             print(f"{settings.method.objective} {where}: {len(run.parts.train)} images, {run.accelerator.device}, "

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 
-def number(text: str) -> float:
+def number_in(text: str) -> float:
     """A finite number, also as a fraction: `8/255`."""
     try:
         return float(Fraction(text))
@@ -20,7 +20,7 @@ def amount(text: str) -> int | float | None:
     """How many: a count of images, or a share of them between 0 and 1."""
     if text == "None":
         return None
-    value = number(text)
+    value = number_in(text)
     return value if value < 1 else int(Fraction(text))
 
 
@@ -28,7 +28,7 @@ def place(text: str) -> float | str | None:
     """A place on the path: a number, or what it is drawn from."""
     if text == "None":
         return None
-    return text if text in ("beta", "beta-", "beta+") else number(text)
+    return text if text in ("beta", "beta-", "beta+") else number_in(text)
 
 
 def _spec(metavar: str, read: Any, kinds: type | tuple[type, ...]) -> Any:
@@ -49,7 +49,7 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-Number = Annotated[float, _spec("NUMBER", number, float)]
+Number = Annotated[float, _spec("NUMBER", number_in, float)]
 Amount = Annotated[int | float | None, _spec("COUNT|SHARE", amount, (int, float, type(None)))]
 Place = Annotated[float | str | None, _spec("NUMBER|beta|beta-|beta+", place, (float, str, type(None)))]
 

@@ -16,8 +16,8 @@ from perceptual_at.objectives.passes import (
     check_indices,
     finish,
     forward,
-    joined,
     kl_attacked,
+    one_batch,
     predictions,
 )
 from perceptual_at.victims.finding import bare
@@ -171,7 +171,7 @@ def _terms(
     _check.number("cure", "beta", beta, at_least=0.0)
     _check.number("cure", "weight", weight, at_least=0.0)
     _check.choice("cure", "teacher_mode", teacher_mode, ("eval", "as_is"))
-    x, labels = joined("cure", views, labels)
+    x, labels = one_batch("cure", views, labels)
     check_indices("cure", labels)
     x_adv = kl_attacked("cure", attack, model, x, labels, noise, generator)
     stable: list[Tensor] = []

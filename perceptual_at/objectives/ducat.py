@@ -17,8 +17,8 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
     kl_attacked,
+    one_batch,
 )
 
 
@@ -92,7 +92,7 @@ def ducat(
         _check.number("ducat", name, value, at_least=0.0)
     if adv_weight != 1.0 and base != "pgd_at":
         raise ValueError(f"ducat: `adv_weight`={adv_weight!r} has no effect with base={base!r}; only 'pgd_at' has it.")
-    x, labels = joined("ducat", views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
+    x, labels = one_batch("ducat", views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
     check_indices("ducat", labels)
     if base == "trades":
         x_adv = kl_attacked("ducat", attack, model, x, labels, noise, generator)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, joined
+from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, one_batch
 from perceptual_at.threats import Threat, check_threat
 
 
@@ -62,7 +62,7 @@ def grad_align(
     """
     _check.number("grad_align", "weight", weight, at_least=0.0)
     check_threat("grad_align", threat)
-    x, labels = joined("grad_align", views, labels)
+    x, labels = one_batch("grad_align", views, labels)
     check_indices("grad_align", labels)
     x_adv = attacked("grad_align", attack, model, x, labels)
     ce = cross_entropy(forward(model, x_adv), labels).mean()

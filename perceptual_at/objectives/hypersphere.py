@@ -18,7 +18,7 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
+    one_batch,
     predictions,
 )
 
@@ -78,7 +78,7 @@ def hypersphere(
         raise ValueError(f"hypersphere: `beta`={beta!r} has no effect with base='pgd_at'.")
     beta = 6.0 if beta is None else beta
     _check.number("hypersphere", "beta", beta, at_least=0.0)
-    x, labels = joined("hypersphere", views, labels)
+    x, labels = one_batch("hypersphere", views, labels)
     check_indices("hypersphere", labels)
     start = gaussian_start("hypersphere", x, noise, generator)
     if base == "pgd_at":

@@ -17,7 +17,7 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
+    one_batch,
     predictions,
 )
 
@@ -85,7 +85,7 @@ def ikl(
     """
     _check.number("ikl", "alpha", alpha, at_least=0.0)
     _check.number("ikl", "beta", beta, at_least=0.0)
-    x, labels = joined("ikl", views, labels)
+    x, labels = one_batch("ikl", views, labels)
     check_indices("ikl", labels)
     weights = None if table is None else _rows("ikl", table, labels)
     (reference,) = predictions(model, x)

@@ -18,7 +18,7 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
+    one_batch,
     predictions,
 )
 
@@ -74,7 +74,7 @@ def lbgat(
     """
     _check.number("lbgat", "beta", beta, at_least=0.0)
     _check_teacher(teacher, model)
-    x, labels = joined("lbgat", views, labels)
+    x, labels = one_batch("lbgat", views, labels)
     check_indices("lbgat", labels)
     (reference,) = predictions(model, x)
     start = gaussian_start("lbgat", x, noise, generator)

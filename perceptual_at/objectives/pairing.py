@@ -17,7 +17,7 @@ from perceptual_at.objectives.passes import (
     check_views,
     finish,
     forward,
-    joined,
+    one_batch,
 )
 from perceptual_at.soft_labels import smoothed
 
@@ -76,7 +76,7 @@ def alp(
     _check.number("alp", "weight", weight, at_least=0.0)
     _check.choice("alp", "supervise", supervise, ("both", "adversarial"))
     _check.number("alp", "smoothing", smoothing, at_least=0.0, at_most=1.0)
-    x, labels = joined("alp", views, labels)
+    x, labels = one_batch("alp", views, labels)
     check_indices("alp", labels)
     x_adv = attacked("alp", attack, model, x, labels)
     clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
@@ -145,7 +145,7 @@ def clp(
     noise = 0.5 if noise is None else noise
     _check.number("clp", "noise", noise, at_least=0.0)
     check_views("clp", views, labels, expected=(1, 2))
-    x, labels = joined("clp", views, labels)
+    x, labels = one_batch("clp", views, labels)
     check_indices("clp", labels)
     if pairs == "images":
         if x.shape[0] < 2:

@@ -21,7 +21,7 @@ Result = tuple[Tensor, dict[str, Tensor]]
 """The loss, and every term as a detached scalar."""
 
 
-def joined(
+def one_batch(
     function: str, views: Sequence[Tensor], labels: Tensor, *, expected: tuple[int, ...] = (1, 2)
 ) -> tuple[Tensor, Tensor]:
     """The views as one batch, and the labels repeated once per view."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import normalized_error_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, joined
+from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, one_batch
 
 
 def piat(
@@ -54,7 +54,7 @@ def piat(
         True
     """
     _check.number("piat", "weight", weight, at_least=0.0)
-    x, labels = joined("piat", views, labels)
+    x, labels = one_batch("piat", views, labels)
     check_indices("piat", labels)
     x_adv = attacked("piat", attack, model, x, labels)
     clean, adv = forward(model, x), forward(model, x_adv)

@@ -36,7 +36,7 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
+    one_batch,
     predictions,
 )
 
@@ -137,7 +137,7 @@ def raat(
     _check.choice(function, "supervise", supervise, ("both", "first"))
     if beta is not None and misclassified != "mart":
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
-    x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = misclassified != "standard" or (weight > 0 and mask is None)
@@ -259,7 +259,7 @@ def raat_plus_plus(
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options(function, weight, labels, rule, settings)
     _check.number(function, "beta", beta, at_least=0.0)
-    x, labels = joined(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     start = gaussian_start(function, x, noise, generator)
     x_adv = attacked(function, attack, model, x, labels, start=start)

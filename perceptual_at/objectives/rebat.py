@@ -10,7 +10,7 @@ from perceptual_at._places import labelled
 from perceptual_at.averaging import Weights
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
-from perceptual_at.objectives.passes import Attack, Result, attacked, finish, forward, joined, predictions
+from perceptual_at.objectives.passes import Attack, Result, attacked, finish, forward, one_batch, predictions
 from perceptual_at.paths import interpolate
 
 
@@ -59,7 +59,7 @@ def rebat(
         >>> terms["averaged_kl"]  # the average is still the model
         tensor(0.)
     """
-    x, labels = joined("rebat", views, labels)
+    x, labels = one_batch("rebat", views, labels)
     x_adv = attacked("rebat", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
@@ -121,7 +121,7 @@ def rpat_plus_plus(
         >>> list(rpat_plus_plus(model, (x,), labels, attack, average=None)[1])
         ['cross_entropy']
     """
-    x, labels = joined("rpat_plus_plus", views, labels)
+    x, labels = one_batch("rpat_plus_plus", views, labels)
     x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()

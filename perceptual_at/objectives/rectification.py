@@ -17,7 +17,7 @@ from perceptual_at.objectives.passes import (
     check_indices,
     finish,
     forward,
-    joined,
+    one_batch,
     predictions,
 )
 from perceptual_at.soft_labels import rectified_labels
@@ -98,7 +98,7 @@ def adr(
         raise TypeError(
             "adr: `average` must be averaged weights, such as snapshot(model) moved by ema_update, got None."
         )
-    x, labels = joined("adr", views, labels)
+    x, labels = one_batch("adr", views, labels)
     check_indices("adr", labels)
     (teacher,) = predictions(model, x, weights=average)
     rectified = rectified_labels(teacher, labels, temperature=temperature, trust=trust)

@@ -18,8 +18,8 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
     kl_attacked,
+    one_batch,
     predictions,
 )
 from perceptual_at.sample_weights import (
@@ -80,7 +80,7 @@ def gairat(
         >>> torch.allclose(loss, nn.functional.cross_entropy(model(x), labels))  # all alike
         True
     """
-    x, labels = joined("gairat", views, labels)
+    x, labels = one_batch("gairat", views, labels)
     check_indices("gairat", labels)
     if kappa is None:
         own: Any = None
@@ -173,7 +173,7 @@ def mail(
     _check.choice("mail", "base", base, ("pgd_at", "trades", "mart"))
     _check.choice("mail", "margin", margin, ("adversarial", "clean", "difference"))
     _check.number("mail", "beta", beta, at_least=0.0)
-    x, labels = joined("mail", views, labels)
+    x, labels = one_batch("mail", views, labels)
     check_indices("mail", labels)
     if base == "trades":
         x_adv = kl_attacked("mail", attack, model, x, labels, noise, generator)
@@ -247,7 +247,7 @@ def ewat(
         >>> torch.allclose(one_plus - proportional, nn.functional.cross_entropy(model(x), labels))
         True
     """
-    x, labels = joined("ewat", views, labels)
+    x, labels = one_batch("ewat", views, labels)
     check_indices("ewat", labels)
     adv = forward(model, attacked("ewat", attack, model, x, labels))
     loss = (entropy_weights(adv, form=form) * cross_entropy(adv, labels)).mean()
@@ -298,7 +298,7 @@ def sovr(
     """
     _check.number("sovr", "weight", weight, at_least=0.0)
     _check.number("sovr", "share", share, at_least=0.0, at_most=1.0)
-    x, labels = joined("sovr", views, labels)
+    x, labels = one_batch("sovr", views, labels)
     check_indices("sovr", labels)
     adv = forward(model, attacked("sovr", attack, model, x, labels))
     switched = smallest_margins(adv, labels, share=share)

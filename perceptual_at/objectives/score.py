@@ -16,7 +16,7 @@ from perceptual_at.objectives.passes import (
     finish,
     forward,
     gaussian_start,
-    joined,
+    one_batch,
     predictions,
 )
 
@@ -78,7 +78,7 @@ def score(
     _check.choice("score", "base", base, ("trades", "pgd_at"))
     if base == "pgd_at" and beta is not None:
         raise ValueError(f"score: `beta`={beta!r} has no effect with base='pgd_at'.")
-    x, labels = joined("score", views, labels)
+    x, labels = one_batch("score", views, labels)
     if base == "pgd_at":
         x_adv = attacked("score", attack, model, x, labels, loss=_error)
         adv = forward(model, x_adv)

@@ -16,8 +16,8 @@ from perceptual_at.objectives.passes import (
     check_indices,
     finish,
     forward,
-    joined,
     kl_attacked,
+    one_batch,
     predictions,
 )
 
@@ -81,7 +81,7 @@ def hat(
     check_teacher("hat", "helper", helper, "a network trained without attacks")
     for name, value in (("reach", reach), ("beta", beta), ("weight", weight)):
         _check.number("hat", name, value, at_least=0.0)
-    x, labels = joined("hat", views, labels)
+    x, labels = one_batch("hat", views, labels)
     check_indices("hat", labels)
     if base == "trades":
         x_adv = kl_attacked("hat", attack, model, x, labels, noise, generator)
@@ -155,7 +155,7 @@ def kd(
         raise ValueError(f"kd: `weights` must be three numbers, for the labels and the two teachers, got {weights!r}.")
     for value in weights:
         _check.number("kd", "weights", value, at_least=0.0)
-    x, labels = joined("kd", views, labels)
+    x, labels = one_batch("kd", views, labels)
     x_adv = attacked("kd", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at.divergences import cross_entropy
-from perceptual_at.objectives.passes import Attack, Result, finish, forward, joined
+from perceptual_at.objectives.passes import Attack, Result, finish, forward, one_batch
 from perceptual_at.threats import Threat, check_threat
 
 
@@ -44,7 +44,7 @@ def standard(
         >>> torch.allclose(loss, nn.functional.cross_entropy(model(x), labels))
         True
     """
-    x, labels = joined("standard", views, labels)
+    x, labels = one_batch("standard", views, labels)
     ce = cross_entropy(forward(model, x), labels).mean()
     return finish(ce, cross_entropy=ce)
 
@@ -89,6 +89,6 @@ def random_noise(
         (['cross_entropy'], True)
     """
     check_threat("random_noise", threat)
-    x, labels = joined("random_noise", views, labels)
+    x, labels = one_batch("random_noise", views, labels)
     ce = cross_entropy(forward(model, threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)

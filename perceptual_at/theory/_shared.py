@@ -146,7 +146,7 @@ def with_ends(places: Tensor) -> Tensor:
     return torch.cat([places.new_zeros(1), places.new_ones(1), places])
 
 
-def rows(values: Tensor, batch: int) -> Tensor:
+def by_point(values: Tensor, batch: int) -> Tensor:
     """View `(m B, ...)` as `(m, B, ...)`."""
     return values.reshape(-1, batch, *values.shape[1:])
 
@@ -154,7 +154,7 @@ def rows(values: Tensor, batch: int) -> Tensor:
 def along(function: str, h: Map, x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
     """The values `h(x + alphas delta)` in one batched forward pass, shape `(m, B, ...)`."""
     points = segment(x, delta, alphas)
-    return rows(call(function, h, points.flatten(0, 1)), x.shape[0])
+    return by_point(call(function, h, points.flatten(0, 1)), x.shape[0])
 
 
 @functools.cache
@@ -218,7 +218,7 @@ def derivatives_along(
     def g(t: Tensor) -> Tensor:
         return call(function, h, base + t * direction)
 
-    return tuple(rows(value, x.shape[0]) for value in derivatives(g, base.new_zeros(()), order))
+    return tuple(by_point(value, x.shape[0]) for value in derivatives(g, base.new_zeros(()), order))
 
 
 @functools.lru_cache(maxsize=32)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from perceptual_at import _check
-from perceptual_at.theory._shared import Identity, Map, along, derivatives_along, fixed, length, positions, rows
+from perceptual_at.theory._shared import Identity, Map, along, by_point, derivatives_along, fixed, length, positions
 from perceptual_at.theory.taylor import segment_residual
 
 # Where each piecewise-linear activation bends, by the name under which torch calls it.
@@ -261,7 +261,7 @@ def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17
         piece = sum((values > bend).to(torch.int8) for bend in bends)
         if not isinstance(piece, Tensor) or piece.shape[0] != points * batch:
             raise ValueError(f"{name}: an activation of `h` does not keep the batch dimension.")
-        flips.append(rows(piece, batch).flatten(2).diff(dim=0).abs().sum(dim=(0, 2)))
+        flips.append(by_point(piece, batch).flatten(2).diff(dim=0).abs().sum(dim=(0, 2)))
 
     grid = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
     with torch.no_grad(), _Activations(visit):

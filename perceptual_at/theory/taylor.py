@@ -16,12 +16,12 @@ from perceptual_at.theory._shared import (
     Identity,
     Map,
     along,
+    by_point,
     call,
     derivatives_along,
     fixed,
     length,
     positions,
-    rows,
     segment,
     with_ends,
 )
@@ -311,7 +311,7 @@ def layer_residuals(
                 f"{name}: layer {key!r} changes the batch dimension (shape {tuple(outputs[key].shape)} for "
                 f"{points.shape[0] * points.shape[1]} inputs); leave it out of `layers`."
             )
-        values = rows(outputs[key], x.shape[0])
+        values = by_point(outputs[key], x.shape[0])
         residuals[key] = _from_chord(values, places)
         if relative:
             residuals[key] = residuals[key] / per_sample(length(values[1] - values[0]), values[0])
