@@ -1,5 +1,6 @@
 """Malformed calls: each is refused by an error that names the function and the argument, and changes nothing."""
 
+import inspect
 import math
 import random
 import re
@@ -16,6 +17,7 @@ from perceptual_at import (
     L2,
     Linf,
     accuracy,
+    apgd,
     boosted_cross_entropy,
     boundary_partition,
     call_with,
@@ -36,11 +38,14 @@ from perceptual_at import (
     mart_loss,
     mean_score,
     nrr,
+    objectives,
     pgd,
     robust_perception_kl_loss,
     robust_perception_loss,
     snapshot,
+    square,
     squared_error,
+    theory,
     trades_loss,
     weighted_kl_loss,
 )
@@ -411,6 +416,7 @@ ROWS = [
     (TypeError, "call_with: `model` Module", lambda w: call_with(lambda x: x, {}, w.x)),
     # Evaluation
     (TypeError, "evaluate: `model` callable NoneType", lambda w: evaluate(None, [(w.x, w.labels)], {})),
+    (TypeError, "evaluate: `cascade` True or False 'no'", lambda w: evaluate(w.model, [], {}, cascade="no")),
     (TypeError, "evaluate: `attacks` list", lambda w: evaluate(w.model, [(w.x, w.labels)], [pgd])),
     (TypeError, "evaluate: attack 'pgd' NoneType", lambda w: evaluate(w.model, [(w.x, w.labels)], {"pgd": None})),
     (ValueError, "evaluate: `loader`", lambda w: evaluate(w.model, [], {}, progress=False)),
@@ -471,3 +477,49 @@ def test_the_same_inputs_are_fine_in_bounds_that_hold_them():
     world = World()
     threat = Linf(0.1, bounds=(-2.1, 2.64))
     assert pgd(world.model, 4 * world.x - 2, world.labels, threat).min() >= -2.1
+
+
+OPTIONS = [
+    (name, option)
+    for name in objectives.__all__
+    if inspect.isfunction(function := getattr(objectives, name))
+    for option, parameter in inspect.signature(function).parameters.items()
+    if parameter.annotation is bool or isinstance(parameter.default, bool)
+]
+
+
+@pytest.mark.parametrize("value", ["no", 1, torch.tensor([True, False])], ids=["text", "number", "tensor"])
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_what_is_on_or_off_is_true_or_false(name, option, value):
+    w, parameters = World(), inspect.signature(getattr(objectives, name)).parameters
+    needed = {one: None for one, p in parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty} | (
+        {"mix": 0.5} if "mix" in parameters else {}
+    )
+    with pytest.raises(TypeError, match=f"`{option}` must be True or False"):
+        getattr(objectives, name)(w.model, (w.x, w.x), w.labels, pgd, **{**needed, option: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("net", [nn.Linear(12, 5), nn.Conv1d(1, 5, 12)], ids=["linear", "convolution"])
+def test_a_model_of_another_dtype_than_its_inputs_is_named(net, dtype):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x.flatten(1)[:, None]).flatten(1)
+
+    w = World()
+    for function in (fgsm, pgd, apgd, square):
+        with pytest.raises(ValueError, match=rf"`x` is {dtype} but the model has weights of torch.float32"):
+            function(Model(), w.x.to(dtype), w.labels, Linf(0.05))
+
+
+@pytest.mark.parametrize("name", ["segment_residual", "norm_defect", "directional_second_derivative", "peano_identity"])
+def test_what_theory_looks_at_is_a_function_at_places(name):
+    x, function = torch.rand(2, 3), getattr(theory, name)
+    with pytest.raises(TypeError, match=f"{name}: `h` must be a module or a function"):
+        function(None, x, x, 0.5)
+    with pytest.raises(TypeError, match=f"{name}: `alphas` must be a number or a sequence"):
+        function(torch.exp, x, x, None)

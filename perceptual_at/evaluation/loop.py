@@ -102,6 +102,7 @@ def evaluate(
         0.9375
     """
     _check_call(model, attacks, seed, repeats, score)
+    _check.flag("evaluate", progress=progress, cascade=cascade, checks=checks)
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
     if checks and first_threat(plans) is None:
         raise ValueError(

@@ -102,6 +102,7 @@ def trades(
         >>> torch.allclose(loss, terms["cross_entropy"] + 6 * terms["kl"])
         True
     """
+    _check.flag("trades", repeat_clean_forward=repeat_clean_forward)
     _check.number("trades", "beta", beta, at_least=0.0)
     x, labels = one_batch("trades", views, labels)
     x_adv = kl_attacked("trades", attack, model, x, labels, noise, generator)

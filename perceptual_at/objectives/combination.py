@@ -81,6 +81,7 @@ def run_base(
     term: str,
 ) -> Passes:
     """Run a base objective and tell what it ran; `term` is what will be added to it."""
+    _check.module(function, model)
     check_views(function, views, labels, expected=(1, 2))
     objective = _resolved(function, base, options)
     if all(_check.unbound(attack, *given) for given in ((), ("start",), ("loss", "start"))):
@@ -97,8 +98,8 @@ def run_base(
             "defined on bases that attack every sample once."
         )
     x, x_adv = attacks[0] if len(attacks) == 1 else (torch.cat(parts) for parts in zip(*attacks, strict=True))
-    joined = repeat(labels, "b ... -> (v b) ...", v=len(views))
-    return Passes(x, x_adv, joined, noted.seen_at(x), noted.seen_at(x_adv), loss, terms)
+    rows_labels = repeat(labels if labels.is_floating_point() else labels.long(), "b ... -> (v b) ...", v=len(views))
+    return Passes(x, x_adv, rows_labels, noted.seen_at(x), noted.seen_at(x_adv), loss, terms)
 
 
 def logits_as_perception(model: nn.Module) -> Perceive:

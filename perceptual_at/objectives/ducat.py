@@ -87,6 +87,7 @@ def ducat(
         >>> torch.allclose(loss, terms["cross_entropy"] + 6 * terms["kl"])
         True
     """
+    _check.flag("ducat", dummies=dummies)
     _check.choice("ducat", "base", base, ("pgd_at", "trades", "mart", "consistency_at"))
     for name, value in (("beta", beta), ("consistency_weight", consistency_weight), ("adv_weight", adv_weight)):
         _check.number("ducat", name, value, at_least=0.0)

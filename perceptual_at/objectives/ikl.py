@@ -83,6 +83,7 @@ def ikl(
         >>> list(terms), bool(sums.sum().round() == 4)
         (['cross_entropy', 'soft_cross_entropy', 'weighted_mse'], True)
     """
+    _check.flag("ikl", detach_adv=detach_adv, attack_squared=attack_squared)
     _check.number("ikl", "alpha", alpha, at_least=0.0)
     _check.number("ikl", "beta", beta, at_least=0.0)
     x, labels = one_batch("ikl", views, labels)

@@ -73,6 +73,7 @@ def alp(
         >>> torch.allclose(loss, terms["cross_entropy"] + 0.5 * terms["pairing"])
         True
     """
+    _check.flag("alp", joint=joint)
     _check.number("alp", "weight", weight, at_least=0.0)
     _check.choice("alp", "supervise", supervise, ("both", "adversarial"))
     _check.number("alp", "smoothing", smoothing, at_least=0.0, at_most=1.0)

@@ -53,6 +53,7 @@ def piat(
         >>> torch.allclose(loss, terms["cross_entropy"] + 4 * terms["normalized_error"])
         True
     """
+    _check.flag("piat", weighted=weighted)
     _check.number("piat", "weight", weight, at_least=0.0)
     x, labels = one_batch("piat", views, labels)
     check_indices("piat", labels)

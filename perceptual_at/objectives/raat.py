@@ -133,6 +133,7 @@ def raat(
     rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options(function, weight, labels, rule, settings)
+    _check.flag(function, bound=bound)
     _check.choice(function, "misclassified", misclassified, ("standard", "clean", "mart"))
     _check.choice(function, "supervise", supervise, ("both", "first"))
     if beta is not None and misclassified != "mart":
@@ -258,6 +259,7 @@ def raat_plus_plus(
     rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options(function, weight, labels, rule, settings)
+    _check.flag(function, bound=bound, repeat_clean_forward=repeat_clean_forward)
     _check.number(function, "beta", beta, at_least=0.0)
     x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
@@ -358,6 +360,7 @@ def raat_sharp(
     rule = Bound(bound, eta, reduced_attack, boundary, reduce_per)
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options(function, weight, labels, rule, settings)
+    _check.flag(function, bound=bound)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
     check_views(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)

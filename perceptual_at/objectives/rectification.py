@@ -90,6 +90,7 @@ def adr(
         >>> torch.allclose(loss, nn.functional.cross_entropy(model(x), labels))  # nothing is rectified
         True
     """
+    _check.flag("adr", joint=joint)
     _check.choice("adr", "base", base, ("pgd_at", "trades"))
     _check.choice("adr", "start", start, ("one_sided", "gaussian"))
     _check.choice("adr", "reference_mode", reference_mode, ("eval", "as_is"))

@@ -170,6 +170,7 @@ def mail(
         >>> torch.allclose(loss, terms["cross_entropy"] + 5 * terms["kl"])
         True
     """
+    _check.flag("mail", weighted=weighted)
     _check.choice("mail", "base", base, ("pgd_at", "trades", "mart"))
     _check.choice("mail", "margin", margin, ("adversarial", "clean", "difference"))
     _check.number("mail", "beta", beta, at_least=0.0)

@@ -75,6 +75,7 @@ def score(
         >>> torch.allclose(loss, terms["squared_error"] + 4 * terms["squared_distance"])
         True
     """
+    _check.flag("score", adv_first=adv_first)
     _check.choice("score", "base", base, ("trades", "pgd_at"))
     if base == "pgd_at" and beta is not None:
         raise ValueError(f"score: `beta`={beta!r} has no effect with base='pgd_at'.")

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -71,6 +71,8 @@ def fixed(function: str, h: Map) -> None:
 
     Modules and bound methods of modules are checked; what a closure calls cannot be seen.
     """
+    if not callable(h):
+        raise TypeError(f"{function}: `h` must be a module or a function of a batch, got {type(h).__name__}.")
     owner = h if isinstance(h, nn.Module) else getattr(h, "__self__", None)
     if not isinstance(owner, nn.Module):
         return
@@ -125,7 +127,9 @@ def positions(
                 f"got {alphas.dtype} of shape {tuple(alphas.shape)}."
             )
         return alphas.reshape(-1).to(like)
-    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    if not isinstance(alphas, int | float | Iterable):
+        raise TypeError(f"{function}: `alphas` must be a number or a sequence of numbers, got {type(alphas).__name__}.")
+    values = [alphas] if isinstance(alphas, int | float) else list(alphas)
     if not values:
         raise ValueError(f"{function}: `alphas` must name at least one place on the segment, got none.")
     for value in values:

@@ -278,6 +278,8 @@ def layer_residuals(
         tensor([[[-0.5000]]])
     """
     name = "layer_residuals"
+    _check.module(name, model)
+    _check.flag(name, relative=relative)
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, model)
     places = positions(name, alphas, x)

@@ -385,7 +385,16 @@ class Victim:
         return output
 
     def _explain(self, name: str, error: Exception, x: Tensor) -> None:
-        """Say it where sizes do not meet because samples have left that what was given still holds something for."""
+        """Say it where sizes do not meet because samples have left that what was given still holds something for.
+
+        Or where model and inputs are of two dtypes.
+        """
+        own = {parameter.dtype for module in self.loan.modules for parameter in module.parameters()} - {x.dtype}
+        if name == "model" and own and re.search(r"\b(d?types?|float|double|half)\b", str(error), re.IGNORECASE):
+            held = " and ".join(sorted(map(str, own)))
+            raise ValueError(
+                f"{self.function}: `x` is {x.dtype} but the model has weights of {held}: {error}"
+            ) from error
         if len(x) == len(self.x) or not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
             return
         advice = "a `select(rows)`, as `kl_to` has" if name == "loss" else "to get it with `x` (models.from_joined)"
