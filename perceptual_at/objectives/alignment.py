@@ -193,6 +193,7 @@ def check_options(function: str, weight: float, labels: Tensor, bound: Bound | N
     _check.choice(function, "average_over", dicar.average_over, ("selected", "selected_everywhere", "all"))
     if bound is None:
         return
+    _check.flag(function, bound=bound.used)
     _check.choice(function, "boundary", bound.boundary, ("release", "definition", "objective"))
     _check.choice(function, "reduce_per", bound.reduce_per, ("sample", "place"))
     eta, reduced_attack = bound.eta, bound.reduced_attack
