@@ -335,3 +335,57 @@ def test_differences_that_round_outwards_are_allowed_for():
         x_adv = threat.project(torch.ones_like(x), x)
         assert threat.norm(x_adv - x).double() <= eps
         assert x_adv > 0.298
+
+
+# The boxes of hundredths -------------------------------------------------------------------------------------------
+
+BOXES = [(low / 100, high / 100) for low in range(101) for high in range(low + 1, 101)]
+
+
+def as_given(value, dtype):
+    """A number as it is written, or as a tensor of a dtype holds it."""
+    return value if dtype is None else torch.tensor([value], dtype=dtype)
+
+
+@pytest.mark.parametrize("of_bounds", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("of_eps", [None, *DTYPES], ids=str)
+def test_a_budget_as_wide_as_its_box_is_taken_however_both_are_rounded(of_eps, of_bounds):
+    assert len(BOXES) == 5050
+    every = 1 if of_eps is None and of_bounds is None else 7
+    for low, high in BOXES[::every]:
+        bounds = as_given(low, of_bounds), as_given(high, of_bounds)
+        for eps in (high - low, round(high - low, 2)):
+            Linf(as_given(eps, of_eps), bounds=bounds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_bounds", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("of_eps", [None, *DTYPES], ids=str)
+@every_kind
+def test_every_box_in_every_dtype(kind, of_eps, of_bounds):
+    for low, high in BOXES:
+        kind(as_given(round(high - low, 2), of_eps), bounds=(as_given(low, of_bounds), as_given(high, of_bounds)))
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("given", [torch.float64, torch.float32, torch.bfloat16], ids=dtype_name)
+def test_projections_into_every_box_stay_inside(kind, dtype, given):
+    low, high = (torch.tensor(side, dtype=given).reshape(-1, 1) for side in zip(*BOXES, strict=True))
+    wider = high > low  # some are points in half precision
+    low, high = low[wider].reshape(-1, 1), high[wider].reshape(-1, 1)
+    threat = kind((high - low).flatten(), bounds=(low, high))
+    middle = low.double() + (high.double() - low.double()) * torch.linspace(0.3, 0.7, 4, dtype=torch.float64)
+    x = middle.to(dtype)
+    inside = ((x.double() >= low.double()) & (x.double() <= high.double())).all(dim=1)
+    point = threat.project(x + torch.tensor([9.0, -9.0, 0.5, 0.0], dtype=dtype), x)
+    assert bool(((point.double() >= low.double()) & (point.double() <= high.double()))[inside].all())
+    assert bool(threat.contains(point, x)[inside].all())
+    assert int(inside.sum()) > (2500 if dtype == torch.bfloat16 else 4000)
+
+
+def test_a_budget_beyond_the_box_is_still_refused():
+    for dtype in (None, *DTYPES):
+        for eps in (0.21, 0.5, 8.0):
+            with pytest.raises(ValueError, match="exceeds the input range"):
+                Linf(as_given(eps, dtype), bounds=(0.5, 0.7))

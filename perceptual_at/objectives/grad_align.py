@@ -1,11 +1,13 @@
 """GradAlign: single-step training whose input gradients agree inside the ball."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._attention import attention_in_parts
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, one_batch
@@ -74,7 +76,8 @@ def grad_align(
 
 
 def _gradient(model: nn.Module, x: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
-    """Input gradient of the summed cross entropy."""
+    """Input gradient of the summed cross entropy; fused attention could not be differentiated again."""
     at = x.detach().requires_grad_()
-    total = cross_entropy(forward(model, at), labels).sum()
+    with attention_in_parts() if differentiable else contextlib.nullcontext():
+        total = cross_entropy(forward(model, at), labels).sum()
     return torch.autograd.grad(total, at, create_graph=differentiable)[0]

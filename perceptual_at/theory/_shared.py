@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceptual_at import _check
+from perceptual_at._attention import attention_in_parts
 from perceptual_at._shapes import per_sample
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -94,11 +94,8 @@ def fixed(function: str, h: Map) -> None:
 
 
 def call(function: str, h: Map, points: Tensor) -> Tensor:
-    """Evaluate `h` and require one output per point.
-
-    Attention runs as plain matrix products: its fused kernels have no forward mode and no second derivatives.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
+    """Evaluate `h` and require one output per point."""
+    with attention_in_parts():
         values = h(points)
     if not isinstance(values, Tensor):
         raise TypeError(

@@ -191,9 +191,9 @@ class Ball:
         return over(type(self).__name__, "eps", self.eps, x)
 
     def _each(self, x: Tensor) -> Entries:
-        """The largest budget of each sample as it was given: a number, or a tensor `(B,)` or `(1,)`."""
+        """The largest budget of each sample: a number, or a tensor `(B,)` or `(1,)` with room for digits of `x`."""
         eps = self._spread(x)
-        return rows(eps).amax(dim=1) if isinstance(eps, Tensor) else eps
+        return rows(eps).amax(dim=1).to(accumulator(x)) if isinstance(eps, Tensor) else eps
 
     def _reach(self, x: Tensor) -> Tensor:
         """The budget as the largest number of the dtype of `x` that is not above it, shaped to broadcast over `x`."""

@@ -50,10 +50,15 @@ def width(bounds: Bounds) -> float:
     return float(_difference(*bounds).amax())
 
 
-def exceeds(eps: float, bounds: Bounds) -> bool:
-    """Whether a budget is larger than the box, by more than the rounding of the bounds."""
+def coarseness(*values: Any) -> float:
+    """Share of themselves by which the coarsest of some numbers may be rounded; a few digits of float32 at least."""
+    return max([1e-6, *(torch.finfo(one.dtype).eps for one in values if _is_floating(one))])
+
+
+def exceeds(eps: float, bounds: Bounds, rounding: float) -> bool:
+    """Whether a budget is larger than the box, by more than the rounding of budget and bounds."""
     sizes = [float(torch.as_tensor(one).abs().amax()) for one in bounds]
-    return eps > width(bounds) * (1 + 1e-6) + 1e-6 * max(size if math.isfinite(size) else 0.0 for size in sizes)
+    return eps > width(bounds) * (1 + rounding) + rounding * max(size if math.isfinite(size) else 0.0 for size in sizes)
 
 
 def over(name: str, argument: str, value: Tensor, x: Tensor) -> Tensor:
@@ -131,6 +136,10 @@ def entries_text(value: Entries, *, in_255ths: bool = False) -> str:
     shown: Sequence[float] = (value.flatten() if few else torch.stack(value.aminmax())).tolist()
     texts = [_fraction(one, value.dtype) if in_255ths else f"{one:.6g}" for one in shown]
     return f"<{shape}: {', '.join(texts)}>" if few else f"<{shape} values from {' to '.join(texts)}>"
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _own(name: str, argument: str, value: Tensor) -> Entries:

@@ -13,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import add_inward, cast_toward, round_down, wide
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats.ball import Ball, flat, pair
-from perceptual_at.threats.entries import Bounds, Entries, exceeds, width
+from perceptual_at.threats.entries import Bounds, Entries, coarseness, exceeds, width
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -51,6 +51,8 @@ class Linf(Ball):
     looks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        given = self.bounds if isinstance(self.bounds, tuple | list) else ()
+        rounding = coarseness(self.eps, *given)  # of the numbers as they came; what is kept may be wider
         Ball.__post_init__(self)
         if isinstance(self.eps, Tensor):
             if not self.eps.numel():
@@ -58,7 +60,7 @@ class Linf(Ball):
             largest = float(self.eps.max())
         else:
             largest = self.eps
-        if exceeds(largest, self.bounds):
+        if exceeds(largest, self.bounds, rounding):
             raise ValueError(
                 f"Linf: `eps`={largest!r} exceeds the input range {self.bounds}. `eps` is in input units, not in "
                 f"255ths: did you mean {largest:g} / 255?"
