@@ -409,7 +409,7 @@ ROWS = [
     (TypeError, "ema_update: NoneType", lambda w: ema_update(None, w.model, decay=0.9)),
     (ValueError, "ema_update: `decay` [0.0, 1.0] 1.1", lambda w: ema_update(w.average, w.model, decay=1.1)),
     (ValueError, "ema_update: `decay` -0.1", lambda w: ema_update(w.average, w.model, decay=-0.1)),
-    (ValueError, "ema_update: weights missing unknown", lambda w: ema_update(w.average, w.other, decay=0.9)),
+    (ValueError, "ema_update: `average` missing unknown", lambda w: ema_update(w.average, w.other, decay=0.9)),
     (ValueError, "ema_update: 'weight' (6, 5) (2, 2)",
      lambda w: ema_update({"weight": w.z, "bias": w.z[0]}, w.other, decay=0.9)),
     (ValueError, "call_with: weights missing", lambda w: call_with(w.model, {}, w.x)),
