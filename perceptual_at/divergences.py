@@ -58,11 +58,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     usual = (  # what every step of an attack asks for: right at a glance
         isinstance(logits, Tensor)
         and isinstance(labels, Tensor)
-        and logits.is_floating_point()
         and labels.dtype == torch.int64
+        and labels.ndim == 1
         and logits.ndim == 2
         and logits.shape[1] > 1
-        and labels.shape == logits.shape[:1]
+        and logits.shape[0] == labels.shape[0]
         and labels.device == logits.device
     )
     if usual:

@@ -14,7 +14,7 @@ from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.targets import ascended, loss_of, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, ascent, budget, select
+from perceptual_at.threats import Ascent, Threat, budget, select
 from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
@@ -388,8 +388,8 @@ def _ascended(
         if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
             return _searched(victim, threat, loss, terms, climb._replace(step_size=step_size))
         x, center = victim.x, victim.x.to(victim.width)
-        point = _start(function, terms.start, center, threat, climb.generator, 0)
-        up, velocity = ascent(threat, center, step_size), None
+        up, velocity = Ascent(threat, center, step_size), None
+        point = _start(function, terms.start, up, climb.generator, 0)
         for _ in range(climb.steps if len(x) else 0):
             seen = point if point.dtype == x.dtype else visible(point, x, threat)
             grad = victim.gradient(seen, victim.labels, loss).grad
@@ -407,7 +407,7 @@ def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms,
     best, steps = climb.keep == "best", climb.steps
     for restart in range(climb.restarts):
         run = _Run(victim, threat, loss, climb)
-        run.begin(_start(victim.function, terms.start, run.center, threat, climb.generator, restart))
+        run.point = _start(victim.function, terms.start, run.up, climb.generator, restart)
         if climb.early_stop and restart:
             run.take(~search.success)
         inside = not isinstance(terms.start, Tensor)  # a given start may be outside the set
@@ -441,7 +441,6 @@ class _Run:
     """One run from one start, for the samples `at` of the batch that are still in it."""
 
     point: Tensor
-    up: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(self, victim: Victim, threat: Threat, loss: PerSampleLoss, climb: _Climb) -> None:
         self.x, self.labels, self.threat, self.loss = victim.x, victim.labels, threat, loss
@@ -449,11 +448,7 @@ class _Run:
         self.center = victim.x.to(victim.width)
         self.at = torch.arange(len(victim.x), device=victim.x.device)
         self.velocity: Tensor | None = None
-
-    def begin(self, point: Tensor) -> None:
-        """Place every sample."""
-        self.point = point
-        self.up = ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
+        self.up = Ascent(threat, self.center, self.step_size)  # type: ignore[arg-type]
 
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
@@ -474,7 +469,8 @@ class _Run:
         self.velocity = None if self.velocity is None else self.velocity[left]
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[left]
-        self.begin(self.point[left])
+        self.point = self.point[left]
+        self.up = Ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
         return left
 
 
@@ -485,17 +481,15 @@ def accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tenso
     return unit if velocity is None else momentum * velocity + unit
 
 
-def _start(
-    function: str, start: str | Tensor, center: Tensor, threat: Threat, generator: Generator | None, restart: int
-) -> Tensor:
+def _start(function: str, start: str | Tensor, up: Ascent, generator: Generator | None, restart: int) -> Tensor:
     """Where to begin, in the working dtype."""
     if isinstance(start, Tensor):
-        return start.detach().to(center.dtype, copy=start.is_inference())
+        return start.detach().to(up.x.dtype, copy=start.is_inference())
     if start == "clean":
-        return center
+        return up.x
     if not isinstance(generator, SampleGenerator):
-        return threat.random_start(center, generator=generator)
-    return start_of(function, threat, center, generator, restart=restart)
+        return up.random_start(generator=generator)
+    return start_of(function, up.threat, up.x, generator, restart=restart)
 
 
 def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:

@@ -47,7 +47,10 @@ def checked_bounds(name: str, bounds: Any) -> Bounds:
 
 def width(bounds: Bounds) -> float:
     """Largest distance between the bounds of an entry."""
-    return float(_difference(*bounds).amax())
+    low, high = bounds
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return float(_difference(low, high).amax())
+    return high - low
 
 
 def coarseness(*values: Any) -> float:
@@ -57,8 +60,13 @@ def coarseness(*values: Any) -> float:
 
 def exceeds(eps: float, bounds: Bounds, rounding: float) -> bool:
     """Whether a budget is larger than the box, by more than the rounding of budget and bounds."""
-    sizes = [float(torch.as_tensor(one).abs().amax()) for one in bounds]
-    return eps > width(bounds) * (1 + rounding) + rounding * max(size if math.isfinite(size) else 0.0 for size in sizes)
+    return eps > width(bounds) * (1 + rounding) + rounding * largest_finite(bounds)
+
+
+def largest_finite(bounds: Bounds) -> float:
+    """Largest absolute value of bounds; 0 for those that are infinite."""
+    sizes = [float(one.abs().amax()) if isinstance(one, Tensor) else abs(one) for one in bounds]
+    return max(size if math.isfinite(size) else 0.0 for size in sizes)
 
 
 def over(name: str, argument: str, value: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,23 +80,19 @@ class Linf(Ball):
         """`project` for centres that stay, as a function of the point alone: one clamp."""
         if type(self) is not Linf:  # which may project otherwise
             return lambda point: self.project(point, x)
-        lower, upper = self.limits(x)
-
-        def project(point: Tensor) -> Tensor:
-            clamped = point.clamp(lower, upper)
-            return clamped if clamped.dtype == x.dtype else cast_toward(clamped, x)
-
-        return project
+        return _Cube(self, x, *self.limits(x))
 
     def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest value that each entry can take, in the dtype to compute in: the corners of the set."""
         eps, (low, high) = self.eps, self.bounds
         if isinstance(eps, Tensor) or isinstance(low, Tensor) or isinstance(high, Tensor) or is_compiling():
             return Ball.limits(self, x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = wide(x)
         low, high = -round_down(-low, x.dtype), round_down(high, x.dtype)
-        center, reach = x.to(dtype), x.new_full((), round_down(eps, x.dtype), dtype=dtype)
-        return add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)
+        reach = x.new_full((2, *[1] * x.ndim), round_down(eps, x.dtype), dtype=dtype)
+        reach[0].neg_()  # both ends at once
+        lower, upper = add_inward(x.to(dtype), reach).clamp(low, high).unbind()
+        return lower, upper
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The sign of the gradient: every entry moves by one, or by its share of the largest `eps`."""
@@ -109,10 +105,7 @@ class Linf(Ball):
         """Uniform in the cube around `x`, then clipped to the box (as PGD-AT does)."""
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
             _check.floating("Linf.random_start", x=x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=dtype)
-        size = self._noise_size(x) if isinstance(self.eps, Tensor) else self.eps
-        return self.around(x)(x + size * (2 * noise - 1))
+        return self.around(x)(self._noisy(x, generator))
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Uniform noise, scaled so that the largest entry is at the edge of the cube, as APGD starts."""
@@ -140,6 +133,35 @@ class Linf(Ball):
         side, eps = width(self.bounds), larger.eps
         return larger._with(eps=eps.clamp_max(side) if isinstance(eps, Tensor) else min(eps, side))
 
+    def _noisy(self, x: Tensor, generator: _random.Generator | None) -> Tensor:
+        """Uniform in the cube around `x`, whatever the box."""
+        noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=wide(x))
+        size = self._noise_size(x) if isinstance(self.eps, Tensor) else self.eps
+        return x + size * (2 * noise - 1)
+
     def _noise_size(self, x: Tensor, dtype: torch.dtype | None = None) -> Entries:
         eps = self._spread(x)
         return eps.to(dtype or x.dtype) if isinstance(eps, Tensor) else eps
+
+
+class _Cube(NamedTuple):
+    """A cube around centres that stay, with its corners: called with a point, the nearest one inside."""
+
+    threat: Linf
+    x: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def __call__(self, point: Tensor) -> Tensor:
+        clamped = point.clamp(self.lower, self.upper)
+        return clamped if clamped.dtype == self.x.dtype else cast_toward(clamped, self.x)
+
+    def step(self, point: Tensor, grad: Tensor, length: float | Tensor) -> Tensor:
+        """The nearest point inside to one that is a step along the sign of the gradient away."""
+        if isinstance(self.threat.eps, Tensor) or isinstance(length, Tensor):
+            return self(point + length * self.threat.steepest(grad))
+        return self(torch.add(point, self.threat.steepest(grad), alpha=length))  # the same without a product to round
+
+    def random_start(self, *, generator: _random.Generator | None = None) -> Tensor:
+        """`Linf.random_start` around the centres."""
+        return self(self.threat._noisy(self.x, generator))

@@ -1,5 +1,6 @@
 """What an attack needs to know about a threat model, and what it asks of any of them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from perceptual_at import _random
 from perceptual_at._random import Generator
 from perceptual_at._rounding import round_down, wide
 from perceptual_at._shapes import per_sample, rows
-from perceptual_at.threats.entries import box_over, entries_text, over
+from perceptual_at.threats.entries import box_over, entries_text, largest_finite, over
 
 
 @runtime_checkable
@@ -66,14 +67,15 @@ class Threat(Protocol):
 
 def check_threat(function: str, threat: Any) -> None:
     """Require a threat model, not its class."""
-    if isinstance(threat, type) or not isinstance(threat, Threat):
+    if not is_threat(threat):
         given = threat.__name__ if isinstance(threat, type) else repr(threat)
         raise TypeError(f"{function}: `threat` must be a threat model such as Linf(8 / 255), got {given}.")
 
 
 def is_threat(value: Any) -> bool:
     """Whether something is a threat model."""
-    return isinstance(value, Threat) and not isinstance(value, type)
+    # The library's own are known at a glance; asking a protocol takes as long as an operation.
+    return not isinstance(value, type) and (hasattr(value, "looks") or isinstance(value, Threat))
 
 
 def select(threat: Threat, rows: Tensor) -> Threat:
@@ -88,26 +90,38 @@ def around(threat: Threat, x: Tensor) -> Callable[[Tensor], Tensor]:
     return (lambda point: _fitting(threat, "project", x, point, x)) if own is None else own(x)
 
 
-def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """One ascent step around centres that stay, `(point, grad) -> point`: the threat's own, or along `steepest`.
+class Ascent:
+    """Ascent steps around centres that stay, `(point, grad) -> point`: the threat's own, or along `steepest`.
+
+    What depends on the centres alone is computed once, if steps then wait for nothing.
 
     Args:
         threat: a threat model.
         x: the centres, in the dtype to compute in.
         step_size: a number, or one per sample `(B,)`.
     """
-    own: Callable[..., Tensor] | None = getattr(threat, "step", None)
-    if own is not None:
-        return lambda point, grad: _fitting(threat, "step", x, point, x, grad, step_size)
-    length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
-    fixed: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(threat, "around", None)
-    if not hasattr(threat, "looks"):
-        project = around(threat, x)
-        return lambda point, grad: project(point + length * _fitting(threat, "steepest", x, grad))
-    if fixed is None or getattr(threat, "looks", False):  # steps wait for nothing
-        return lambda point, grad: threat.project(point + length * threat.steepest(grad), x)
-    project = fixed(x)
-    return lambda point, grad: project(point + length * threat.steepest(grad))
+
+    def __init__(self, threat: Threat, x: Tensor, step_size: float | Tensor) -> None:
+        self.threat, self.x, self.step_size = threat, x, step_size
+        self.whole = hasattr(threat, "step")
+        self.length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
+        waits = getattr(threat, "looks", False)
+        self.project = None if self.whole or waits else around(threat, x)
+        self.cube: Any = self.project if hasattr(self.project, "random_start") else None
+
+    def __call__(self, point: Tensor, grad: Tensor) -> Tensor:
+        threat, x = self.threat, self.x
+        if self.cube is not None:
+            return self.cube.step(point, grad, self.length)  # type: ignore[no-any-return]
+        if self.whole:
+            return _fitting(threat, "step", x, point, x, grad, self.step_size)
+        beyond = point + self.length * _fitting(threat, "steepest", x, grad)
+        return threat.project(beyond, x) if self.project is None else self.project(beyond)
+
+    def random_start(self, *, generator: torch.Generator | None = None) -> Tensor:
+        """The threat's `random_start` around the centres."""
+        start: Callable[..., Tensor] = getattr(self.cube, "random_start", functools.partial(self.threat.random_start, self.x))
+        return start(generator=generator)
 
 
 def start(
@@ -216,21 +230,10 @@ def box(threat: Any, x: Tensor) -> tuple[float, float] | tuple[Tensor, Tensor]:
     return box_over(type(threat).__name__, getattr(threat, "bounds", (-math.inf, math.inf)), x)
 
 
-def excess(threat: Any, x: Tensor) -> Tensor:
-    """How far the inputs lie outside the box at most, in the dtype to compute in and without dimensions."""
-    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        wider, (low, high) = x.to(wide(x)), box(threat, x)
-        return torch.maximum(low - wider, wider - high).amax()
-    smallest, largest = torch.aminmax(x.to(wide(x)) if x.dtype.itemsize < 4 else x)
-    return torch.maximum(-round_down(-low, x.dtype) - smallest, largest - round_down(high, x.dtype))
-
-
 def check_excess(function: str, threat: Any, x: Tensor, beyond: float) -> None:
     """Require inputs inside the box, give or take a few roundings, which a resize or a normalisation leaves."""
     bounds = getattr(threat, "bounds", (-math.inf, math.inf))
-    sizes = [float(torch.as_tensor(one).abs().amax()) for one in bounds]
-    allowed = 8 * torch.finfo(x.dtype).eps * max([1.0, *filter(math.isfinite, sizes)])
+    allowed = 8 * torch.finfo(x.dtype).eps * max(1.0, largest_finite(bounds))
     if not beyond <= allowed:
         shown = f"[{', '.join(map(entries_text, bounds))}]"
         raise ValueError(

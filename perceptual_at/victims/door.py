@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from perceptual_at import _check
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import Threat, box, check_excess, excess
+from perceptual_at.threats import Threat, box, check_excess, is_threat
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
@@ -109,9 +109,12 @@ class Loan:
                 if not freezes:
                     self.settled += settled(parts)
                 self.freezes = freezes and self.freezes is not False
-                for parameter in module.parameters() if freezes else ():
-                    if parameter.requires_grad or (id(parameter), "requires_grad") in _HELD:
-                        changes.append((parameter, "requires_grad", False))
+                for part in parts if freezes else ():
+                    for parameter in part._parameters.values():  # what `parameters()` gives, without making up names
+                        if parameter is not None and (
+                            parameter.requires_grad or (id(parameter), "requires_grad") in _HELD
+                        ):
+                            changes.append((parameter, "requires_grad", False))
                 for owner, name, _ in changes:  # first all is noted, then the first thing is changed
                     key = (id(owner), name)
                     self.keys.append(key)
@@ -274,7 +277,7 @@ class Victim:
             return Answer(*_mean([self.gradient(x, labels, loss, passes=1) for _ in range(passes)]))
         point = x.clone().requires_grad_()  # a copy: what is handed out may be written to
         raw = logits = self._output(self.model, point)
-        half = isinstance(raw, Tensor) and raw.is_floating_point() and raw.dtype.itemsize < 4
+        half = isinstance(raw, Tensor) and raw.dtype.itemsize < 4 and raw.is_floating_point()
         if half:
             logits = raw.float()
             if raw.dtype == torch.float16:
@@ -284,7 +287,7 @@ class Victim:
         except (RuntimeError, ValueError) as error:
             self._explain("loss", error, x)
             raise
-        if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+        if not isinstance(values, Tensor) or values.ndim != 1 or values.shape[0] != x.shape[0]:
             check_values(self.function, values, len(x))
         if self.soft:
             self._check_soft_labels()
@@ -433,7 +436,7 @@ class Victim:
                 "from `x` by differentiable operations, outside torch.no_grad()."
             )
         most = _MOST[self.width]
-        grad = grad.to(self.width).nan_to_num(nan=0.0, posinf=most, neginf=-most)
+        grad = (grad if grad.dtype == self.width else grad.to(self.width)).nan_to_num(0.0, most, -most)
         if self.sizes is not None:
             self.sizes.append(rows(grad).abs().amax(dim=1))
             self.sizes = None
@@ -464,15 +467,20 @@ class Victim:
         indices = self.classes and not labels.is_floating_point()
         if indices and labels.ndim > 1:  # places without a label are of no class
             labels = labels.masked_fill(labels == _check.NO_LABEL, 0)
-        read = [excess(threat, x), *torch.aminmax(x), *(torch.aminmax(labels) if indices else x.new_zeros(2))]
+        lower, upper = box(threat, x)
+        read = [*torch.aminmax(x), *(torch.aminmax(labels) if indices else ())]
         read += torch.aminmax(start) if isinstance(start, Tensor) else ()
-        beyond, low, high, first, last, *starts = torch.stack(read).tolist()
+        if isinstance(lower, Tensor):
+            read.append(torch.maximum(lower - x, x - upper).amax())
+        low, high, *others = _values(read)
+        beyond = others.pop() if isinstance(lower, Tensor) else max(lower - low, high - upper)
+        first, last, *starts = others if indices else (0, 0, *others)
         for name, extremes in (("x", (low, high)), ("start", starts)):
             if not all(map(math.isfinite, extremes)):
                 raise ValueError(f"{self.function}: `{name}` contains NaN or infinite values.")
         if beyond > 0:
             check_excess(self.function, threat, x, beyond)  # a few roundings are let in
-            self.x = x.clamp(*box(threat, x))
+            self.x = x.clamp(lower, upper)  # type: ignore[arg-type]  # both are of one kind
         if indices:
             self.label_range = int(first), int(last)
 
@@ -493,8 +501,7 @@ def check_arguments(
     usual = (  # right at a glance; what is not is looked at piece by piece, for its message
         isinstance(x, Tensor)
         and isinstance(labels, Tensor)
-        and isinstance(threat, Threat)
-        and not isinstance(threat, type)
+        and is_threat(threat)
         and x.is_floating_point()
         and labels.dtype == torch.int64
         and x.ndim > 0
@@ -519,6 +526,11 @@ def leveled(slope: Tensor) -> Tensor:
     """
     steepest = slope.abs().amax(dim=tuple(range(1, slope.ndim)), keepdim=True)
     return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
+
+
+def _values(read: Sequence[Tensor]) -> list[Any]:
+    """Numbers out of tensors without dimensions; waits for a device once, and on a CPU for nothing."""
+    return [one.item() for one in read] if read[0].is_cpu else torch.stack(list(read)).tolist()  # type: ignore[no-any-return]
 
 
 def plain(value: Tensor) -> Tensor:
