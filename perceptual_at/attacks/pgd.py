@@ -1,7 +1,6 @@
 """Projected gradient attacks: one function over threat x loss."""
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
@@ -14,7 +13,7 @@ from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.targets import ascended, loss_of, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Ascent, Threat, budget, select
+from perceptual_at.threats import Ascent, Threat, ascent, budget, select
 from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
@@ -388,14 +387,14 @@ def _ascended(
         if climb.keep == "best" or climb.restarts > 1 or climb.verdict:
             return _searched(victim, threat, loss, terms, climb._replace(step_size=step_size))
         x, center = victim.x, victim.x.to(victim.width)
-        up, velocity = Ascent(threat, center, step_size), None
+        up, velocity = ascent(threat, center, step_size), None
         point = _start(function, terms.start, up, climb.generator, 0)
         for _ in range(climb.steps if len(x) else 0):
             seen = point if point.dtype == x.dtype else visible(point, x, threat)
             grad = victim.gradient(seen, victim.labels, loss).grad
             if climb.momentum:
                 grad = velocity = accelerated(grad, velocity, climb.momentum)
-            point = up(point, grad)
+            point = up.step(point, grad)
         return point if point.dtype == x.dtype else visible(point, x, threat)
 
 
@@ -448,13 +447,13 @@ class _Run:
         self.center = victim.x.to(victim.width)
         self.at = torch.arange(len(victim.x), device=victim.x.device)
         self.velocity: Tensor | None = None
-        self.up = Ascent(threat, self.center, self.step_size)  # type: ignore[arg-type]
+        self.up = ascent(threat, self.center, self.step_size)  # type: ignore[arg-type]
 
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
         if self.momentum:
             grad = self.velocity = accelerated(grad, self.velocity, self.momentum)
-        self.point = self.up(self.point, grad)
+        self.point = self.up.step(self.point, grad)
 
     def take(self, kept: Tensor) -> Tensor:
         """Go on with some of the samples, and with what belongs to them; gives their places."""
@@ -470,7 +469,7 @@ class _Run:
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[left]
         self.point = self.point[left]
-        self.up = Ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
+        self.up = ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
         return left
 
 

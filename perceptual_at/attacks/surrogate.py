@@ -16,7 +16,7 @@ from perceptual_at.attacks.pgd import accelerated, visible
 from perceptual_at.attacks.targets import likely_targets
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import Ascent, Threat, budgets, check_threat, select
+from perceptual_at.threats import Threat, ascent, budgets, check_threat, select
 from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, opened
 
@@ -216,7 +216,7 @@ def _run(
             if not len(at):
                 break
         share = (1 + math.cos(math.pi * step / steps)) / 4 + _LEAST
-        point = Ascent(threat, center, size * share)(point, velocity)
+        point = ascent(threat, center, size * share).step(point, velocity)
     return at
 
 

@@ -19,7 +19,7 @@ from perceptual_at.threats.kinds import whole_box as whole_box
 from perceptual_at.threats.l1 import L1
 from perceptual_at.threats.l2 import L2
 from perceptual_at.threats.linf import Linf
-from perceptual_at.threats.threat import Ascent, Threat, around, select
+from perceptual_at.threats.threat import Ascent, Threat, around, ascent, select
 from perceptual_at.threats.threat import box as box
 from perceptual_at.threats.threat import budget as budget
 from perceptual_at.threats.threat import budgets as budgets
@@ -28,4 +28,4 @@ from perceptual_at.threats.threat import check_threat as check_threat
 from perceptual_at.threats.threat import is_threat as is_threat
 from perceptual_at.threats.threat import start as start
 
-__all__ = ["L1", "L2", "Ascent", "Ball", "Linf", "Threat", "around", "select"]
+__all__ = ["L1", "L2", "Ascent", "Ball", "Linf", "Threat", "around", "ascent", "select"]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -144,7 +144,8 @@ class Linf(Ball):
         return eps.to(dtype or x.dtype) if isinstance(eps, Tensor) else eps
 
 
-class _Cube(NamedTuple):
+@dataclasses.dataclass(slots=True, eq=False)
+class _Cube:
     """A cube around centres that stay, with its corners: called with a point, the nearest one inside."""
 
     threat: Linf
@@ -153,14 +154,15 @@ class _Cube(NamedTuple):
     upper: Tensor
 
     def __call__(self, point: Tensor) -> Tensor:
+        """The nearest point inside."""
         clamped = point.clamp(self.lower, self.upper)
         return clamped if clamped.dtype == self.x.dtype else cast_toward(clamped, self.x)
 
     def step(self, point: Tensor, grad: Tensor, length: float | Tensor) -> Tensor:
-        """The nearest point inside to one that is a step along the sign of the gradient away."""
+        """One step along `Linf.steepest`, then the nearest point inside."""
         if isinstance(self.threat.eps, Tensor) or isinstance(length, Tensor):
             return self(point + length * self.threat.steepest(grad))
-        return self(torch.add(point, self.threat.steepest(grad), alpha=length))  # the same without a product to round
+        return self(torch.add(point, grad.sign(), alpha=length))  # the same: the product is exact
 
     def random_start(self, *, generator: _random.Generator | None = None) -> Tensor:
         """`Linf.random_start` around the centres."""

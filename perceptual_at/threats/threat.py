@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,38 +90,37 @@ def around(threat: Threat, x: Tensor) -> Callable[[Tensor], Tensor]:
     return (lambda point: _fitting(threat, "project", x, point, x)) if own is None else own(x)
 
 
-class Ascent:
-    """Ascent steps around centres that stay, `(point, grad) -> point`: the threat's own, or along `steepest`.
+class Ascent(NamedTuple):
+    """Ascent around centres that stay; made by `ascent`."""
 
-    What depends on the centres alone is computed once, if steps then wait for nothing.
+    threat: Threat
+    x: Tensor
+    """The centres."""
+    step: Callable[[Tensor, Tensor], Tensor]
+    """One step, `(point, grad) -> point`."""
+    random_start: Callable[..., Tensor]
+    """The threat's own, around the centres."""
+
+
+def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Ascent:
+    """Steps of the threat's own, or along `steepest`; what depends on the centres alone is computed once.
 
     Args:
         threat: a threat model.
         x: the centres, in the dtype to compute in.
         step_size: a number, or one per sample `(B,)`.
     """
-
-    def __init__(self, threat: Threat, x: Tensor, step_size: float | Tensor) -> None:
-        self.threat, self.x, self.step_size = threat, x, step_size
-        self.whole = hasattr(threat, "step")
-        self.length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
-        waits = getattr(threat, "looks", False)
-        self.project = None if self.whole or waits else around(threat, x)
-        self.cube: Any = self.project if hasattr(self.project, "random_start") else None
-
-    def __call__(self, point: Tensor, grad: Tensor) -> Tensor:
-        threat, x = self.threat, self.x
-        if self.cube is not None:
-            return self.cube.step(point, grad, self.length)  # type: ignore[no-any-return]
-        if self.whole:
-            return _fitting(threat, "step", x, point, x, grad, self.step_size)
-        beyond = point + self.length * _fitting(threat, "steepest", x, grad)
-        return threat.project(beyond, x) if self.project is None else self.project(beyond)
-
-    def random_start(self, *, generator: torch.Generator | None = None) -> Tensor:
-        """The threat's `random_start` around the centres."""
-        start: Callable[..., Tensor] = getattr(self.cube, "random_start", functools.partial(self.threat.random_start, self.x))
-        return start(generator=generator)
+    start: Callable[..., Tensor] = functools.partial(threat.random_start, x)
+    if hasattr(threat, "step"):
+        return Ascent(threat, x, lambda point, grad: _fitting(threat, "step", x, point, x, grad, step_size), start)
+    length = per_sample(step_size.to(x), x) if isinstance(step_size, Tensor) else step_size
+    looks: bool | None = getattr(threat, "looks", None)
+    if looks:  # while steps wait for nothing
+        return Ascent(threat, x, lambda point, grad: threat.project(point + length * threat.steepest(grad), x), start)
+    project: Any = around(threat, x) if looks is None else threat.around(x)  # type: ignore[attr-defined]
+    if hasattr(project, "step"):
+        return Ascent(threat, x, functools.partial(project.step, length=length), project.random_start)
+    return Ascent(threat, x, lambda point, grad: project(point + length * _fitting(threat, "steepest", x, grad)), start)
 
 
 def start(
@@ -227,7 +226,10 @@ def box(threat: Any, x: Tensor) -> tuple[float, float] | tuple[Tensor, Tensor]:
 
     The box of a threat without bounds is infinite.
     """
-    return box_over(type(threat).__name__, getattr(threat, "bounds", (-math.inf, math.inf)), x)
+    low, high = bounds = getattr(threat, "bounds", (-math.inf, math.inf))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return box_over(type(threat).__name__, bounds, x)
+    return -round_down(-low, x.dtype), round_down(high, x.dtype)
 
 
 def check_excess(function: str, threat: Any, x: Tensor, beyond: float) -> None:

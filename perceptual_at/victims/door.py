@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from perceptual_at import _check
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
-from perceptual_at.threats import Threat, box, check_excess, is_threat
+from perceptual_at.threats import Ball, Threat, box, check_excess
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
@@ -472,14 +472,14 @@ class Victim:
         read += torch.aminmax(start) if isinstance(start, Tensor) else ()
         if isinstance(lower, Tensor):
             read.append(torch.maximum(lower - x, x - upper).amax())
-        low, high, *others = _values(read)
+        low, high, *others = torch.stack(read).tolist()
         beyond = others.pop() if isinstance(lower, Tensor) else max(lower - low, high - upper)
         first, last, *starts = others if indices else (0, 0, *others)
         for name, extremes in (("x", (low, high)), ("start", starts)):
             if not all(map(math.isfinite, extremes)):
                 raise ValueError(f"{self.function}: `{name}` contains NaN or infinite values.")
         if beyond > 0:
-            check_excess(self.function, threat, x, beyond)  # a few roundings are let in
+            check_excess(self.function, threat, x, float(beyond))  # a few roundings are let in
             self.x = x.clamp(lower, upper)  # type: ignore[arg-type]  # both are of one kind
         if indices:
             self.label_range = int(first), int(last)
@@ -501,7 +501,7 @@ def check_arguments(
     usual = (  # right at a glance; what is not is looked at piece by piece, for its message
         isinstance(x, Tensor)
         and isinstance(labels, Tensor)
-        and is_threat(threat)
+        and isinstance(threat, Ball)
         and x.is_floating_point()
         and labels.dtype == torch.int64
         and x.ndim > 0
@@ -526,11 +526,6 @@ def leveled(slope: Tensor) -> Tensor:
     """
     steepest = slope.abs().amax(dim=tuple(range(1, slope.ndim)), keepdim=True)
     return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
-
-
-def _values(read: Sequence[Tensor]) -> list[Any]:
-    """Numbers out of tensors without dimensions; waits for a device once, and on a CPU for nothing."""
-    return [one.item() for one in read] if read[0].is_cpu else torch.stack(list(read)).tolist()  # type: ignore[no-any-return]
 
 
 def plain(value: Tensor) -> Tensor:
