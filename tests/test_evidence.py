@@ -12,6 +12,7 @@ import torch
 
 from perceptual_at import models
 from perceptual_at.augment import random_crop_flip
+from perceptual_at.checkpoints import weights_checksum
 from perceptual_at.models import trained_networks
 
 pytestmark = pytest.mark.slow
@@ -300,6 +301,18 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
 
 
 # The network that comes out of it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in trained_networks.FOLDER.glob("*.json")))
+def test_a_network_of_the_package_is_one_of_the_record(name, scripts):
+    model, card = models.trained(name), models.trained_card(name)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, len(card["classes"]))
+    assert (trained_networks.FOLDER / f"{name}.safetensors").stat().st_size < 3_000_000
+    runs = json.loads(scripts["main"].RECORD.read_text(encoding="utf-8"))["runs"]
+    (run,) = [one for one in runs if "/".join(str(one[key]) for key in ("regime", "arm", "seed")) == card["run"]]
+    assert run["status"] == "finished"
+    assert weights_checksum(model.state_dict()) == run["best"]["weights"]
+    assert card["scores"]["clean"] == pytest.approx(run["best"]["test"]["clean"], abs=0.01)
 
 
 def test_a_network_is_exported_and_comes_back(whole, scripts, folder, tmp_path, monkeypatch):
