@@ -14,7 +14,7 @@ import releases
 import torch
 from cases import COMPILED, LANES, STEP_SIZE, STEPS, THREAT, Case, case
 from passes import passes
-from peers import peers
+from peers import Budget, peers
 from record import begin, parser, save
 from timing import compared, interleaved
 from torch.nn.functional import cross_entropy
@@ -45,7 +45,7 @@ def attacks(found: Case, steps: int, *, compiled: bool) -> dict[str, Callable[[]
         "releases' PGD": functools.partial(releases.pgd, model, x, labels, **release),
         "TRADES' loop": functools.partial(releases.trades_attack, model, x, **release | {"noise": 0.001}),
         "MART's loop": functools.partial(releases.pgd_to_input, model, x, labels, **release),
-        **peers(model, x, labels, steps=steps),
+        **peers(model, x, labels, Budget(steps=steps)),
     }
 
 

@@ -18,7 +18,7 @@ from perceptual_at.checkpoints import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
-    "torch", "torchattacks", "foolbox", "adv-lib", "pyautoattack", "adversarial-robustness-toolbox",
+    "torch", "torchattacks", "foolbox", "adv-lib", "pyautoattack", "adversarial-robustness-toolbox", "scipy",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The benchmarks: their miniatures leave whole records, the harness computes what it says. No test looks at a time."""
 
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import objectives
+from perceptual_at import SampleGenerator, auto_attack, objectives
 from perceptual_at.attacks.protocol import composition_of
 
 pytestmark = pytest.mark.slow
@@ -21,8 +22,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
-OTHERS = ("compiled_pgd", "hard_samples", "methods_on_digits")
-PARTS = ("cases", "methods_table", "passes", "peers", "record", "releases", "timing", "victims")
+OTHERS = ("compiled_pgd", "hard_samples", "methods_on_digits", "real_networks")
+PARTS = (
+    "cases", "certificates", "contenders", "exact", "methods_table", "networks", "passes", "peers", "record",
+    "releases", "timing", "victims",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -358,3 +362,101 @@ def test_hard_samples_are_counted_with_their_cost(miniature):
     for row in record["rows"]:
         assert row["broken"] == len(row["samples"]) <= 3
         assert row["forwards"] >= row["gradients"] > 0
+
+
+# Networks of others -----------------------------------------------------------------------------------------------
+
+
+def test_networks_of_others_are_measured_against_certificates_and_not_twice(miniature, scripts, monkeypatch):
+    record = miniature("real_networks")
+    script, unpacked = scripts["real_networks"], importlib.import_module("evidence.books").unpacked
+    assert [one["name"] for one in record["networks"]] == ["tiny", "residual"]
+    for one in record["networks"]:
+        bits = {row["name"]: unpacked(row["verdicts"]) for row in one["rows"] if not row["missing"]}
+        assert {"PGD-20", "APGD-T", "FAB-T", "Square", "AutoAttack standard", "AutoAttack thorough"} <= set(bits)
+        right, certified, robust, open_ = (
+            unpacked(held)
+            for held in (
+                one["right"], one["relaxation"]["verdicts"], one["exact"]["verdicts"], one["exact"]["not_excluded"],
+            )
+        )  # fmt: skip
+        assert sum(certified) == one["relaxation"]["robust"] <= sum(robust) == one["exact"]["robust"]
+        assert sum(open_) - sum(robust) == one["exact"]["undecided"]
+        for row in one["rows"]:
+            if row["missing"]:
+                assert row["missing"] == "not installed"
+                continue
+            assert len(bits[row["name"]]) == one["images"]
+            assert sum(bits[row["name"]]) == row["robust"]
+            assert all(held >= proved for held, proved in zip(bits[row["name"]], robust, strict=True))
+            assert all(held <= clean for held, clean in zip(bits[row["name"]], right, strict=True))
+            assert row["gradients"] + row["forwards"] > 0
+            assert row["library"] != "perceptual_at" or row["outside"] == 0
+        assert all(b <= a for a, b in zip(bits["AutoAttack standard"], bits["AutoAttack thorough"], strict=True))
+        assert {check["name"] for check in one["checks"]} >= {"gradients", "losses", "black_box"}
+        assert 0 <= one["suspicious"]["rate"] <= 1
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(script, "measured", never)
+    out = miniature.folder / "real_networks.json"
+    script.main(["--quick", "--threads", "1", "--device", "cpu", "--out", str(out)])
+    with pytest.raises(AssertionError, match="measured again"):
+        script.main(["--quick", "--threads", "1", "--device", "cpu", "--seed", "1", "--out", str(out)])
+
+
+def quick_case(scripts, tmp_path):
+    script, networks = scripts["real_networks"], scripts["networks"]
+    torch.manual_seed(0)
+    script.miniature(tmp_path)
+    network = networks.loaded("tiny", script.QUICK["tiny"], tmp_path)
+    everything = torch.ones(len(network.x), dtype=torch.bool)
+    return script.Case(network, everything, network.x, network.labels, 0, True)
+
+
+def test_an_attack_that_beats_a_certificate_ends_the_run(scripts, tmp_path):
+    script, case = scripts["real_networks"], quick_case(scripts, tmp_path)
+    proof = script.proved(case)
+    script.check_points(case, proof, "nothing", case.x)
+    too_high = proof._replace(lowest=proof.lowest + 100)
+    with pytest.raises(SystemExit, match="tiny: nothing beats a certificate"):
+        script.check_points(case, too_high, "nothing", case.x)
+    script.check_points(case, too_high, "nothing", case.x + 0.2)  # outside the box it says nothing
+
+
+def test_the_thorough_row_is_what_the_version_finds(scripts, tmp_path):
+    contenders, case = scripts["contenders"], quick_case(scripts, tmp_path)
+    few, numbers = [("apgd-ce", {"steps": 3})], SampleGenerator(0, torch.arange(len(case.x)))
+    attack = functools.partial(
+        auto_attack, case.network.model, case.x, case.labels, case.threat, verdict=True, generator=numbers
+    )
+    found = contenders.thorough(case, case.network.model, attack(version=few))
+    whole = attack(version=[*few, ("surrogate", {"steps": 3, "probes": 2})])
+    assert torch.equal(found.success, whole.success)
+    assert torch.equal(found.x_adv, whole.x_adv)
+
+
+def test_points_outside_ball_or_box_are_seen_to_the_last_bit(scripts):
+    outside = scripts["real_networks"].distance_outside
+    x = torch.tensor([[0.5], [0.5], [0.9], [0.1]])
+    points = torch.tensor([[0.75], [0.75], [1.0], [-1e-9]])
+    points[1] = torch.nextafter(points[1], torch.tensor(1.0))
+    assert (outside(points, x, 0.25) > 0).tolist() == [False, True, False, True]
+
+
+def test_definitions_mirror_the_names_of_the_weights_and_others_may_be_given(scripts, tmp_path):
+    networks = scripts["networks"]
+    model = networks.built(["normalize 3", {"conv1": "conv 3 4 3 2 1", "layer1": ["block 4 8 2", "block_bn 8 8 1"]}])
+    names = set(model.state_dict())
+    assert {"0.mean", "1.conv1.weight", "1.layer1.0.shortcut.0.bias", "1.layer1.1.bn1.running_mean"} <= names
+    assert not any("layer1.1.shortcut" in name for name in names)
+    weights = {"0.m": torch.full((1, 3, 1, 1), 0.5), "0.s": torch.full((1, 3, 1, 1), 0.25)}
+    assert networks.fitted(weights, model)["0.mean"].shape == (3, 1, 1)
+    (tmp_path / "networks.json").write_text(json.dumps({"other": {"like": "fast_fgsm", "eps": "1/4"}}))
+    (tmp_path / "more.json").write_text(json.dumps({"more": {"like": "other", "count": 3}}))
+    known = networks.definitions(tmp_path, tmp_path / "more.json")
+    assert known["other"]["layers"] == networks.DEFINITIONS["fast_fgsm"]["layers"]
+    assert (known["more"]["eps"], known["more"]["count"]) == ("1/4", 3)
+    with pytest.raises(ValueError, match=r"a layer must be one of .*, got 'tanh'"):
+        networks.built(["tanh"])
