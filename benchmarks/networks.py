@@ -48,10 +48,10 @@ DEFINITIONS: dict[str, Definition] = {
         "layers": [
             "conv 1 4 5 2 2", "relu", "conv 4 8 5 2 2", "relu", "flatten", "linear 392 128", "relu", "linear 128 10",
         ],
-        "images": MNIST, "eps": 0.3, "count": 25, "seconds": 4,
+        "images": MNIST, "eps": 0.3, "count": 40, "seconds": 4,
     },
     "madry_tiny, breakable": {
-        "like": "madry_tiny", "weights": "madry_tiny.safetensors", "images": "madry_tiny_breakable.npz", "count": 20,
+        "like": "madry_tiny", "weights": "madry_tiny.safetensors", "images": "madry_tiny_breakable.npz", "seconds": 4,
         "proven": "broken",
     },
     "wk_cifar_8px": {
@@ -65,9 +65,9 @@ DEFINITIONS: dict[str, Definition] = {
                 "flatten": "flatten", "linear1": "linear 1024 100", "relu2": "relu", "linear2": "linear 100 10",
             },
         ],
-        "images": CIFAR, "eps": "2/255", "count": 20,
+        "images": CIFAR, "eps": "2/255", "count": 30,
     },
-    "fast_fgsm": {"layers": convolutional(1, 1568), "images": MNIST, "eps": 0.3, "count": 20},
+    "fast_fgsm": {"layers": convolutional(1, 1568), "images": MNIST, "eps": 0.3, "count": 30},
 }  # fmt: skip
 
 

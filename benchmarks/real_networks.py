@@ -89,7 +89,7 @@ def run(
     return row | {
         "missing": None, "robust": int(robust.sum()), "verdicts": case.verdicts(robust), "cpu_s": round(spent, 2),
         "gradients": counted.gradients, "forwards": counted.others, "outside": int((outside > 0).sum()),
-        "furthest_outside": float(outside.max()), "warnings": list(getattr(found, "warnings", ())),
+        "furthest_outside": abs(float(outside.max())), "warnings": list(getattr(found, "warnings", ())),
     }, found  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def suspicions(case: Case, whole: Any) -> dict[str, Any]:
     result = evaluate(case.network.model, [(case.x, case.labels)], given, seed=case.seed, progress=False)
     marked = torch.stack(list(result.suspicious.values())).any(dim=0)
     return {
-        "rate": result.suspicion_rate, "robust": int(result.verdicts("worst_case").sum()),
+        "rate": result.suspicion_rate, "resist": case.verdicts(result.verdicts("worst_case")),
         "by_reason": {reason: int(mask.sum()) for reason, mask in result.suspicious.items()},
         "verdicts": case.verdicts(marked),
     }  # fmt: skip
