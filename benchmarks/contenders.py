@@ -59,14 +59,15 @@ class Counted(nn.Module):
 
 def own_attacks(case: Case) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """The library's attacks by name, with their options."""
-    targets = min(9, case.network.model(case.x[:1]).shape[1] - 1)
+    classes = case.network.model(case.x[:1]).shape[1]
+    targets = min(9, classes - 1)
     steps, queries = (3, 5) if case.quick else (100, 5000)
     few = [("apgd-ce", {"steps": 3}), ("square", {"queries": 5})]
     return {
         "PGD-20": (pgd, {"steps": min(20, steps)}),
         "margin PGD-30": (pgd, {"steps": min(30, steps), "loss": margin}),
         "APGD-CE": (apgd, {"steps": steps}),
-        "APGD-DLR": (apgd, {"steps": steps, "loss": dlr}),
+        "APGD-DLR": (apgd, {"steps": steps, "loss": dlr if classes > 3 else margin}),
         "APGD-T": (apgd, {"steps": steps, "target_classes": targets}),
         "FAB-T": (fab, {"steps": steps, "target_classes": targets}),
         "Square": (square, {"queries": queries}),
@@ -109,6 +110,8 @@ def attacks(case: Case, model: nn.Module, found: dict[str, Any]) -> dict[tuple[s
 def thorough(case: Case, model: nn.Module, standard: AutoAttackVerdict) -> AutoAttackVerdict:
     """What `version="thorough"` finds: it goes on where the standard version ended, with the same random numbers."""
     left, options = (~standard.success).nonzero().squeeze(1), {"steps": 3, "probes": 2} if case.quick else {}
+    if not len(left):
+        return standard
     further = auto_attack(
         model, case.x[left], case.labels[left], case.threat, version=[("surrogate", options)], verdict=True,
         generator=SampleGenerator(case.seed, left),

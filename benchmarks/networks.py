@@ -136,12 +136,25 @@ def definitions(folder: Path, file: Path | None = None) -> dict[str, Definition]
     for path in (folder / "networks.json", *([file] if file else [])):
         if path.exists() or path == file:
             found.update(json.loads(path.read_text(encoding="utf-8")))
-    return {name: filled(one, found) for name, one in found.items()}
+    return {name: filled(name, found) for name in found}
 
 
-def filled(one: Definition, known: Mapping[str, Definition]) -> Definition:
-    """With what `like` takes over."""
-    return {**filled(known[one["like"]], known), **one} if "like" in one else one
+FIELDS = ("layers", "images", "eps", "count", "seconds", "weights", "proven", "like")
+
+
+def filled(name: str, known: Mapping[str, Definition]) -> Definition:
+    """A definition with what `like` takes over, checked."""
+    if name not in known:
+        raise ValueError(f"definitions: `like` must be one of {', '.join(known)}, got {name!r}.")
+    one = known[name]
+    one = {**filled(one["like"], {key: known[key] for key in known if key != name}), **one} if "like" in one else one
+    wrong = sorted(set(one) - set(FIELDS)) + [f"no {field}" for field in FIELDS[:3] if field not in one]
+    if wrong or one.get("proven", "broken") != "broken":
+        raise ValueError(
+            f"definitions: {name!r} must hold {', '.join(FIELDS[:3])}, and may hold {', '.join(FIELDS[3:])} "
+            f'("proven" is "broken"); got {", ".join(wrong) or one["proven"]}.'
+        )
+    return one
 
 
 def loaded(name: str, definition: Definition, folder: Path, most: int | None = None) -> Network:

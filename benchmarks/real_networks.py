@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from certificates import ALLOWANCE, Bounds, Steps, bounds_of, box, lowest_margins, steps_of
-from contenders import STANDARD, Case, Counted, attacks
+from contenders import HERE, STANDARD, Case, Counted, attacks
 from evidence.books import packed
 from exact import decide, matrices_of, open_relus
 from networks import Definition, Network, built, definitions, loaded, weights_of
@@ -81,6 +81,10 @@ def run(
         found = "not installed" if isinstance(attack, str) else attack()
     except ImportError:
         found = "not installed"
+    except Exception as error:  # what others' code cannot do is a row of the table
+        if library == HERE:
+            raise
+        found = f"ended with {type(error).__name__}: {error}"
     if isinstance(found, str):
         return row | {"missing": found}, None
     spent, points = time.process_time() - began, points_of(found)

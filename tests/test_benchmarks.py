@@ -425,6 +425,19 @@ def test_an_attack_that_beats_a_certificate_ends_the_run(scripts, tmp_path):
     script.check_points(case, too_high, "nothing", case.x + 0.2)  # outside the box it says nothing
 
 
+def test_what_the_code_of_others_cannot_do_is_a_row_and_what_ours_cannot_an_error(scripts, tmp_path):
+    script, case = scripts["real_networks"], quick_case(scripts, tmp_path)
+
+    def attack():
+        raise IndexError("three classes")
+
+    counted = script.Counted(case.network.model)
+    row, found = script.run(case, "theirs", "peer", attack, counted)
+    assert (row["missing"], found) == ("ended with IndexError: three classes", None)
+    with pytest.raises(IndexError):
+        script.run(case, "ours", "perceptual_at", attack, counted)
+
+
 def test_the_thorough_row_is_what_the_version_finds(scripts, tmp_path):
     contenders, case = scripts["contenders"], quick_case(scripts, tmp_path)
     few, numbers = [("apgd-ce", {"steps": 3})], SampleGenerator(0, torch.arange(len(case.x)))
@@ -458,5 +471,14 @@ def test_definitions_mirror_the_names_of_the_weights_and_others_may_be_given(scr
     known = networks.definitions(tmp_path, tmp_path / "more.json")
     assert known["other"]["layers"] == networks.DEFINITIONS["fast_fgsm"]["layers"]
     assert (known["more"]["eps"], known["more"]["count"]) == ("1/4", 3)
+    for wrong, said in (
+        ({"like": "gone"}, "`like` must be one of .*, got 'gone'"),
+        ({"like": "bad"}, "`like` must be one of .*, got 'bad'"),
+        ({"layers": ["relu"], "epsilon": 1}, "'bad' must hold layers, images, eps, .* got epsilon, no images, no eps"),
+        ({"like": "fast_fgsm", "proven": "robust"}, "got robust"),
+    ):
+        (tmp_path / "more.json").write_text(json.dumps({"bad": wrong}))
+        with pytest.raises(ValueError, match=said):
+            networks.definitions(tmp_path, tmp_path / "more.json")
     with pytest.raises(ValueError, match=r"a layer must be one of .*, got 'tanh'"):
         networks.built(["tanh"])
