@@ -451,7 +451,7 @@ def test_the_official_code_is_heard_beside_our_own_warnings():
     assert "the output is a probability distribution" in said
     assert "probabilities, not logits" in said
     said = warnings_of(lambda z: model((8 * z).round() / 8 + 0 * z), x, labels, **options)
-    assert "points with zero gradient" in said
+    assert "points with zero gradient" not in said  # which single samples set off; ours goes by significance
     assert "gradient of the margin is exactly zero" in said
 
 

@@ -1,5 +1,7 @@
 """The checks find five broken defences, each by name, and nothing in honest models."""
 
+import math
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 
 from perceptual_at import L1, L2, Linf, auto_attack, evaluate, objectives, pgd
 from perceptual_at import sanity_checks as all_checks
+from perceptual_at._binomial import rare
 from perceptual_at.data import digits
 from perceptual_at.evaluation import checks, strength
 from perceptual_at.models import DigitsCNN, Normalize, normalized
@@ -18,9 +21,9 @@ THREAT = Linf(0.15)
 sanity_checks = partial(all_checks, queries=300)  # enough for what is broken here; see below for where it is not
 
 
-def trained(objective, *, steps):
-    torch.manual_seed(0)
-    model, generator = DigitsCNN(width=8).train(), torch.Generator().manual_seed(0)
+def trained(objective, *, steps, seed=0):
+    torch.manual_seed(seed)
+    model, generator = DigitsCNN(width=8).train(), torch.Generator().manual_seed(seed)
     attack = partial(pgd, threat=THREAT, steps=steps, generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     x, labels = (part[:800] for part in digits("train"))
@@ -62,7 +65,7 @@ def test_an_honest_model_passes_every_check(honest, data, name):
     other = honest["TRADES" if name == "PGD-AT" else "PGD-AT"]
     found = sanity_checks(honest[name], *data, THREAT, steps=5, transfer_from=other)
     assert [check.name for check in found] == [
-        "modes", "inputs", "normalization", "deterministic", "batches", "ties", "gradients",
+        "modes", "inputs", "normalization", "deterministic", "batches", "probabilities", "ties", "gradients",
         "more_steps", "restarts", "larger_eps", "losses", "whole_box", "black_box", "transfer",
     ]  # fmt: skip
     # Between cross entropy and margin there are points of accuracy on networks as small as these, on some machines
@@ -448,7 +451,7 @@ def test_losses_that_differ_by_chance_or_little_pass():
     assert of(500, 0, 20, 480).passed  # two points
     assert not of(500, 1, 38, 461).passed
     assert "margin does better" in of(500, 1, 38, 461).advice
-    assert "cross entropy does better" in of(500, 38, 1, 461).advice
+    assert of(500, 38, 1, 461).passed  # then the accuracy under the cross entropy is the smaller one
 
 
 def test_a_few_samples_for_the_black_box_alone_are_no_masking():
@@ -516,3 +519,185 @@ def test_malformed_calls_are_refused():
     for words, call in bad.items():
         with pytest.raises((TypeError, ValueError), match=words):
             call()
+
+
+# How often an honest model fails, exactly -----------------------------------------------------------------------------
+
+
+def mask(*runs):
+    """A mask of so many of each: `mask((3, True), (2, False))`."""
+    return torch.tensor([value for count, value in runs for _ in range(count)], dtype=torch.bool)
+
+
+def chance(n, fails, probability):
+    """Chance of the counts at which a check fails, where each of `n` samples shows it with a probability."""
+    return sum(math.comb(n, k) * probability**k * (1 - probability) ** (n - k) for k in range(n + 1) if fails(k))
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 1e-4])
+@pytest.mark.parametrize("n", [20, 150, 256])
+def test_attacks_of_one_strength_fail_no_more_often_than_the_level(n, level):
+    def stronger(k):  # of n samples that one of the two breaks alone, k fall to the weaker
+        return not strength.check_stronger("steps", mask((k, False), (n - k, True)), mask((k, True), (n - k, False)),
+                                           level=level).passed  # fmt: skip
+
+    def losses(k):
+        return not strength.check_losses(mask((k, False), (n - k, True)), mask((k, True), (n - k, False)),
+                                         level=level, least=0.0).passed  # fmt: skip
+
+    for fails in (stronger, losses):
+        assert chance(n, fails, Fraction(1, 2)) <= level
+        assert fails(n)
+        assert not fails(n // 2)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 1e-4])
+@pytest.mark.parametrize("n", [20, 150, 256])
+def test_an_attack_that_adds_one_in_a_hundred_fails_no_more_often_than_the_level(n, level):
+    half = n // 2
+    known = mask((half, True), (n - half, False))
+
+    def alone(k):  # of n samples, half are known and k others fall to the other attack alone
+        other = mask((half, False), (min(k, n - half), True), (n - half - min(k, n - half), False))
+        return not strength.check_alone("black_box", known, other, level=level).passed
+
+    assert chance(n, alone, Fraction(1, 100)) <= level
+    assert alone(half)
+    assert not alone(n // 100)
+
+
+@pytest.mark.parametrize("level", [0.01, 1e-4])
+def test_warnings_of_gradients_and_ties_hold_their_level(level):
+    for n in (1, 40, 150):
+        assert chance(n, lambda k, n=n: rare(k, n, level=level), Fraction(1, 100)) <= level
+
+
+# Masked and honest networks with the right answer known ---------------------------------------------------------------
+
+
+class Straight(torch.autograd.Function):
+    """Changes nothing; its gradient is random, or none."""
+
+    @staticmethod
+    def forward(ctx, x, noise):
+        ctx.noise = noise
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.randn_like(grad) * ctx.noise, None
+
+
+def hidden_behind(what):
+    """A linear model whose robustness is known, behind something that misleads attacks."""
+    inner = linear(entries=16)
+    return {
+        "zeroed gradient": lambda x: inner(Straight.apply(x, 0.0)),
+        "random gradient": lambda x: inner(Straight.apply(x, 1.0)),
+        "quantised input": lambda x: inner((4 * x).round() / 4),
+        "finely quantised input": lambda x: inner((64 * x).round() / 64),
+        "quantised logits": lambda x: inner(x).round(decimals=1),
+        "coarse logits": lambda x: inner(x).round(),
+        "large logits": lambda x: 1000 * inner(x),
+        "larger logits": lambda x: 1e6 * inner(x),
+        "confident logits": lambda x: inner(x) + 300 * nn.functional.one_hot(inner(x).argmax(dim=1), 3),
+        "shattered gradient": lambda x: inner(x + 0.05 * torch.sin(400 * x)),
+        "probabilities": lambda x: inner(x).softmax(dim=1),
+        "sharp probabilities": lambda x: (20 * inner(x)).softmax(dim=1),
+        "saturated units": lambda x: torch.tanh(30 * inner(x)),
+        "shifted logits": lambda x: inner(x) + 1e8,
+        "noise": lambda x: inner(x + 0.2 * torch.randn_like(x)),
+        "statistics of the batch": lambda x: inner(x - x.mean(dim=0)),
+    }[what]
+
+
+EXPECTED = {
+    "zeroed gradient": {"gradients", "whole_box", "black_box"},
+    "random gradient": {"black_box"},
+    "quantised input": {"gradients", "whole_box", "black_box"},
+    "finely quantised input": {"gradients", "whole_box", "black_box"},
+    "quantised logits": {"gradients", "whole_box", "black_box"},
+    "coarse logits": {"gradients"},
+    "large logits": {"gradients", "losses"},
+    "larger logits": {"gradients", "losses"},
+    "confident logits": {"gradients", "losses"},
+    "shattered gradient": {"black_box"},
+    "probabilities": {"probabilities"},
+    "sharp probabilities": {"probabilities"},
+    "saturated units": {"ties"},
+    "shifted logits": {"ties"},
+    "noise": {"deterministic"},
+    "statistics of the batch": {"batches"},
+}
+
+
+@pytest.mark.parametrize("what", EXPECTED)
+def test_a_masked_network_is_found_at_a_level_no_honest_one_reaches(what):
+    model, (x, _) = hidden_behind(what), images(linear(), 120)
+    torch.manual_seed(0)
+    found = all_checks(model, x, model(x).argmax(dim=1), Linf(0.2), steps=4, queries=200, level=1e-4)
+    assert EXPECTED[what] <= failed(found).keys()
+
+
+@pytest.mark.parametrize(
+    ("seed", "threat"),
+    [
+        pytest.param(
+            seed, threat, marks=[] if (seed, threat.p) == (0, math.inf) else pytest.mark.slow, id=f"{seed}-{threat}"
+        )
+        for seed in range(4)
+        for threat in (Linf(0.15), L2(0.3), L1(0.8))
+    ],
+)
+def test_a_linear_model_fails_nothing_because_its_attacks_are_exact(seed, threat):
+    # Gradients lead to the nearest mistake, so nothing that they leave can fall to another attack, whatever the seed.
+    model = linear(classes=2, seed=seed)
+    x, labels = images(model, 100)
+    found = all_checks(model, x, labels, threat, steps=20, queries=100, transfer_from=linear(classes=2, seed=seed + 50))
+    assert failed(found) == {}
+
+
+def test_samples_that_nothing_in_the_ball_moves_are_not_called_masked():
+    # Units that are shut all over the ball: no gradient, and certainly robust.
+    def model(x):
+        units = (x.flatten(1) - 0.6).relu().sum(dim=1, keepdim=True)
+        return torch.cat([0.1 - units, units], dim=1)
+
+    x = torch.full((80, 1, 4, 4), 0.3)
+    labels = model(x).argmax(dim=1)
+    assert int((inspection.gradient_sizes(model, x, labels) == 0).sum()) == 80
+    found = {check.name: check for check in all_checks(model, x, labels, Linf(0.2), steps=20, queries=50)}
+    assert failed(found.values()) == {}
+    assert heard(model, x, labels, Linf(0.2), ["apgd-ce"]) == ()
+    assert not checks.check_gradients(model, x, labels, threat=Linf(0.4)).passed  # where some corner moves them
+
+
+@pytest.mark.parametrize("pattern", ["brightness", "rows", "columns"])
+def test_what_only_a_pattern_moves_is_not_constant(pattern):
+    weights = torch.ones(4, 4)
+    if pattern == "rows":
+        weights = weights * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
+    if pattern == "columns":
+        weights = weights * torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+    def stairs(x):  # moves by a whole step where all entries work together, and hardly ever by chance
+        height = ((x - 0.5) * weights).sum(dim=(1, 2, 3))[:, None] / 1.4
+        return torch.cat([0.5 - height.round(), height.round()], dim=1)
+
+    x = torch.full((40, 1, 4, 4), 0.5)
+    assert int(inspection.constant_outputs(stairs, x, Linf(0.1)).sum()) < 8
+    assert inspection.constant_outputs(stairs, x, Linf(0.01)).all()
+
+
+@pytest.mark.slow
+def test_trained_networks_of_several_seeds_are_honest_at_a_level_that_masked_ones_fail(data):
+    # Of 3 networks and 8 checks with a chance of at most 1e-4 each, one fails by luck in 400 runs at most. That the
+    # cross entropy is weaker than the margin on some, TRADES above all, is no luck; `losses` says so, and is left out.
+    level = 1e-4
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = trained(objectives.pgd_at, steps=3, seed=seed)
+        found = sanity_checks(model, *data, THREAT, steps=5, level=level)
+        assert failed([check for check in found if check.name != "losses"]) == {}
+        masked = Around(model, before=lambda x: (16 * x).round() / 16).eval()
+        assert {"gradients", "black_box"} <= failed(sanity_checks(masked, *data, THREAT, steps=5, level=level)).keys()

@@ -212,7 +212,7 @@ def auto_attack(
             attacks, heard = official.attacks(victim, composition, threat, numbers, classes)
             notes = (*notes, official.NOTE)
         protocol = Protocol(threat, classes, composition, backend, notes)
-        broken_by = torch.full_like(search.step, -1)
+        broken_by, right = torch.full_like(search.step, -1), len(search.remaining())
         for place, (name, attack) in enumerate(zip(protocol.attacks, attacks, strict=True)):
             remaining = search.remaining()
             before = len(remaining)
@@ -226,7 +226,7 @@ def auto_attack(
                     bar.advance(len(at), robust=f"{_share(~(search.success | search.undefined)):.2%}")
             broken = before - len(search.remaining())
             if name == "square" and place:
-                warnings.append(inspection.square_alone(broken, len(x), composition[place][1]["queries"]))
+                warnings.append(inspection.square_alone(broken, right, composition[place][1]["queries"]))
         if backend == "pyautoattack":
             warnings.extend(heard)
     if not verdict:

@@ -13,7 +13,7 @@ from perceptual_at.evaluation.fingerprints import tensors_of
 from perceptual_at.threats import Threat
 from perceptual_at.victims import Model
 from perceptual_at.victims.finding import bare
-from perceptual_at.victims.inspection import lost_gradients
+from perceptual_at.victims.inspection import gives_probabilities, lost_gradients
 
 MASKING = "gradient masking: the attack fails for want of a useful gradient, not because the model is robust"
 _BY_HAND = "call `sanity_checks` by itself with a threat and a black-box attack of your own to find out why"
@@ -209,6 +209,36 @@ def check_batches(model: Model, x: Tensor) -> Check:
         "batches", value == 0, value, f"logits differ by {value:.3g} in another batch",
         "" if value == 0 else "batch norm in train mode: samples are judged by who shares their batch",
         "" if value == 0 else "put batch norm into eval mode (`model.eval()`) with its running statistics",
+    )  # fmt: skip
+
+
+def check_probabilities(model: Model, x: Tensor) -> Check:
+    """The model gives logits, not probabilities.
+
+    A softmax at the end of the model leaves no digits for the classes that lose, and what an attack then climbs is the
+    rounding of the gradient. The check fails when the outputs of every sample are in [0, 1] and sum to 1.
+
+    Args:
+        model: maps inputs to logits.
+        x: inputs.
+
+    Returns:
+        A `Check`; its value is 1 for probabilities, 0 for logits.
+
+    Examples:
+        >>> logits = torch.tensor([[1.0, 2.0], [0.5, 0.25]])
+        >>> check_probabilities(lambda x: x, logits).passed
+        True
+        >>> check_probabilities(lambda x: x.softmax(dim=1), logits).passed
+        False
+    """
+    with torch.no_grad():
+        given = gives_probabilities(model(x.clone()))
+    return Check(
+        "probabilities", not given, float(given),
+        "every output is a probability distribution" if given else "outputs are logits",
+        "a softmax in the model: gradients vanish or are rounding" if given else "",
+        "drop the softmax and attack the logits" if given else "",
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from perceptual_at.evaluation.checks import (
     check_inputs,
     check_modes,
     check_normalization,
+    check_probabilities,
     check_ties,
     with_gradient,
 )
@@ -99,6 +100,7 @@ def sanity_checks(
             check_outputs("sanity_checks", outputs, labels)
             found.append(_guarded("deterministic", check_deterministic, f, x))
             found.append(_guarded("batches", check_batches, f, x))
+            found.append(_guarded("probabilities", check_probabilities, f, x))
             found.append(_guarded("ties", check_ties, f, x, level=level))
             found.append(_guarded("gradients", check_gradients, f, x, labels, threat=threat, level=level))
             if not found[1].passed:  # attacks refuse such inputs

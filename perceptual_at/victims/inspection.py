@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -74,10 +74,12 @@ def gradient_sizes(
         return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
 
 
-def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, points: int = 3) -> Tensor:
-    """Samples whose outputs are the same everywhere in the ball as far as random points and corners show, `(B,)`.
+def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, rounds: int = 3) -> Tensor:
+    """Samples whose outputs are the same everywhere in the ball, as far as a few dozen points show, `(B,)`.
 
-    Where outputs do not change there is nothing to follow, and nothing to find.
+    Where outputs do not change there is nothing to follow, and nothing to find. The points are random, and as far out
+    as the ball goes in every entry at once: with random signs, with stripes along each dimension, and all up or down,
+    which move a network more than noise does.
     """
     constant = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if not len(x):
@@ -87,14 +89,24 @@ def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threa
         x = x.detach().clone()
         first = model(x.clone())
         digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
-        for number in range(points):
-            drawn = numbers.fork(number)
-            far = 1e3 * drawn.signs(tuple(x.shape)).to(x)
-            inside = start("inspection", threat, x, drawn)
-            for point in (inside, threat.project(x + far, x), threat.project(x - far, x)):
+        for number in range(rounds):
+            for point in _far_and_wide(x, threat, numbers.fork(number)):
                 difference = rows(model(point.to(x.dtype).clone()) - first).abs().amax(dim=1)
                 constant = constant & (difference <= 4 * digits)
+            if not bool(constant.any()):
+                break
     return constant
+
+
+def _far_and_wide(x: Tensor, threat: Threat, drawn: _random.SampleGenerator) -> Iterator[Tensor]:
+    """A random point of the ball, and points where its corners, stripes and uniform shifts end."""
+    yield start("inspection", threat, x, drawn)
+    shapes = {tuple(x.shape), (len(x), *[1] * (x.ndim - 1))}
+    shapes |= {(len(x), *(size if d == at else 1 for d, size in enumerate(x.shape[1:]))) for at in range(x.ndim - 1)}
+    for number, shape in enumerate(sorted(shapes)):
+        far = 1e3 * drawn.fork(number).signs(shape).to(x)
+        yield threat.project(x + far, x)
+        yield threat.project(x - far, x)
 
 
 def lost_gradients(
