@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._rounding import accumulator, add_inward, cast_toward, wide
-from perceptual_at._shapes import per_sample, rows
+from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.threats.ball import (
     Ball,
     Units,
@@ -25,7 +25,13 @@ from perceptual_at.threats.ball import (
     surely_inside,
 )
 from perceptual_at.threats.entries import Bounds, Entries, multipliable
-from perceptual_at.threats.simplex import threshold_by_climbing, threshold_by_sorting
+from perceptual_at.threats.simplex import (
+    filled,
+    is_long,
+    threshold,
+    threshold_by_climbing,
+    threshold_by_sorting,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -78,6 +84,22 @@ class L1(Ball):
         nearest = self._nearest(y, boxed, center, x, threshold_by_sorting)
         return cast_toward(shrink(self, nearest, center, x.dtype), x)
 
+    def _settled(self, point: Tensor, x: Tensor) -> Tensor:
+        """`project` of points that are outside by a rounding, if at all; long rows are looked at, not sorted."""
+        free = looks_are_free(x) and is_long(rows(x))
+        if type(self) is not L1 or not free or self.units(x) is not None:
+            return self.project(point, x)
+        low, high = self.box(x)
+        boxed = point.clamp(low, high)  # type: ignore[arg-type]
+        outside = places(size_seen(self, boxed, x, x.dtype) > self._each(x))
+        if not len(outside):
+            return boxed
+        some, center = self.select(outside), x[outside]
+        nearest = some._pulled_in(point[outside], center, center, threshold)
+        if not surely_inside(some, nearest, center):
+            nearest = shrink(some, nearest, center, x.dtype)
+        return boxed.index_copy(0, outside, nearest)
+
     def around(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`project` for centres that stay, up to rounding and without sorting, as a function of the point alone."""
         if type(self) is not L1 or not looks_are_free(x) or self.units(x) is not None:
@@ -122,16 +144,15 @@ class L1(Ball):
             room, delta = (torch.where(free, part * scale, 0.0) for part in (room, delta))
             grad = grad * units.weight.to(grad.dtype)
         gain = flat("L1.step", grad)
-        order = gain.abs().argsort(dim=1, descending=True)
         length = torch.as_tensor(step_size, dtype=gain.dtype, device=gain.device).reshape(-1, 1)
-        moved = rows(delta) + gain.sign() * _fill(rows(room).clamp_min(0).minimum(length), order, length)
+        moved = rows(delta) + gain.sign() * filled(rows(room).clamp_min(0).minimum(length), gain.abs(), length)
         size = moved.abs()
         eps = self._each(x)
         eps = eps.to(size.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
         excess = (size.sum(dim=1, keepdim=True) - eps).clamp_min(0)
-        size = size - _fill(size, (moved.sign() * gain).argsort(dim=1), excess)
+        size = size - filled(size, -moved.sign() * gain, excess)
         moved = (moved.sign() * size).reshape(x.shape)
-        return self.project(x + (moved if units is None else moved * units.weight.to(moved.dtype)), x)
+        return self._settled(x + (moved if units is None else moved * units.weight.to(moved.dtype)), x)
 
     def sparse(self, grad: Tensor, share: Tensor) -> Tensor:
         """Signs of the largest entries of the gradient, a `share` `(B,)` of all, of unit norm: where APGD steps."""
@@ -160,7 +181,7 @@ class L1(Ball):
         direction = (signs * sizes / (total if units is None else total.clamp_min(1e-30))).reshape(x.shape)
         eps = self._spread(x)
         eps = eps.to(x.dtype) if isinstance(eps, Tensor) else eps
-        return self.project(x + eps * direction * radii(self, x, draws), x)
+        return self._settled(x + eps * direction * radii(self, x, draws), x)
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """The projection of normal noise, which is sparse, as APGD starts."""
@@ -173,15 +194,13 @@ class L1(Ball):
         moved = rows(stretched(delta, self.units(delta)))
         return moved.abs().sum(dim=1, dtype=accumulator(moved)).to(wide(delta))
 
-    def _nearest(
-        self,
-        y: Tensor,
-        boxed: Tensor,
-        center: Tensor,
-        x: Tensor,
-        solve: Callable[[Tensor, Tensor, float | Tensor], Tensor],
-    ) -> Tensor:
+    def _nearest(self, y: Tensor, boxed: Tensor, center: Tensor, x: Tensor, solve: "_Solver") -> Tensor:
         """Nearest point of ball and box, up to the rounding of its norm; where `boxed` is inside, that."""
+        outside = per_sample(size_seen(self, boxed, center, x.dtype) > self._each(x), y)
+        return boxed.lerp(self._pulled_in(y, center, x, solve), outside.to(y.dtype))  # exact for shares of 0 and 1
+
+    def _pulled_in(self, y: Tensor, center: Tensor, x: Tensor, solve: "_Solver") -> Tensor:
+        """The same for points that are outside the ball."""
         low, high = self.box(x)
         delta = y - center
         signs = delta.sign()
@@ -191,21 +210,15 @@ class L1(Ball):
         wanted, room = _measured(delta.abs(), units), _measured(room, units)
         eps = self._each(x)
         budget = eps.to(wanted.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
-        threshold = solve(wanted, room, budget * (1 - slack(x.dtype, delta.dtype))).to(delta.dtype)
-        moved = torch.minimum((wanted - threshold).clamp_min_(0), room).reshape(delta.shape)
+        less = solve(wanted, room, budget * (1 - slack(x.dtype, delta.dtype))).to(delta.dtype)
+        moved = torch.minimum((wanted - less).clamp_min_(0), room).reshape(delta.shape)
         moved = moved if units is None else moved * units.weight.to(moved.dtype)
-        outside = per_sample(size_seen(self, boxed, center, x.dtype) > eps, y)
-        nearest = add_inward(center, moved * signs).clamp(low, high)  # type: ignore[arg-type]
-        return boxed.lerp(nearest, outside.to(y.dtype))  # exact for shares of 0 and 1
+        return add_inward(center, moved * signs).clamp(low, high)  # type: ignore[arg-type]
+
+
+_Solver = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 
 
 def _measured(size: Tensor, units: Units | None) -> Tensor:
     """Sizes as rows, in units of the largest `eps`."""
     return rows(size if units is None else size * units.scale.to(size.dtype))
-
-
-def _fill(room: Tensor, order: Tensor, amount: float | Tensor) -> Tensor:
-    """Distribute `amount` over each row in the given order, to each entry as much as it has room for."""
-    have = room.gather(1, order)
-    before = have.cumsum(dim=1) - have
-    return torch.zeros_like(room).scatter(1, order, torch.minimum(have, (amount - before).clamp_min(0)))

@@ -1,4 +1,10 @@
-"""How much every entry gives up so that what is left adds up to a budget: two ways to find one number per row."""
+"""How a budget is shared out among the entries of a row.
+
+Two ways to find how much every entry gives up so that what is left adds up to the budget, one number per row; and how
+an amount goes to the entries one after the other.
+"""
+
+import math
 
 import torch
 from torch import Tensor
@@ -6,6 +12,8 @@ from torch import Tensor
 from perceptual_at._rounding import accumulator
 
 _MOST_ROUNDS = 200  # five to ten are usual
+_SAMPLE = 2048  # entries that tell where in the order of a long row an amount ends
+_SPARE = 8  # of them, to either side
 
 
 def threshold_by_sorting(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
@@ -46,3 +54,67 @@ def threshold_by_climbing(wanted: Tensor, room: Tensor, radius: float | Tensor) 
             break
         level = step
     return level
+
+
+def threshold(wanted: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
+    """The same as exactly as by sorting, but without sorting long rows."""
+    if not is_long(wanted):
+        return threshold_by_sorting(wanted, room, radius)
+    dtype = accumulator(wanted)
+    return threshold_by_climbing(wanted.to(dtype), room.to(dtype), radius)
+
+
+def filled(room: Tensor, gain: Tensor, amount: Tensor) -> Tensor:
+    """Distribute `amount` `(B, 1)` over each row in the order of falling gain, to each entry what it has room for.
+
+    To sort long rows would take longer than all else in a step. Where numbers can be looked at without waiting, only
+    the entries are sorted among which the amount may end: a sample guesses them, and sums over all confirm it.
+    """
+    if not is_long(room):
+        places = gain.argsort(dim=1, descending=True)
+        return torch.zeros_like(room).scatter(1, places, _shared_out(room.gather(1, places), 0.0, amount))
+    first, least = _guessed(room, gain, amount)
+    sure, some = gain > first, room > 0
+    unsure = (gain >= least) & some & ~sure
+    before = (room * sure).sum(dim=1, keepdim=True, dtype=accumulator(room))
+    upto = before + (room * unsure).sum(dim=1, keepdim=True)
+    if not bool(((before <= amount) & ((upto >= 1.001 * amount) | (least == -math.inf))).all()):
+        sure, unsure, before = torch.zeros_like(sure), some, torch.zeros_like(before)
+    places, have = _packed(unsure, gain, room)
+    return (room * sure).scatter_add(1, places, _shared_out(have, before, amount))
+
+
+def is_long(value: Tensor) -> bool:
+    """Whether sorting rows would take longer than to look at them first, which waits for nothing."""
+    return value.shape[1] > 2 * _SAMPLE and value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _shared_out(have: Tensor, before: float | Tensor, amount: Tensor) -> Tensor:
+    """What each of a row of entries gets of an amount of which some is gone already."""
+    upto = (before + have.cumsum(dim=1, dtype=accumulator(have))).to(have.dtype)
+    return torch.minimum(have, (amount - (upto - have)).clamp_min(0))
+
+
+def _guessed(room: Tensor, gain: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
+    """Gains above which entries surely get all they have room for, and below which they get nothing; `(B, 1)`."""
+    stride = room.shape[1] // _SAMPLE | 1  # odd, as the sides of images are not
+    sample, order = gain[:, ::stride].sort(dim=1, descending=True)
+    upto = room[:, ::stride].gather(1, order).cumsum(dim=1) * stride
+    high, low = ((upto < share * amount).sum(dim=1, keepdim=True) for share in (0.8, 1.25))
+    high, low, last = high - _SPARE, low + _SPARE, sample.shape[1] - 1
+    first = sample.gather(1, high.clamp_min(0)).masked_fill(high < 0, math.inf)
+    return first, sample.gather(1, low.clamp_max(last)).masked_fill(low > last, -math.inf)
+
+
+def _packed(chosen: Tensor, gain: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen entries of each row in the order of falling gain: their places, and their room; the rest has none."""
+    row, place = chosen.nonzero(as_tuple=True)
+    counts = chosen.sum(dim=1)
+    turn = torch.arange(len(row)) - (counts.cumsum(dim=0) - counts)[row]
+    places = row.new_zeros(len(room), int(counts.max()))
+    keys = gain.new_full(places.shape, -math.inf)
+    have = torch.zeros_like(keys)
+    for target, values in ((places, place), (keys, gain[row, place]), (have, room[row, place])):
+        target[row, turn] = values
+    order = keys.argsort(dim=1, descending=True)
+    return places.gather(1, order), have.gather(1, order)
