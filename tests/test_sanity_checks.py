@@ -701,3 +701,25 @@ def test_trained_networks_of_several_seeds_are_honest_at_a_level_that_masked_one
         assert failed([check for check in found if check.name != "losses"]) == {}
         masked = Around(model, before=lambda x: (16 * x).round() / 16).eval()
         assert {"gradients", "black_box"} <= failed(sanity_checks(masked, *data, THREAT, steps=5, level=level)).keys()
+
+
+@pytest.mark.parametrize("what", ["constant logits", "one class"])
+def test_a_model_of_one_class_is_no_masking(what):
+    def model(x):
+        height = 0 * x.flatten(1)[:, :1] if what == "constant logits" else x.flatten(1).mean(dim=1, keepdim=True)
+        return torch.cat([2 + height, height, height - 1], dim=1)
+
+    x, _ = images(linear(), 100)
+    found = {
+        check.name: check for check in all_checks(model, x, model(x).argmax(dim=1), Linf(0.2), steps=3, queries=20)
+    }
+    assert failed(found.values()) == {}
+    assert not found["whole_box"].applies
+
+
+def test_inputs_around_zero_are_not_normalised_where_the_box_says_so():
+    model = normalized(nn.Flatten(), mean=(0.1,), std=(0.4,))
+    x = 2 * images(linear())[0] - 1
+    assert not checks.check_normalization(model, x).passed
+    assert checks.check_normalization(model, x, threat=Linf(0.1, bounds=(-1.0, 1.0))).passed
+    assert not checks.check_normalization(model, 2 * x, threat=Linf(0.1, bounds=(-1.0, 1.0))).passed

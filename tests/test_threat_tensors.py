@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pickle
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -389,3 +390,9 @@ def test_a_budget_beyond_the_box_is_still_refused():
         for eps in (0.21, 0.5, 8.0):
             with pytest.raises(ValueError, match="exceeds the input range"):
                 Linf(as_given(eps, dtype), bounds=(0.5, 0.7))
+
+
+@pytest.mark.parametrize("kind_of_number", [numpy.float16, numpy.float32, numpy.float64])
+def test_numbers_of_numpy_are_rounded_too(kind_of_number):
+    for low, high in BOXES[::7]:
+        Linf(kind_of_number(round(high - low, 2)), bounds=(kind_of_number(low), kind_of_number(high)))

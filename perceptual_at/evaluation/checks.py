@@ -125,7 +125,7 @@ def check_inputs(x: Tensor, threat: Threat) -> Check:
     )  # fmt: skip
 
 
-def check_normalization(model: Model, x: Tensor) -> Check:
+def check_normalization(model: Model, x: Tensor, *, threat: Threat | None = None) -> Check:
     """Inputs are normalised once at most: not by the loader and the model, and not twice by the model.
 
     Layers are recognised by a class name with "Normaliz", normalised inputs by values below zero.
@@ -133,6 +133,7 @@ def check_normalization(model: Model, x: Tensor) -> Check:
     Args:
         model: a module; of any other callable the layers cannot be seen.
         x: clean inputs.
+        threat: whose bounds say whether values below zero belong to the inputs; None is a box that starts at zero.
 
     Returns:
         A `Check`; its value counts how often inputs are normalised.
@@ -146,7 +147,8 @@ def check_normalization(model: Model, x: Tensor) -> Check:
     """
     parts = bare(model).modules() if isinstance(model, nn.Module) else ()
     layers = [part for part in parts if "normaliz" in type(part).__name__.lower()]
-    times = len(layers) + int(bool((x < 0).any()))
+    low = torch.as_tensor(getattr(threat, "bounds", (0.0,))[0]).to(x)
+    times = len(layers) + int(bool((x < low.clamp_max(0)).any()))
     passed = times <= 1
     return Check(
         "normalization", passed, float(times),

@@ -1,6 +1,7 @@
 """Attacks of several strengths on the same samples: the stronger must break what the weaker breaks."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -34,6 +35,7 @@ from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
 from perceptual_at.victims import Model, frozen, in_step, misclassified
+from perceptual_at.victims.inspection import far_and_wide
 
 
 def sanity_checks(
@@ -51,7 +53,7 @@ def sanity_checks(
 ) -> tuple[Check, ...]:
     """All checks of this module on some samples, cheap ones first.
 
-    The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `50 * steps`
+    The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `30 * steps`
     gradients per sample, and `queries` forward passes for each that the black-box attack does not break. A check whose
     premise does not hold for this model or threat says so and decides nothing; one that ends with an error is a failed
     one.
@@ -67,7 +69,7 @@ def sanity_checks(
             than `Linf`, `L2` and `L1` no such check.
         transfer_from: another model for the same data, whose adversarial inputs are tried on this one; None leaves
             that check out.
-        level: largest probability with which an honest model fails one of the comparisons.
+        level: largest probability with which an honest model fails each of the comparisons, of which there are seven.
         seed: of the noise of the attacks.
 
     Returns:
@@ -94,7 +96,7 @@ def sanity_checks(
     with torch.inference_mode(False), torch.enable_grad():
         x, labels = x.detach().clone(), labels.detach().clone()
         found = [_guarded("modes", check_modes, model), _guarded("inputs", check_inputs, x, threat)]
-        found.append(_guarded("normalization", check_normalization, model, x))
+        found.append(_guarded("normalization", check_normalization, model, x, threat=threat))
         with frozen(model) as borrowed, in_step(borrowed) as f:
             outputs = _outputs(f, x)
             check_outputs("sanity_checks", outputs, labels)
@@ -205,9 +207,10 @@ def check_whole_box(
 ) -> Check:
     """An attack that may change everything breaks everything: with the budget of the whole box, about 0 % remain.
 
-    Threats that cannot reach every point, patches and masks, are left out. About 0 % is 1 %: the check fails when as
-    many samples remain as would with a chance below `level` if each did with
-    a probability of 1 %. PGD runs on the cross entropy and on the margin.
+    Left out are threats that cannot reach every point, patches and masks, and models that give one class to all inputs
+    and to a few dozen points of the box: nothing shows that there is another. About 0 % is 1 %: the check fails when as
+    many samples remain as would with a chance below `level` if each did with a probability of 1 %. PGD runs on the
+    cross entropy and on the margin.
 
     Args:
         model: maps inputs to logits.
@@ -232,6 +235,8 @@ def check_whole_box(
     everything = whole_box(threat, x)
     if not _reaches(everything, x):
         return Check.without_premise("whole_box", "no budget of this threat reaches every point of the box")
+    if not _knows_two_classes(model, x, everything, seed):
+        return Check.without_premise("whole_box", "the model gives one class to all inputs and points of the box tried")
     attacks = _Attacks(with_gradient(model), x, labels, everything, seed=seed)
     left = int((~(attacks.broken(steps) | attacks.broken(steps, loss=margin))).sum())
     passed = binomial_tail(left, len(x), Fraction(1, 100)) >= level
@@ -269,6 +274,19 @@ def _reaches(threat: Threat, x: Tensor) -> bool:
     across = torch.where(x - low > high - x, low.clamp_min(-1e4), high.clamp_max(1e4)).to(x.dtype)
     reached = threat.project(across, x)
     return bool(((reached - across).abs() <= 1e-3 * (across - x).abs()).all())
+
+
+def _knows_two_classes(model: Model, x: Tensor, everything: Threat, seed: int) -> bool:
+    """Whether the model gives different classes to the inputs, or to points of the box: then all can be broken."""
+    noise = SampleGenerator(seed, torch.arange(len(x), device=x.device))
+    points = itertools.chain([x], *(far_and_wide(x, everything, noise.fork(number)) for number in range(3)))
+    classes = (_outputs(model, point.to(x.dtype)).argmax(dim=1) for point in points)
+    first = None
+    for found in classes:
+        first = found[:1] if first is None else first
+        if bool((found != first).any()):
+            return True
+    return False
 
 
 def _points(found: Tensor | Verdict) -> Tensor:

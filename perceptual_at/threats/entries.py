@@ -55,7 +55,8 @@ def width(bounds: Bounds) -> float:
 
 def coarseness(*values: Any) -> float:
     """Share of themselves by which the coarsest of some numbers may be rounded; a few digits of float32 at least."""
-    return max([1e-6, *(torch.finfo(one.dtype).eps for one in values if _is_floating(one))])
+    half = any(getattr(one, "itemsize", 8) <= 2 for one in values)  # of tensors and of NumPy's numbers
+    return torch.finfo(torch.bfloat16).eps if half else 1e-6
 
 
 def exceeds(eps: float, bounds: Bounds, rounding: float) -> bool:
@@ -144,10 +145,6 @@ def entries_text(value: Entries, *, in_255ths: bool = False) -> str:
     shown: Sequence[float] = (value.flatten() if few else torch.stack(value.aminmax())).tolist()
     texts = [_fraction(one, value.dtype) if in_255ths else f"{one:.6g}" for one in shown]
     return f"<{shape}: {', '.join(texts)}>" if few else f"<{shape} values from {' to '.join(texts)}>"
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _own(name: str, argument: str, value: Tensor) -> Entries:

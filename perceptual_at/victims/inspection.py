@@ -90,7 +90,7 @@ def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threa
         first = model(x.clone())
         digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
         for number in range(rounds):
-            for point in _far_and_wide(x, threat, numbers.fork(number)):
+            for point in far_and_wide(x, threat, numbers.fork(number)):
                 difference = rows(model(point.to(x.dtype).clone()) - first).abs().amax(dim=1)
                 constant = constant & (difference <= 4 * digits)
             if not bool(constant.any()):
@@ -98,7 +98,7 @@ def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threa
     return constant
 
 
-def _far_and_wide(x: Tensor, threat: Threat, drawn: _random.SampleGenerator) -> Iterator[Tensor]:
+def far_and_wide(x: Tensor, threat: Threat, drawn: _random.SampleGenerator) -> Iterator[Tensor]:
     """A random point of the ball, and points where its corners, stripes and uniform shifts end."""
     yield start("inspection", threat, x, drawn)
     shapes = {tuple(x.shape), (len(x), *[1] * (x.ndim - 1))}
