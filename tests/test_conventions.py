@@ -208,6 +208,7 @@ ALLOWED = {
     ("attacks/training.py", "nonzero"): "only samples that are right have a margin to look for, so it must count them",
     ("threats/entries.py", "tolist"): "what a threat model is called and whether two are equal depends on its numbers",
     ("threats/kinds.py", "tolist"): "records are written when everything has been computed",
+    ("threats/simplex.py", "nonzero"): "long rows on the CPU alone, where nothing is waited for and sorting costs more",
     ("threats/threat.py", "tolist"): "a threat of the user's own gets one generator of torch per sample",
     ("victims/twins.py", "cuda"): "captures a graph of the pass instead of running it",
     ("objectives/alignment.py", "nonzero"): "the mixed pass runs on the selected pairs only, so it must count them",
