@@ -14,6 +14,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent))  # this file is loaded by its path
 import results_evidence
 import results_methods
+import results_networks
 import results_performance
 import results_segmentation
 from results_table import number, spread, table
@@ -185,6 +186,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "subset_final": ("cifar10_subset", subset_final),
     "subset_weights": ("cifar10_subset", subset_weights),
     **results_methods.TABLES,
+    **results_networks.TABLES,
     **results_performance.TABLES,
     **results_segmentation.TABLES,
     **results_evidence.TABLES,
