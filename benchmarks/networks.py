@@ -55,7 +55,7 @@ DEFINITIONS: dict[str, Definition] = {
         "proven": "broken",
     },
     "wk_cifar_8px": {
-        "layers": ["normalize 3", convolutional(3, 2048)], "images": CIFAR, "eps": "8/255", "count": 100,
+        "layers": ["normalize 3", convolutional(3, 2048)], "images": CIFAR, "eps": "8/255", "count": 300,
     },
     "resnet2b": {
         "layers": [

@@ -28,7 +28,7 @@ from contenders import HERE, STANDARD, Case, Counted, attacks
 from evidence.books import packed
 from exact import decide, matrices_of, open_relus
 from networks import Definition, Network, built, definitions, loaded, weights_of
-from record import begin, parser, save
+from record import begin, commit, parser, save
 from torch import Tensor, nn
 
 from perceptual_at import Linf, auto_attack, evaluate, pgd, sanity_checks
@@ -307,7 +307,10 @@ def run_all(chosen: Any) -> None:
             print(f"{name}: on record", flush=True)
             continue
         network = loaded(name, definition, chosen.folder, chosen.images)
-        about = {"name": name, "stamp": known, "eps": str(definition["eps"]), "data": definition["images"]}
+        about = {
+            "name": name, "stamp": known, "commit": commit(), "eps": str(definition["eps"]),
+            "data": definition["images"],
+        }  # fmt: skip
         entries[name] = {
             **about,
             "proven": network.proven,

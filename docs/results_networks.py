@@ -241,7 +241,8 @@ def made(run: Run) -> str:
     """What made the numbers."""
     hardware, versions = run["hardware"], run["versions"]
     peers = ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("python", HERE))
+    commits = dict.fromkeys(f"`{(one.get('commit') or 'unknown')[:7]}`" for one in run["networks"])
     return (
         f"One run, seed {run['seed']}: `{run['command']}`; {hardware['cpu']}, {hardware['threads']} thread; {peers}; "
-        f"commit `{(run['commit'] or 'unknown')[:7]}`."
+        f"commit {', '.join(commits)}."
     )
