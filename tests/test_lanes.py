@@ -28,7 +28,7 @@ from perceptual_at import (
     snapshot,
     square,
 )
-from perceptual_at.victims import twins
+from perceptual_at.victims import rewriting, twins
 from tests.needs import ONE_VIEW, OWN_TESTS, needs
 from tests.strategies import generator, uniform, words
 
@@ -499,3 +499,62 @@ def test_random_numbers_are_those_of_the_plain_attack():
     starts = [pgd(model, x, labels, THREAT, steps=1, step_size=1e-9, lane=lane, generator=generator(3))
               for lane in (None, FP32)]  # fmt: skip
     assert_close(starts[0], starts[1], atol=1e-6, rtol=0.0)
+
+
+# Rewriting ----------------------------------------------------------------------------------------------------------
+
+
+class Reused(nn.Module):
+    """Values that must not be written over: the input, what two read, what a backward pass needs, views."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.offset = nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, x):
+        shifted = torch.relu(x) + x  # the input is the caller's
+        out = self.norm(self.conv(shifted))
+        kept = out.relu() + out  # two read `out`
+        wide = self.offset + kept  # one side is larger than the other
+        squared = wide * wide
+        total = squared.exp().clamp(max=3.0) + torch.relu(squared)  # products and exponentials keep their results
+        seen = total.view_as(total) + self.offset
+        return self.last((seen + seen).mean(dim=(2, 3)) + total.flatten(2).sum(dim=2))
+
+
+@pytest.mark.parametrize("make", [Reused, *(make for make, _ in MODELS.values())], ids=["reused", *MODELS])
+def test_values_are_written_over_only_where_nobody_else_reads_them(make):
+    model, x = prepared(make).double().eval(), images().double()
+    before = x.clone()
+    with frozen(model, lane=Lane()) as f:
+        for _ in range(2):
+            assert_close(f(x), f.exact(x), rtol=1e-9, atol=1e-9)
+            assert_close(input_gradient(f, x), input_gradient(f.exact, x), rtol=1e-9, atol=1e-9)
+        alone = f(x[:1])
+    assert torch.equal(x, before)
+    with frozen(prepared(make).double().eval(), lane=Lane()) as f:
+        assert_close(f(x[:1]), alone, rtol=1e-9, atol=1e-9)  # made for one sample, used for several
+        assert_close(f(x)[:1], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_a_residual_network_writes_its_relus_and_sums_in_place():
+    model, x = prepared(functools.partial(models.resnet18, width=4)), images()
+    with frozen(model, lane=Lane()) as f:
+        f(x)
+        targets = [node.target for node in f._twin.module.graph.nodes]
+    assert targets.count(torch.relu_) == 17
+    assert targets.count("add_") == 8
+
+
+def test_layers_of_many_weights_and_few_places_run_contiguous(monkeypatch):
+    monkeypatch.setattr(rewriting, "_MANY_WEIGHTS", 16 * 16 * 9)
+    model, x = prepared(functools.partial(models.resnet18, width=4)), images(size=32)
+    for lane, late in ((FP32, 9), (BF16, 0), (Lane(channels_last=False), 0)):
+        with frozen(model, lane=lane) as f:
+            f(x)
+            assert len(f._twin.late) == late
+    with frozen(model, lane=FP32) as f:
+        assert_close(f(x), f.exact(x), rtol=1e-4, atol=1e-4)
+        assert_close(input_gradient(f, x), input_gradient(f.exact, x), rtol=1e-3, atol=1e-4)
+        assert f._twin.module.get_submodule("layer4.0.conv1").weight.is_contiguous()

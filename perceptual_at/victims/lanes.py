@@ -15,8 +15,10 @@ class Lane:
 
     Args:
         fold: put the batch norms that follow a convolution or a linear layer into its weights, as far as `torch.fx`
-            can trace the model. Logits are equal up to rounding.
-        channels_last: hold images and weights of convolutions with their channels innermost.
+            can trace the model; ReLUs and sums then write over values that nobody else reads. Logits are equal up to
+            rounding.
+        channels_last: hold images and weights of convolutions with their channels innermost; on a CPU in float32 not
+            from the first layer on that has many weights and few places, where that costs more.
         dtype: run weights and activations in this dtype, for example `torch.bfloat16`; images are cast after their
             normalisation, batch norms that stay keep their statistics as they are. None leaves the dtype alone.
         compile: hand the twin to `torch.compile`; starting takes seconds to minutes.

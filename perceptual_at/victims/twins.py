@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at.victims.finding import bare
 from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.rewriting import late_layers, write_in_place
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED}
@@ -71,6 +72,7 @@ class _Twin:
         self.remarks: list[str] = []  # what there was no need for
         self.folds: list[_Fold] = []
         self.constants: set[str] = set()
+        self.late: list[str] = []
         self.module = self._copy(model, x)
         if lane.fold and not self.folds and not self.notes:
             norms = any(isinstance(part, _BatchNorm) for part in model.modules())
@@ -83,6 +85,9 @@ class _Twin:
             _cast(self.module, lane.dtype)
         if lane.channels_last:
             self.module.to(memory_format=torch.channels_last)
+            for name in self.late:
+                layer: Any = self.module.get_submodule(name)
+                layer.weight.data = layer.weight.data.contiguous()
         self.call: Callable[[Tensor], Tensor] = self.module
         if lane.compile:
             self.call = torch.compile(self.module, mode="reduce-overhead" if lane.cuda_graphs else None)
@@ -117,6 +122,7 @@ class _Twin:
         if not foldable and self.lane.dtype is None:
             return twin
         x = x[:8].detach()
+        x = x if len(x) > 1 else torch.cat([x, x])  # which tells samples from what is the same for all
         with torch.autocast(x.device.type, enabled=False):
             expected = twin(x)
         try:
@@ -124,8 +130,12 @@ class _Twin:
             self.constants = {str(node.target) for node in graph.graph.nodes if _is_constant(node, model)}
             self.folds = _fold(graph) if foldable else []
             _compare(graph, x, expected)
+            write_in_place(graph)
+            if self.lane.channels_last and x.device.type == "cpu" and (self.lane.dtype or x.dtype) == torch.float32:
+                self.late = late_layers(graph)
+            _compare(graph, x, expected)
         except Exception as error:  # whatever the model's own code raises while it is traced
-            self.folds, self.constants = [], set()
+            self.folds, self.constants, self.late = [], set(), []
             if foldable:
                 self.notes.append(f"batch norm is not folded, because the model cannot be traced: {_reason(error)}")
             return _plain_copy(model)
