@@ -168,7 +168,7 @@ def loaded(name: str, definition: Definition, folder: Path, most: int | None = N
     """
     model = built(definition["layers"])
     model.load_state_dict(fitted(read_weights(weights_of(name, definition, folder)), model))
-    x, labels = images(folder, definition["images"])
+    x, labels = images(images_of(definition, folder))
     count = min(definition.get("count", len(x)), most or len(x))
     eps = float(Fraction(definition["eps"])) if isinstance(definition["eps"], str) else float(definition["eps"])
     return Network(
@@ -193,9 +193,14 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return found
 
 
-def images(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+def images_of(definition: Definition, folder: Path) -> Path:
+    """The file of images: beside the weights, or one folder above."""
+    beside, above = folder / definition["images"], folder.parent / definition["images"]
+    return above if above.exists() and not beside.exists() else beside
+
+
+def images(path: Path) -> tuple[Tensor, Tensor]:
     """Images in [0, 1] and their classes."""
-    path = next((one for one in (folder / name, folder.parent / name) if one.exists()), folder / name)
     with np.load(path) as held:
         x, labels = ((held[key] if key in held else held[f"{key}_test"]) for key in ("x", "y"))
     pixels = torch.from_numpy(x)

@@ -27,7 +27,7 @@ from certificates import ALLOWANCE, Bounds, Steps, bounds_of, box, lowest_margin
 from contenders import HERE, STANDARD, Case, Counted, attacks
 from evidence.books import packed
 from exact import decide, matrices_of, open_relus
-from networks import Definition, Network, built, definitions, loaded, weights_of
+from networks import Definition, Network, built, definitions, images_of, loaded, weights_of
 from record import begin, commit, parser, save
 from torch import Tensor, nn
 
@@ -145,7 +145,7 @@ def check_points(case: Case, proof: Proof, name: str, points: Tensor) -> None:
     if bool(wrong.any()):
         sample = int(wrong.nonzero()[0])
         raise SystemExit(
-            f"{network.name}: {name} beats a certificate on the {sample}th of the samples that are right: margin "
+            f"{network.name}: {name} beats a certificate on sample {sample} of those that are right: margin "
             f"{float(reached[sample][others[sample]].min()):.6g} where at least "
             f"{float(proof.lowest[sample].min()):.6g} was proved. Either is wrong."
         )
@@ -263,16 +263,21 @@ def miniature(folder: Path) -> None:
 
 
 def chosen_definitions(chosen: Any) -> dict[str, Definition]:
-    """What to run: all whose weights are there."""
+    """What to run: all whose weights and images are there."""
     known = QUICK if chosen.quick else definitions(chosen.folder, chosen.definitions)
     unknown = sorted(set(chosen.only or ()) - set(known))
     if unknown:
         raise SystemExit(f"real_networks: no definition of {', '.join(unknown)}; known are {', '.join(known)}.")
     wanted = {name: one for name, one in known.items() if not chosen.only or name in chosen.only}
-    missing = [name for name, one in wanted.items() if not weights_of(name, one, chosen.folder).exists()]
-    for name in missing:
-        print(f"{name}: no weights in the folder, left out", flush=True)
-    return {name: one for name, one in wanted.items() if name not in missing}
+    complete = {}
+    for name, one in wanted.items():
+        needed = weights_of(name, one, chosen.folder), images_of(one, chosen.folder)
+        missing = [path.name for path in needed if not path.exists()]
+        if missing:
+            print(f"{name}: no {' and no '.join(missing)} in the folder, left out", flush=True)
+        else:
+            complete[name] = one
+    return complete
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -287,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = begin(options, arguments)
     if chosen.folder is None and not chosen.quick:
         options.error("FOLDER is needed, but for --quick")
-    chosen.command = chosen.command.replace(str(chosen.folder), "FOLDER")  # where it was is nobody's business
+    for path, word in ((chosen.definitions, "FILE"), (chosen.folder, "FOLDER")):  # where it was is nobody's business
+        chosen.command = chosen.command.replace(str(path), word) if path else chosen.command
     with tempfile.TemporaryDirectory() as made:
         if chosen.quick:
             chosen.folder = Path(made)
@@ -311,11 +317,8 @@ def run_all(chosen: Any) -> None:
             "name": name, "stamp": known, "commit": commit(), "eps": str(definition["eps"]),
             "data": definition["images"],
         }  # fmt: skip
-        entries[name] = {
-            **about,
-            "proven": network.proven,
-            **measured(network, chosen, definition.get("seconds", chosen.seconds)),
-        }
+        found = measured(network, chosen, definition.get("seconds", chosen.seconds))
+        entries[name] = {**about, "proven": network.proven, **found}
         save(chosen, settings, networks=list(entries.values()))
 
 

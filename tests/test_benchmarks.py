@@ -406,6 +406,21 @@ def test_networks_of_others_are_measured_against_certificates_and_not_twice(mini
         script.main(["--quick", "--threads", "1", "--device", "cpu", "--seed", "1", "--out", str(out)])
 
 
+def test_what_a_folder_lacks_is_named_and_left_out(scripts, tmp_path, capsys):
+    script, folder = scripts["real_networks"], tmp_path / "there"
+    folder.mkdir()
+    options = types.SimpleNamespace(quick=False, folder=folder, definitions=None, only=["fast_fgsm", "lpd_mlp_0_3"])
+    (folder / "fast_fgsm.safetensors").touch()
+    assert script.chosen_definitions(options) == {}
+    assert "fast_fgsm: no mnist_test_1000.npz in the folder, left out" in capsys.readouterr().out
+    (tmp_path / "mnist_test_1000.npz").touch()  # one folder above will do
+    assert list(script.chosen_definitions(options)) == ["fast_fgsm"]
+    assert "lpd_mlp_0_3: no lpd_mlp_0_3.safetensors in the folder" in capsys.readouterr().out
+    options.only = ["gone"]
+    with pytest.raises(SystemExit, match="no definition of gone; known are lpd_mlp_0_3"):
+        script.chosen_definitions(options)
+
+
 def quick_case(scripts, tmp_path):
     script, networks = scripts["real_networks"], scripts["networks"]
     torch.manual_seed(0)
