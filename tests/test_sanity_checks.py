@@ -606,6 +606,11 @@ def hidden_behind(what):
         "sharp probabilities": lambda x: (20 * inner(x)).softmax(dim=1),
         "saturated units": lambda x: torch.tanh(30 * inner(x)),
         "shifted logits": lambda x: inner(x) + 1e8,
+        "clamped logits": lambda x: inner(x).clamp(-0.3, 0.3),
+        "votes": lambda x: nn.functional.one_hot(inner(x).argmax(dim=1), 3).float(),
+        "undefined gradient": lambda x: inner(x + 0 * (x - x.detach()).abs().sqrt()),
+        "misleading branch": lambda x: inner(x.detach()) - 0.05 * inner(x),
+        "steps": lambda x: inner((x - 0.5).sign()),
         "noise": lambda x: inner(x + 0.2 * torch.randn_like(x)),
         "statistics of the batch": lambda x: inner(x - x.mean(dim=0)),
     }[what]
@@ -626,6 +631,11 @@ EXPECTED = {
     "sharp probabilities": {"probabilities"},
     "saturated units": {"ties"},
     "shifted logits": {"ties"},
+    "clamped logits": {"gradients", "ties"},
+    "votes": {"probabilities", "gradients", "black_box"},
+    "undefined gradient": {"gradients", "black_box"},
+    "misleading branch": {"whole_box", "black_box"},
+    "steps": {"gradients", "black_box"},
     "noise": {"deterministic"},
     "statistics of the batch": {"batches"},
 }
