@@ -101,7 +101,9 @@ def _(wrong):
 @expected("AutoAttack", "attacks run in the order of the list, each on what is left")
 def _():
     model, x, labels = flat_case(n=16)
-    verdict = auto_attack(model, x, labels, Linf(0.1), version=["apgd-ce", "fab"], verdict=True)
+    verdict = auto_attack(
+        model, x, labels, Linf(0.1), version=[("apgd-ce", {"steps": 5}), ("fab", {"steps": 5})], verdict=True
+    )
     shares = list(verdict.robust_after.values())
     assert list(verdict.robust_after) == ["clean", "apgd-ce", "fab"]
     assert shares == sorted(shares, reverse=True)
