@@ -243,6 +243,6 @@ def made(run: Run) -> str:
     peers = ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("python", HERE))
     commits = dict.fromkeys(f"`{(one.get('commit') or 'unknown')[:7]}`" for one in run["networks"])
     return (
-        f"One run, seed {run['seed']}: `{run['command']}`; {hardware['cpu']}, {hardware['threads']} thread; {peers}; "
-        f"commit {', '.join(commits)}."
+        f"One run of each, seed {run['seed']}: `{run['command']}`; {hardware['cpu']}, {hardware['threads']} thread; "
+        f"{peers}; commit {', '.join(commits)}."
     )
