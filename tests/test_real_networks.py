@@ -139,3 +139,18 @@ def test_verdicts_are_compared_sample_by_sample(hook):
     assert tables.suspicious(run).endswith("| all networks | 2 | 1 | 50.0 |  | 0 | 1 | 1 | 0 |")
     one["proven"] = "broken"
     assert "| **exact** | 0.0 |" in tables.attacks(run)
+
+
+def test_the_readme_quotes_the_record(record):
+    (one,) = [one for one in record["networks"] if one["name"] == "lpd_mlp_0_3"]
+    rows, quoted = ran(one), " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    share = {
+        name: f"{100 * rows[name]['robust'] / one['images']:.1f} %" for name in (OWN, OFFICIAL, "AutoAttack thorough")
+    }
+    assert one["exact"]["undecided"] == 0
+    assert share[OWN] == share[OFFICIAL]
+    assert (
+        f"all of {one['images']:,} images, exactly {100 * one['exact']['robust'] / one['images']:.1f} % are" in quoted
+    )
+    assert f"says {share[OWN]}, as the official code does, and" in quoted
+    assert f'`version="thorough"` {share["AutoAttack thorough"]}.' in quoted
