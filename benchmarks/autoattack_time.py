@@ -158,7 +158,8 @@ def measured(victim: Victim, share: float, rounds: int, seed: int) -> dict[str, 
     }
     try:
         importlib.import_module("pyautoattack")
-        functions = {OFFICIAL: functools.partial(official, victim, parts, seed), **functions}
+        if victim.x.device.type in ("cpu", "cuda"):  # it mixes others with the CPU
+            functions = {OFFICIAL: functools.partial(official, victim, parts, seed), **functions}
     except ImportError:
         pass
     reference = next(iter(functions))
@@ -192,14 +193,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--full", action="store_true", help="the published budgets everywhere: hours on a CPU")
     options.add_argument("--width", type=int, default=64, help="of the ResNet-18")
     options.add_argument("--images", type=int, default=6, help="for the ResNet-18")
+    options.add_argument("--share", type=float, default=1 / 30, help="of the published budgets, for the ResNet-18")
+    options.add_argument("--only", choices=("small", "resnet"), help="one of the two networks")
     options = begin(options, arguments)
     if options.quick:
         victims = ((untrained(4, options.device), 0.002),)
     else:
-        victims = (
-            (small(options.device).of(120), 1.0),
-            (resnet(options.width, options.images, device=options.device, seed=options.seed), 1 / 30),
-        )
+        victims = ()
+        if options.only != "resnet":
+            victims += ((small(options.device).of(120), 1.0),)
+        if options.only != "small":
+            large = resnet(options.width, options.images, device=options.device, seed=options.seed)
+            victims += ((large, options.share),)
     tables = []
     for victim, share in victims:
         tables.append(measured(victim, 1.0 if options.full else share, options.rounds, options.seed))

@@ -8,6 +8,7 @@ torch on the networks themselves. On a CPU the same code runs in miniature, and 
 nothing of a GPU.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 BATCHES = (("ResNet-18", 512), ("ResNet-18", 128), ("WRN-28-10", 512), ("WRN-34-10", 512))
 BF16 = torch.bfloat16
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # devices that torch has rules for
 RELEASE = "release's passes, fp32"
 
 
@@ -59,10 +61,11 @@ WAYS = {
 
 def chosen_ways(device: torch.device, *, compiled: bool) -> dict[str, Way]:
     """The ways that the device has."""
-    graphs = device.type == "cuda"
+    graphs, casts = device.type == "cuda", device.type in AUTOCAST
     return {
         name: way for name, way in WAYS.items()
-        if way.lane is None or (way.lane.cuda_graphs <= graphs and way.lane.compile <= compiled)
+        if (way.lane is None or (way.lane.cuda_graphs <= graphs and way.lane.compile <= compiled))
+        and (casts or way.training is None)
     }  # fmt: skip
 
 
@@ -80,7 +83,8 @@ def step(found: Case, way: Way, steps: int, *, objective: Callable[..., Any] = o
     def run() -> None:
         tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = way.tf32
-        with torch.autocast(x.device.type, dtype=way.training or BF16, enabled=way.training is not None):
+        casts = torch.autocast(x.device.type, dtype=BF16) if way.training else contextlib.nullcontext()
+        with casts:
             if way.release:
                 loss = releases.pgd_at(model, x, labels, steps=steps)
             else:

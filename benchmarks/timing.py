@@ -49,8 +49,9 @@ def once(function: Callable[[], object], device: torch.device | str) -> Spent:
 
 def synchronize(device: torch.device | str) -> None:
     """Wait for the device."""
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize(torch.device(device))
+    kind = torch.device(device).type
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()
 
 
 def compared(spent: Mapping[str, Sequence[Spent]], reference: str) -> dict[str, dict[str, object]]:

@@ -5,7 +5,9 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -16,13 +18,14 @@ from torch import nn
 
 from perceptual_at import SampleGenerator, auto_attack, objectives
 from perceptual_at.attacks.protocol import composition_of
+from tests import second_device
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
-OTHERS = ("compiled_pgd", "hard_samples", "methods_on_digits", "real_networks")
+OTHERS = ("command_overhead", "compiled_pgd", "device_check", "hard_samples", "methods_on_digits", "real_networks")
 PARTS = (
     "cases", "certificates", "contenders", "exact", "methods_table", "networks", "passes", "peers", "record",
     "releases", "timing", "victims",
@@ -497,3 +500,38 @@ def test_definitions_mirror_the_names_of_the_weights_and_others_may_be_given(scr
             networks.definitions(tmp_path, tmp_path / "more.json")
     with pytest.raises(ValueError, match=r"a layer must be one of .*, got 'tanh'"):
         networks.built(["tanh"])
+
+
+@pytest.mark.skipif(second_device.missing() is not None, reason=f"{second_device.missing()} to compile a device with")
+def test_the_check_of_a_device_runs_in_miniature_on_the_stand_in(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "device_check.py"), "--miniature", "--only", "lanes", "training"]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    record = json.loads((tmp_path / "device_check.json").read_text())
+    assert record["device"] == "stand_in"
+    for name, step in record["steps"].items():
+        assert step["ended"] == 0, (name, step["last_lines"])
+    assert json.loads((tmp_path / "attack_passes_on_stand_in.json").read_text())["hardware"]["device"] == "stand_in"
+
+
+def test_the_check_of_a_device_fits_into_ten_minutes(check, tmp_path):
+    steps = check.parts("cuda", tmp_path, miniature=False, root=tmp_path)
+    assert list(steps) == ["tests", "lanes", "training", "evidence"]
+    assert sum(part.seconds for part in steps.values()) <= 600
+    late = check.done(check.Part(("-c", "import time; print('begun', flush=True); time.sleep(60)"), 2), "cpu")
+    assert late["ended"] == "out of time"
+    assert late["last_lines"] == ["begun"]
+
+
+@pytest.fixture
+def check(scripts):
+    return scripts["device_check"]
+
+
+def test_the_command_is_compared_with_the_bare_loop(miniature):
+    record = miniature("command_overhead")
+    assert [row["name"] for row in record["rows"]] == ["pgd_at", "rpat"]
+    assert all(set(row["ways"]) == {"bare loop", "perceptual-at train"} for row in record["rows"])

@@ -2,6 +2,8 @@
 
 `load()` compiles it once per version of torch and makes `torch.device("stand_in")` usable in this process. It changes
 what torch takes for the accelerator, so tests run with it in a process of their own: `tests/test_second_device.py`.
+
+`PERCEPTUAL_AT_DEVICE=cuda` runs the same tests on a real one; what only the stand-in can do is skipped there.
 """
 
 import contextlib
@@ -12,9 +14,12 @@ import tempfile
 import types
 from pathlib import Path
 
+import pytest
 import torch
 
 NAME = "stand_in"
+CHOSEN = os.environ.get("PERCEPTUAL_AT_DEVICE", NAME)
+"""The device to test on."""
 
 
 def missing():
@@ -27,7 +32,9 @@ def missing():
 
 
 def load():
-    """Compile the device where that is still to be done, and register it."""
+    """Compile the device where that is still to be done, and register it; nothing for a real one."""
+    if CHOSEN != NAME:
+        return
     from torch.utils import cpp_extension
 
     folder = Path(tempfile.gettempdir()) / f"perceptual_at_stand_in_{torch.__version__}_{os.getuid()}"
@@ -39,11 +46,14 @@ def load():
     )  # fmt: skip
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
+    torch.Tensor.__deepcopy__ = _copied(torch.Tensor.__deepcopy__)
 
 
 @contextlib.contextmanager
 def mode(what):
     """Within the block: `"no reads"`, `"no float64"` or `"no generator"`."""
+    if CHOSEN != NAME:
+        pytest.skip(f"{CHOSEN} cannot be made a device with {what}")
     set_mode, within, after = {
         "no reads": (torch.ops.stand_in.refuse_reads, True, False),
         "no float64": (torch.ops.stand_in.with_float64, False, True),
@@ -58,7 +68,21 @@ def mode(what):
 
 def reads():
     """Values that were brought to the host so far."""
+    if CHOSEN != NAME:
+        pytest.skip(f"{CHOSEN} does not count reads")
     return torch.ops.stand_in.reads()
+
+
+def _copied(usual):
+    """Deep copies that know the device, for which torch makes no storages by itself."""
+
+    def copied(self, memo):
+        if self.device.type != NAME or id(self) in memo:
+            return usual(self, memo)
+        memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
+    return copied
 
 
 def _search_path():

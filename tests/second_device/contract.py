@@ -23,7 +23,7 @@ from tests.test_attack_contract import ATTACKS, SEARCHES, Net, classes_of, image
 from tests.test_objectives import call
 
 second_device.load()
-DEVICE = torch.device(second_device.NAME)
+DEVICE = torch.device(second_device.CHOSEN)
 # Those that need no second network and no memory of the samples: what they add is the same on every device.
 OBJECTIVES = (
     "pgd_at", "trades", "mart", "consistency_at", "rebat", "rpat", "rpat_plus_plus", "raat", "raat_plus_plus",
