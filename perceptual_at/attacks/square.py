@@ -14,7 +14,7 @@ from perceptual_at.attacks.targets import ascended, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import L1, L2, Linf, Threat, around, as_ball, budgets, check_threat, select
-from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened, undefined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -211,6 +211,7 @@ class _Hunt:
         self.values = torch.full_like(self.held[at], -math.inf)
         self.won, self.some_won = torch.zeros_like(at, dtype=torch.bool), False
         self.forwards = 0  # passes that are not yet in the books, of each sample in play
+        self.unknown = torch.zeros_like(self.won)  # the model has given NaN, which is not yet in the books either
         self.order = threat.p
         self._meet(select(threat, at))
         if math.isinf(self.order):  # the smallest allowed images and the largest, one behind the other in each channel
@@ -222,7 +223,8 @@ class _Hunt:
         """Take the geometry of the threat for the samples that are still in play."""
         self.threat = as_ball("square", threat)
         self.eps, self.units = budgets("square", threat, self.x), self.threat.units(self.x)
-        self.project = around(threat, self.x)
+        if not math.isinf(self.order):  # whose points are made of the corners, so that none is outside
+            self.project = around(threat, self.x)
 
     def go(self, plan: _Plan, steps_before: int) -> None:
         """Judge the start, then one proposal per query."""
@@ -303,7 +305,9 @@ class _Hunt:
         """Keep points of larger loss, and the first that is misclassified."""
         values, logits = self.victim.value(points, self.labels, self.loss)
         self.forwards += 1
-        values, wrong = _defined(values), self.search.wrong(self.at, logits)
+        unknown = undefined(logits)
+        self.unknown |= unknown
+        values, wrong = _defined(values), self.search.judged(logits, self.labels, unknown)
         fell = bool(wrong.any())  # the one place that waits for the device
         if not (fell or self.some_won):
             self._move(points, values, values > self.values)
@@ -323,8 +327,9 @@ class _Hunt:
         self.values = torch.where(better, values, self.values)
 
     def _spend(self) -> None:
-        """Enter the passes into the books."""
+        """Enter the passes into the books, and for whom the model gave NaN."""
         self.search.spend(self.at, forwards=self.forwards)
+        self.search.undefined[self.at] |= self.unknown
         self.forwards = 0
 
     def _take(self, kept: Tensor) -> None:
@@ -333,6 +338,7 @@ class _Hunt:
         kept = places(kept)
         self.x, self.point, self.labels = self.x[kept], self.point[kept], self.labels[kept]
         self.values, self.won, self.some_won, self.at = self.values[kept], self.won[kept], False, self.at[kept]
+        self.unknown = self.unknown[kept]
         self.loss = loss_of(self.loss, kept)
         self.squares.take(kept)
         if math.isinf(self.order):
