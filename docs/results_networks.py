@@ -217,9 +217,10 @@ def findings(run: Run) -> str:
             said.append(f"{one['name']}: all {one['images']} have an adversarial input; {best}.")
         elif sum(open_) - sum(robust) <= 0.01 * one["images"]:
             missed = sum(a and not b for a, b in zip(held(one, STANDARD), open_, strict=True))
+            left = sum(open_) - sum(robust)
             said.append(
-                f"{one['name']}: decided but for {sum(open_) - sum(robust)} of {one['images']} images. Native "
-                f"AutoAttack leaves {missed} that have an adversarial input."
+                f"{one['name']}: {f'all but {left}' if left else 'all'} of {one['images']:,} images are decided. Of "
+                f"those that have an adversarial input, native AutoAttack misses {missed or 'none'}."
             )
     return "\n".join(f"- {sentence}" for sentence in said)
 
