@@ -101,12 +101,12 @@ def test_streamed_by_two_with_awp_and_averages_killed_anywhere_it_ends_the_same(
 
 STOPPED = """
 import os, signal
-whole, wanted = train.save, {step}
+whole, wanted = train.save_run, {step}
 def save(run):
     whole(run)
     if run.step == wanted:
         os.kill(os.getpid(), signal.SIGTERM)
-train.save = save
+train.save_run = save
 command()
 """
 

@@ -200,12 +200,12 @@ def test_a_full_disk_loses_nothing(runner, whole, tmp_path):
     out = tmp_path / "out"
     full = """
 import resource
-whole = train.save
+whole = train.save_run
 def save(run):
     if run.step == 3:  # from here on, files end after one page
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     whole(run)
-train.save = save
+train.save_run = save
 command()
 """
     runner.start([*SHARP, "--out", out], code=full)
