@@ -172,8 +172,27 @@ Value = TypeVar("Value", Tensor, tuple[Tensor, ...])
 def jvp(f: Callable[[Tensor], Value], primal: Tensor, tangent: Tensor) -> tuple[Value, Value]:
     """The value of `f` and its derivative along `tangent`, in one forward-mode pass."""
     _load_forward_mode()
-    result: tuple[Value, Value] = torch.func.jvp(f, (primal,), (tangent,))[:2]
+    with torch.inference_mode(False):  # in which torch 2.6 has no derivatives, and gives zeros
+        result: tuple[Value, Value] = torch.func.jvp(f, (usable(primal),), (usable(tangent),))[:2]
     return result
+
+
+def vjp(f: Callable[[Tensor], Tensor], primal: Tensor) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
+    """The value, and the function that pulls weights of it back."""
+    with torch.inference_mode(False):
+        values, pull_back = torch.func.vjp(f, usable(primal))[:2]
+
+    def pulled_back(weights: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode(False):
+            grads: tuple[Tensor, ...] = pull_back(usable(weights))
+        return grads
+
+    return values, pulled_back
+
+
+def usable(value: Tensor) -> Tensor:
+    """The tensor; a copy where derivatives could not follow it."""
+    return value.clone() if value.is_inference() else value
 
 
 def recorded(compute: Callable[[], Value]) -> Value:

@@ -26,6 +26,8 @@ from perceptual_at.theory._shared import (
     quadrature,
     recorded,
     segment,
+    usable,
+    vjp,
     weighted_sum,
 )
 from perceptual_at.theory.taylor import segment_quotient
@@ -104,10 +106,11 @@ def batch_jacobian(h: Map, x: Tensor) -> Tensor:
 
 def _jacobian(name: str, h: Map, x: Tensor) -> Tensor:
     # The clone keeps in-place layers away from the caller's tensor.
-    values, pullback = torch.func.vjp(lambda y: call(name, h, y.clone()), x)[:2]
-    outputs = values[0].numel()
-    units = torch.eye(outputs, dtype=values.dtype, device=values.device)[:, None].expand(-1, x.shape[0], -1)
-    (rows,) = torch.func.vmap(pullback)(units.reshape(outputs, *values.shape))
+    with torch.inference_mode(False):
+        values, pullback = torch.func.vjp(lambda y: call(name, h, y.clone()), usable(x))[:2]
+        outputs = values[0].numel()
+        units = torch.eye(outputs, dtype=values.dtype, device=values.device)[:, None].expand(-1, x.shape[0], -1)
+        (rows,) = torch.func.vmap(pullback)(units.reshape(outputs, *values.shape))
     jacobian: Tensor = rows.flatten(2).transpose(0, 1)
     return jacobian
 
@@ -236,7 +239,7 @@ def power_jacobian_gap(
     def fresh(y: Tensor) -> Tensor:
         return call(name, h, y.clone())  # in-place layers stay away from `both`
 
-    _, pullback = torch.func.vjp(fresh, both)[:2]
+    _, pullback = vjp(fresh, both)
     v = _unit(v)
     history = []
     for _ in range(steps):
