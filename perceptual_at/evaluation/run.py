@@ -277,8 +277,8 @@ class Measurement:
             "undefined": torch.stack([one.undefined for one in judged]).any(dim=0),
             "tied": judged[0].tied, "unmoved": unmoved,
         }  # fmt: skip
-        for size in (one for one in sizes[:1] if len(one) == len(batch.index)):  # of all samples, not of a part
-            flags |= {"flat": size < TINY, "steep": size >= TINY}
+        if sizes and len(sizes[0]) == len(batch.index):  # of all samples, not of a part
+            flags |= {"flat": sizes[0] < TINY, "steep": sizes[0] >= TINY}
         if verdict is not None and self.repeats == 1 and judged[0].score.dtype == torch.bool:
             flags["unconfirmed"] = verdict.success & judged[0].score
         protocol = getattr(verdict, "protocol", None)

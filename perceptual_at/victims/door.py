@@ -68,8 +68,6 @@ class Loan:
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
     joined: InStep | None = None
     fast: FastModel | None = None
-    called: Model
-    """What to call, once taken."""
 
     def __init__(self, model: Model, model_mode: ModelMode, lane: Lane | None, even: bool = True) -> None:
         self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
@@ -81,7 +79,6 @@ class Loan:
         """Change what has to be changed; gives what to call."""
         model, evaluating = self.model, self.model_mode == "eval"
         if isinstance(model, FastModel):
-            self.called = model
             return model
         if isinstance(model, nn.Module):
             inner: Any = getattr(model, "_orig_mod", model)
@@ -134,8 +131,7 @@ class Loan:
             self.fast = FastModel(self.modules[0], self.lane)
         if not self.even and (joined := together(model)) is not model:
             model = self.joined = joined  # type: ignore[assignment]
-        self.called = self.fast or model
-        return self.called
+        return self.fast or model
 
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
@@ -207,9 +203,9 @@ def opened(
     with torch.inference_mode(False), torch.enable_grad():
         try:
             try:
-                loan.take()
+                lent = loan.take()
                 with loan.joined or _ALONE:
-                    yield Victim(function, loan, x, labels, threat, terms)
+                    yield Victim(function, lent, loan, x, labels, threat, terms)
             finally:
                 loan.give_back()
         finally:  # an interrupt may have cut the first one short
@@ -246,8 +242,9 @@ class Victim:
     labels: Tensor
     """Their labels, or the targets of the attack; class indices as int64."""
 
-    def __init__(self, function: str, loan: Loan, x: Tensor, labels: Tensor, threat: Threat, terms: Terms) -> None:
-        model = loan.called
+    def __init__(
+        self, function: str, model: Model, loan: Loan, x: Tensor, labels: Tensor, threat: Threat, terms: Terms
+    ) -> None:
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
         self.aimed = terms.targets is not None
