@@ -1,6 +1,7 @@
-"""One thread per process, and names that docstring examples may use without importing them."""
+"""One thread per process, random numbers that follow from a test's name, and what docstring examples need not import."""
 
 import functools
+import zlib
 
 import pytest
 import torch
@@ -22,6 +23,21 @@ torch.set_num_threads(1)
 def _names_in_examples(doctest_namespace):
     doctest_namespace.update({name: getattr(perceptual_at, name) for name in perceptual_at.__all__})
     doctest_namespace.update(torch=torch, nn=nn, functools=functools)
+
+
+def seeded_by(name):
+    torch.manual_seed(zlib.crc32(name.encode()))
+
+
+# A test draws the same numbers whatever ran before it in its process, and so does a fixture whoever asks for it first.
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    seeded_by(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    seeded_by(item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)

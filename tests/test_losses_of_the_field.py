@@ -197,8 +197,9 @@ def test_samples_with_a_zero_gradient_are_left_out_of_the_mean():
 
 
 def test_grad_align_is_zero_for_a_linear_model_and_trains_a_curved_one():
-    x, labels = torch.rand(8, 6, dtype=torch.float64), integers(0, 8, below=3)
-    noise = 0.1 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.rand(8, 6, dtype=torch.float64, generator=generator), integers(0, 8, below=3)
+    noise = 0.1 * torch.randn(x.shape, dtype=torch.float64, generator=generator)
 
     def gradient(model, at, create_graph):
         at = at.detach().requires_grad_()
