@@ -1,4 +1,4 @@
-"""One thread per process, random numbers that follow from a test's name, and what docstring examples need not import."""
+"""One thread per process, random numbers that follow from a test's name, and names that examples need not import."""
 
 import functools
 import zlib
@@ -25,19 +25,20 @@ def _names_in_examples(doctest_namespace):
     doctest_namespace.update(torch=torch, nn=nn, functools=functools)
 
 
-def seeded_by(name):
+def _seed(name):
     torch.manual_seed(zlib.crc32(name.encode()))
 
 
-# A test draws the same numbers whatever ran before it in its process, and so does a fixture whoever asks for it first.
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef):
-    seeded_by(fixturedef.argname)
+    """A fixture draws the same numbers, whoever asks for it first."""
+    _seed(fixturedef.argname)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item):
-    seeded_by(item.nodeid)
+    """A test draws the same numbers, whatever ran before it in its process."""
+    _seed(item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
