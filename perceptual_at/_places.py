@@ -35,6 +35,12 @@ def over_places(values: Tensor, counted: Tensor | None = None) -> Tensor:
     return (total / counts).to(values.dtype)
 
 
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one, `(B, *S)`."""
+    index = known(labels).unsqueeze(1)
+    return logits.scatter(1, index, -math.inf).amax(dim=1) - logits.gather(1, index).squeeze(1)
+
+
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Where the largest logit is that of the label, `(B, *S)`; never where logits are NaN or there is no label."""
     return (logits.argmax(dim=1) == labels) & ~logits.amax(dim=1).isnan()

@@ -489,7 +489,7 @@ def test_auto_attack_says_nothing_of_single_samples():
         for text in heard(lambda z: model(z.detach() + 0 * z), x, labels, Linf(0.02), ["apgd-ce"])
         if "cross" in text
     ]
-    assert "is exactly zero for 150 of 150 samples whose logits change in the ball" in warning
+    assert "is exactly zero for 150 of 150 samples although some point of the ball lowers their lead" in warning
 
 
 def test_auto_attack_without_gradients_needs_none():
@@ -682,6 +682,18 @@ def test_samples_that_nothing_in_the_ball_moves_are_not_called_masked():
     assert not checks.check_gradients(model, x, labels, threat=Linf(0.4)).passed  # where some corner moves them
 
 
+def test_samples_that_only_become_surer_in_the_ball_are_not_called_masked():
+    def model(x):  # flat up to 0.4, and in favour of class 0 beyond; 1 is the same the other way round
+        units = (x.flatten(1) - 0.4).relu().sum(dim=1, keepdim=True)
+        return torch.cat([0.1 + units, torch.zeros_like(units)], dim=1)
+
+    x = torch.full((80, 1, 4, 4), 0.3)
+    favoured = torch.zeros(80, dtype=torch.long)
+    assert checks.check_gradients(model, x, favoured, threat=Linf(0.2)).value == 0
+    assert checks.check_gradients(lambda x: -model(x), x, favoured, threat=Linf(0.2)).value == 1
+    assert checks.check_gradients(model, x, favoured).value == 1  # no ball to look into
+
+
 @pytest.mark.parametrize("pattern", ["brightness", "rows", "columns"])
 def test_what_only_a_pattern_moves_is_not_constant(pattern):
     weights = torch.ones(4, 4)
@@ -695,8 +707,9 @@ def test_what_only_a_pattern_moves_is_not_constant(pattern):
         return torch.cat([0.5 - height.round(), height.round()], dim=1)
 
     x = torch.full((40, 1, 4, 4), 0.5)
-    assert int(inspection.constant_outputs(stairs, x, Linf(0.1)).sum()) < 8
-    assert inspection.constant_outputs(stairs, x, Linf(0.01)).all()
+    labels = torch.zeros(40, dtype=torch.long)
+    assert int(inspection.nothing_to_gain(stairs, x, labels, Linf(0.1)).sum()) < 8
+    assert inspection.nothing_to_gain(stairs, x, labels, Linf(0.01)).all()
 
 
 @pytest.mark.slow

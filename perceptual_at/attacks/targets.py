@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
-from perceptual_at._places import known, labelled, over_places, right
+from perceptual_at._places import known, labelled, margins, over_places, right
 from perceptual_at._values import Value
 from perceptual_at.divergences import PerSampleLoss, kl_divergence
 
@@ -47,7 +47,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """
     _check.logits("margin", logits=logits)
     labels = _check.indices("margin", labels, read=False, logits=logits)
-    return over_places(_margins(logits, labels), labelled(labels))
+    return over_places(margins(logits, labels), labelled(labels))
 
 
 @_check.names_labels
@@ -84,7 +84,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         return margin(logits, labels)
     top = logits.topk(3, dim=1).values
-    ratios = _margins(logits, labels) / _spread(top[:, 0], top[:, 2])
+    ratios = margins(logits, labels) / _spread(top[:, 0], top[:, 2])
     return over_places(ratios, labelled(labels))
 
 
@@ -181,12 +181,6 @@ class _KLTo(Value):
 def _at(logits: Tensor, labels: Tensor) -> Tensor:
     """The logit of each label, `(B, 1, *S)`; that of class 0 where there is no label."""
     return logits.gather(1, known(labels).unsqueeze(1))
-
-
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest wrong logit minus the right one at each place, `(B, *S)`."""
-    index = known(labels).unsqueeze(1)
-    return logits.scatter(1, index, -math.inf).amax(dim=1) - logits.gather(1, index).squeeze(1)
 
 
 def _spread(largest: Tensor, low: Tensor) -> Tensor:

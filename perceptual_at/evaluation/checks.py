@@ -249,15 +249,15 @@ def check_gradients(
 ) -> Check:
     """Samples have a gradient to follow: that of the cross entropy is neither zero nor NaN.
 
-    Where the logits are the same all over the ball there is nothing to follow and nothing to find: such samples do
-    not count, with a threat. One sample in a hundred may lack a gradient; the check fails when as many do as would
-    with a chance below `level` if each did with a probability of 1 %.
+    Where no point of the ball lowers the lead of the right class there is nothing to follow and nothing to find: such
+    samples do not count, with a threat. One sample in a hundred may lack a gradient; the check fails when as many do
+    as would with a chance below `level` if each did with a probability of 1 %.
 
     Args:
         model: maps inputs to logits.
         x: inputs.
         labels: class indices.
-        threat: the ball to look for other logits in; None counts every sample without a gradient.
+        threat: the ball to look for smaller leads in; None counts every sample without a gradient.
         level: largest probability with which a model fails that lacks gradients for 1 % of the samples.
 
     Returns:
@@ -278,7 +278,7 @@ def check_gradients(
     zero, _ = lost_gradients(model, x, labels, threat)
     count = int(zero.sum())
     passed = not rare(count, len(x), level=level)
-    where = "" if threat is None or not count else ", although their logits change in the ball"
+    where = "" if threat is None or not count else ", although some point of the ball lowers their lead"
     return Check(
         "gradients", passed, count / len(x), f"{count} of {len(x)} samples have a zero or NaN gradient{where}",
         "" if passed else

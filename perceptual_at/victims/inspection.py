@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._binomial import rare
+from perceptual_at._places import margins
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
@@ -74,16 +75,18 @@ def gradient_sizes(
         return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
 
 
-def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, *, rounds: int = 3) -> Tensor:
-    """Samples whose outputs are the same everywhere in the ball, as far as a few dozen points show, `(B,)`.
+def nothing_to_gain(
+    model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, threat: Threat, *, rounds: int = 3
+) -> Tensor:
+    """Samples whose margin is nowhere in the ball above that of the input, as far as a few dozen points show, `(B,)`.
 
-    Where outputs do not change there is nothing to follow, and nothing to find. The points are random, and as far out
-    as the ball goes in every entry at once: with random signs, with stripes along each dimension, and all up or down,
-    which move a network more than noise does.
+    Outputs that are constant there, or that only become surer, have no gradient to follow and none to find. The points
+    are random, and as far out as the ball goes in every entry at once: with random signs, with stripes along each
+    dimension, and all up or down, which move a network more than noise does.
     """
-    constant = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    nowhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if not len(x):
-        return constant
+        return nowhere
     numbers = _random.SampleGenerator(0, torch.arange(len(x), device=x.device))
     with torch.inference_mode(False), torch.no_grad():
         x = x.detach().clone()
@@ -91,11 +94,11 @@ def constant_outputs(model: Callable[[Tensor], Tensor], x: Tensor, threat: Threa
         digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
         for number in range(rounds):
             for point in far_and_wide(x, threat, numbers.fork(number)):
-                difference = rows(model(point.to(x.dtype).clone()) - first).abs().amax(dim=1)
-                constant = constant & (difference <= 4 * digits)
-            if not bool(constant.any()):
+                gained = margins(model(point.to(x.dtype).clone()), labels) - margins(first, labels)
+                nowhere = nowhere & (gained <= 4 * digits)
+            if not bool(nowhere.any()):
                 break
-    return constant
+    return nowhere
 
 
 def far_and_wide(x: Tensor, threat: Threat, drawn: _random.SampleGenerator) -> Iterator[Tensor]:
@@ -118,16 +121,16 @@ def lost_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Samples whose gradient is zero or undefined, and samples where it is tiny, two masks `(B,)`.
 
-    Samples whose outputs are constant in the ball are in neither.
+    Samples whose margin rises nowhere in the ball are in neither: zero is what the gradient of a robust sample may be.
     """
     sizes = gradient_sizes(model, x, labels, loss)
     zero, tiny = (sizes == 0) | sizes.isnan(), (sizes > 0) & (sizes < TINY)
     suspects = zero | tiny
     if threat is not None and bool(suspects.any()):
         at = places(suspects)
-        varies = torch.zeros_like(suspects)
-        varies[at] = ~constant_outputs(model, x[at], select(threat, at))
-        zero, tiny = zero & varies, tiny & varies
+        loses = torch.zeros_like(suspects)
+        loses[at] = ~nothing_to_gain(model, x[at], labels[at], select(threat, at))
+        zero, tiny = zero & loses, tiny & loses
     return zero, tiny
 
 
@@ -146,7 +149,7 @@ def suspicions(
         victim: the model.
         x: clean inputs.
         labels: class indices `(B,)`.
-        threat: the ball in which logits that never change are no sign of masking.
+        threat: the ball; where no logits in it are worse than the input's, a zero gradient is no sign of masking.
         losses: what attacks by gradient ascend, by name; none for attacks that need no gradient.
         averages: whether the attacks average over passes, as random models want it.
     """
@@ -174,9 +177,9 @@ def suspicions(
             count = int(zero.sum())
             if rare(count, len(right)):
                 found.append(
-                    f"the gradient of the {name} is exactly zero for {count} of {len(right)} samples whose logits "
-                    "change in the ball: saturated logits or a part that is not differentiable. Attacks by gradient "
-                    "cannot move these; rely on Square or attack a smooth stand-in."
+                    f"the gradient of the {name} is exactly zero for {count} of {len(right)} samples although some "
+                    "point of the ball lowers their lead: saturated logits or a part without derivative. Attacks by "
+                    "gradient cannot move these; rely on Square or attack a smooth stand-in."
                 )
     return found
 
