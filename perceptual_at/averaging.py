@@ -231,6 +231,12 @@ def _tensors(model: nn.Module) -> Weights:
     return {name: value for name, value in bare(model).state_dict().items() if isinstance(value, Tensor)}
 
 
+def check_average(function: str, average: Weights | None, model: nn.Module) -> None:
+    """Require averaged weights of this model, or None."""
+    if average is not None:
+        _check_names(function, "average", average, _tensors(model))
+
+
 def _check_names(function: str, name: str, weights: Weights, own: dict[str, Tensor]) -> None:
     if not isinstance(weights, Mapping):
         raise TypeError(f"{function}: `{name}` must be a dict of tensors by name, got {type(weights).__name__}.")

@@ -63,11 +63,7 @@ def revise(
         >>> signed["conv1.weight"]
         tensor([0.0000, 0.0000, 2.0000, 0.5000])
     """
-    if share >= 1 and not isinstance(share, bool):
-        raise ValueError(f"revise: `share` must lie in [0.0, 1), got {share!r}; did you mean {share / 100:g}?")
-    _check.number("revise", "share", share, at_least=0.0, below=1.0)
-    _check.number("revise", "natural_weight", natural_weight, at_least=0.0)
-    _check.number("revise", "robust_weight", robust_weight, at_least=0.0)
+    check_shares("revise", share, natural_weight, robust_weight)
     _check.choice("revise", "form", form, ("release", "paper", "magnitude"))
     for what, given in (("gradients", gradients), ("natural", natural), ("robust", robust)):
         if not isinstance(given, Mapping):
@@ -113,3 +109,12 @@ def _percentile(values: Tensor, share: float) -> Tensor:
     low = int(place)
     high = min(low + 1, ordered.shape[0] - 1)
     return torch.lerp(ordered[low], ordered[high], place - low)
+
+
+def check_shares(function: str, share: float, natural_weight: float, robust_weight: float) -> None:
+    """Require the numbers of `revise` in their ranges."""
+    if isinstance(share, int | float) and not isinstance(share, bool) and share >= 1:
+        raise ValueError(f"{function}: `share` must lie in [0.0, 1), got {share!r}; did you mean {share / 100:g}?")
+    _check.number(function, "share", share, at_least=0.0, below=1.0)
+    _check.number(function, "natural_weight", natural_weight, at_least=0.0)
+    _check.number(function, "robust_weight", robust_weight, at_least=0.0)

@@ -62,15 +62,10 @@ def geometric_weights(
         raise (TypeError if kappa.ndim == 1 else ValueError)(
             f"{name}: `kappa` must be numbers of shape (B,), got {kappa.dtype} of shape {tuple(kappa.shape)}."
         )
-    _check.count(name, "steps", steps)
-    _check.choice(name, "form", form, ("tanh", "sigmoid", "discrete"))
-    if offset != math.inf:
-        _check.number(name, "offset", offset)
+    check_geometry(name, steps, offset, form)
     dtype = kappa.dtype if kappa.is_floating_point() else torch.get_default_dtype()
     count = kappa.to(torch.promote_types(dtype, torch.float32))
     if form == "discrete":
-        if offset != -1.0:
-            raise ValueError(f"{name}: `offset`={offset!r} has no effect with form='discrete'.")
         log = torch.log1p(-count / (steps + 1))
     else:
         half = max(1, steps // 2)  # the released code divides by 0 for one step
@@ -161,9 +156,7 @@ def margin_weights(
     _check.floating(name, margins=margins)
     if margins.ndim != 1:
         raise ValueError(f"{name}: `margins` must be of shape (B,), got shape {tuple(margins.shape)}.")
-    _check.number(name, "slope", slope, at_least=0.0)
-    _check.number(name, "bias", bias)
-    _check.choice(name, "scale", scale, ("code", "batch"))
+    check_sigmoid(name, slope, bias, scale)
     argument = slope * (bias - margins.detach().to(wide(margins)))
     if scale == "code":
         return (3 * argument.sigmoid()).to(margins.dtype)
@@ -286,3 +279,20 @@ class StepsWithstood:
         self.kappa = right if self.kappa is None else self.kappa + right
         self.steps += 1
         return self.loss(logits, labels)
+
+
+def check_geometry(function: str, steps: int, offset: float, form: str) -> None:
+    """Require options of `geometric_weights` in their ranges."""
+    _check.count(function, "steps", steps)
+    _check.choice(function, "form", form, ("tanh", "sigmoid", "discrete"))
+    if not (isinstance(offset, float) and offset == math.inf):
+        _check.number(function, "offset", offset)
+    if form == "discrete" and offset != -1.0:
+        raise ValueError(f"{function}: `offset`={offset!r} has no effect with form='discrete'.")
+
+
+def check_sigmoid(function: str, slope: float, bias: float, scale: str) -> None:
+    """Require options of `margin_weights` in their ranges."""
+    _check.number(function, "slope", slope, at_least=0.0)
+    _check.number(function, "bias", bias)
+    _check.choice(function, "scale", scale, ("code", "batch"))

@@ -499,6 +499,68 @@ def test_what_is_on_or_off_is_true_or_false(name, option, value):
         getattr(objectives, name)(w.model, (w.x, w.x), w.labels, pgd, **{**needed, option: value})
 
 
+ATTACKING = [
+    name for name in objectives.__all__
+    if inspect.isfunction(function := getattr(objectives, name)) and "attack" in inspect.signature(function).parameters
+]  # fmt: skip
+
+
+def asked_for(model, w):
+    """What objectives need besides the four, by name."""
+    other, rows = nn.Sequential(nn.Flatten(), nn.Linear(12, 6)), torch.full((len(w.labels), 6), 1 / 6)
+    return {
+        "average": snapshot(model), "helper": other, "largest": 0.2, "margins": torch.full((len(w.labels),), 0.1),
+        "mix": 0.5, "pairs": "attacked", "robust_teacher": other, "standard_teacher": other,
+        "table": torch.full((6, 6), 1 / 6), "targets": rows, "teacher": other, "threat": THREAT,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTACKING)
+def test_an_objective_refuses_an_option_before_it_attacks_and_in_its_own_name(name):
+    w, calls = World(), []
+    labels, model = w.labels % 3, nn.Sequential(nn.Flatten(), nn.Linear(12, 6))  # classes and their dummies, for DUCAT
+
+    def attack(model, x, labels, loss=None, start=None):
+        calls.append(labels)
+        for _ in range(10):  # which GAIRAT counts
+            loss is None or loss(model(x), labels)
+        return x.clone()
+
+    function = getattr(objectives, name)
+    options = {
+        option: parameter
+        for option, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    needed = {
+        option: value for option, value in asked_for(model, w).items()
+        if option in options and (option == "mix" or options[option].default is inspect.Parameter.empty)
+    }  # fmt: skip
+    views = (w.x,) if name in ("mma", "te") else (w.x, w.x)
+    loss, _ = function(model, views, labels, attack, **needed)  # fine as it is
+    assert loss.ndim == 0
+    for option, parameter in options.items():
+        values = [object(), "no such word"]
+        if isinstance(parameter.default, float):
+            values.append(math.nan)
+        for value in values:
+            calls.clear()
+            with pytest.raises((TypeError, ValueError)) as caught:
+                function(model, views, labels, attack, **{**needed, option: value})
+            assert re.match(f"{name}: .*`{option}`", str(caught.value))
+            assert not calls
+
+
+@pytest.mark.parametrize("name", ["raat", "raat_plus_plus", "raat_sharp"])
+def test_reductions_belong_to_images_or_to_rows_that_are_attacked_together(name):
+    w, needed = World(), {"mix": 0.5} | ({"average": None} if name == "raat_sharp" else {})
+    function, images = getattr(objectives, name), len(w.x)
+    for rows in (images // 2, images + 1, *([2 * images] if name == "raat_sharp" else [])):
+        with pytest.raises(ValueError, match=f"{name}: `eta` must be one floating-point number for each"):
+            function(w.model, (w.x, w.x), w.labels, lambda *_, **__: w.x, eta=torch.full((rows,), 0.5), **needed)
+    function(w.model, (w.x, w.x), w.labels, partial(pgd, threat=THREAT), eta=torch.full((images,), 0.5), **needed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("net", [nn.Linear(12, 5), nn.Conv1d(1, 5, 12)], ids=["linear", "convolution"])
 def test_a_model_of_another_dtype_than_its_inputs_is_named(net, dtype):

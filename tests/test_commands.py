@@ -257,8 +257,12 @@ def test_a_package_that_is_missing_is_said_and_one_that_fails_is_something_else(
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "needs timm" in refused(capsys, *ANY, "--model", "timm:resnet18")
     monkeypatch.setitem(sys.modules, "tyro", None)
-    for name in [name for name in sys.modules if name.startswith("perceptual_at.commands.") and "main" not in name]:
-        monkeypatch.delitem(sys.modules, name)
+    modules = dict(sys.modules)
+    for name in modules:
+        package, _, leaf = name.rpartition(".")
+        if package.startswith("perceptual_at.commands") and leaf != "main":
+            monkeypatch.setattr(modules[package], leaf, modules[name])  # both come back, or they would differ
+            monkeypatch.delitem(sys.modules, name)
     assert "`pip install tyro` brings it" in refused(capsys, "train", "rpat")
 
 

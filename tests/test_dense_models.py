@@ -189,6 +189,7 @@ def test_the_u_net_answers_at_every_pixel(size):
 
 
 def test_every_pixel_is_seen_by_the_u_net_and_sees_its_neighbours():
+    torch.manual_seed(0)  # in one start of twenty or so, a unit of so narrow a network is shut
     model = UNet(width=4, num_classes=3).double().eval()
     x = uniform(0, 1, 1, 16, 16).requires_grad_()
     (grad,) = torch.autograd.grad(model(x)[0, :, 8, 8].sum(), x)

@@ -385,7 +385,7 @@ def test_a_killed_run_with_memories_goes_on_to_the_same_bits(tmp_path):
         ("ducat", {"base": "trades", "adv_weight": 2.0}, ValueError, "ducat: `adv_weight`=2.0 has no effect"),
         ("ducat", {"base": "consistency_at"}, ValueError, "ducat: `views`"),
         ("cure", {"teacher_mode": "train"}, ValueError, "cure: `teacher_mode`"),
-        ("ewat", {"form": "both"}, ValueError, "entropy_weights: `form`"),
+        ("ewat", {"form": "both"}, ValueError, "ewat: `form`"),
         ("piat", {"weight": -1.0}, ValueError, "piat: `weight`"),
     ],
 )

@@ -85,13 +85,7 @@ def robust_perception_loss(
     """
     name = "robust_perception_loss"
     _check.same_shape(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
-    _check.choice(name, "form", form, ("quotient", "interpolation", "relative"))
-    _check.number(name, "temperature", temperature, above=0.0)
-    if form == "quotient" and not isinstance(alpha, Tensor):
-        _check.number(name, "alpha", alpha, above=0.0, below=1.0)
-    divergence = named(name, criterion, temperature)
-    if form == "relative" and criterion != "mse":
-        raise ValueError(f"{name}: `criterion`={criterion!r} has no effect with form='relative', which is a ratio.")
+    divergence = comparison(name, alpha, criterion, form, temperature)
     given = clean_logits, mid_logits, adv_logits
     (clean, mid, adv), absent = _without_absent(*(logits.to(wide(*given)) for logits in given))
     weight = fraction(name, "alpha", alpha, clean)
@@ -157,6 +151,22 @@ def robust_perception_kl_loss(
     (clean, mid), absent = _without_absent(clean, mid)
     per_sample = kl_divergence((mid - (1 - alpha) * clean).masked_fill(absent, -math.inf), alpha * adv)
     return reduce(name, per_sample.to(common(*given)), reduction)
+
+
+def comparison(
+    function: str, alpha: float | Tensor, criterion: Criterion | Divergence, form: str, temperature: float
+) -> Divergence:
+    """Check what does not depend on logits, and give the distance that they are compared by."""
+    _check.choice(function, "form", form, ("quotient", "interpolation", "relative"))
+    _check.number(function, "temperature", temperature, above=0.0)
+    if form == "quotient" and not isinstance(alpha, Tensor):
+        _check.number(function, "alpha", alpha, above=0.0, below=1.0)
+    elif not isinstance(alpha, Tensor):
+        _check.number(function, "alpha", alpha, at_least=0.0, at_most=1.0)
+    divergence = named(function, criterion, temperature)
+    if form == "relative" and criterion != "mse":
+        raise ValueError(f"{function}: `criterion`={criterion!r} has no effect with form='relative', which is a ratio.")
+    return divergence
 
 
 def _share(part: Tensor, rest: Tensor) -> Tensor:

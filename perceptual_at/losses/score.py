@@ -98,9 +98,7 @@ def score_loss(
     """
     name = "score_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
-    _check.number(name, "beta", beta, at_least=0.0)
-    _check.number(name, "slack", slack, at_least=0.0)
-    _check.choice(name, "slack_on", slack_on, ("sum", "robust"))
+    check_score(name, beta, slack, slack_on)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
     labels = _labels(name, labels, clean_logits)
@@ -109,6 +107,13 @@ def score_loss(
     per_place = _beyond(wrong + beta * _beyond(moved, of_moved), of_sum)
     per_sample = over_places(per_place, labelled(labels))
     return reduce(name, per_sample.to(common(*given)), reduction)
+
+
+def check_score(function: str, beta: float, slack: float, slack_on: str) -> None:
+    """Require options in their ranges."""
+    _check.number(function, "beta", beta, at_least=0.0)
+    _check.number(function, "slack", slack, at_least=0.0)
+    _check.choice(function, "slack_on", slack_on, ("sum", "robust"))
 
 
 def _labels(function: str, labels: Tensor, logits: Tensor) -> Tensor:

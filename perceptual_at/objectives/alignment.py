@@ -1,5 +1,6 @@
 """What the RAAT family shares: who gets which perturbation, and the alignment term over the pairs in use."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ def choose(
         (clean,) = predictions(model, x, weights=weights, as_is=as_is)
         return Choice(x_adv, _wrong(function, clean, labels))
     if bound.reduced_attack is None:
-        reduced = interpolate(x, x_adv, _per_row(function, bound.eta, x))
+        reduced = interpolate(x, x_adv, 0.1 if bound.eta is None else bound.eta)
     else:
         reduced = attacked(function, bound.reduced_attack, model, x, labels)
     if bound.boundary == "objective" and not ask_wrong:
@@ -112,22 +113,29 @@ def _wrong(function: str, logits: Tensor, labels: Tensor) -> Tensor:
     return wrong(logits, _check.indices(function, labels, logits=logits))
 
 
-def _per_row(function: str, eta: float | Tensor | None, x: Tensor) -> float | Tensor:
-    """One reduction for all, or one for each row; both views of an image share theirs."""
+def per_row(function: str, eta: float | Tensor | None, views: Sequence[Tensor]) -> float | Tensor | None:
+    """One reduction for all, or one for each row of views that are attacked together; an image's views share theirs."""
     if not isinstance(eta, Tensor):
-        return 0.1 if eta is None else eta
-    batch = x.shape[0]
-    if eta.ndim != 1 or not eta.is_floating_point() or eta.shape[0] not in (batch, batch / 2):
+        return eta
+    images, rows = len(views[0]), len(views) * len(views[0])
+    if eta.ndim != 1 or not eta.is_floating_point() or len(eta) not in (images, rows):
+        of_views = f", or one for each of the {rows} rows of all views" if rows > images else ""
         raise ValueError(
-            f"{function}: `eta` must be one floating-point number per image, or one for each of the {batch} rows of "
-            f"all views, got {eta.dtype} of shape {tuple(eta.shape)}."
+            f"{function}: `eta` must be one floating-point number for each of the {images} images{of_views}, got "
+            f"{eta.dtype} of shape {tuple(eta.shape)}."
         )
-    _check.same_device(function, "eta", eta.device, "views[0]", x.device)
-    return eta if eta.shape[0] == batch else eta.repeat(2)
+    _check.same_device(function, "eta", eta.device, "views[0]", views[0].device)
+    return eta if len(eta) == rows else eta.repeat(len(views))
+
+
+def check_mask(function: str, mask: Tensor | None, view: Tensor, labels: Tensor) -> None:
+    """Require a mask of the pairs, or of their places, that belongs to these images; or none."""
+    if mask is not None:
+        places = labels.shape[2 if labels.is_floating_point() else 1 :]
+        _check.mask(function, "mask", mask, places=places, **{"views[0]": view})
 
 
 def dicar_term(
-    function: str,
     model: nn.Module,
     x: Tensor,
     x_adv: Tensor,
@@ -145,8 +153,6 @@ def dicar_term(
         counted = labelled(labels)
         right = ~wrong if counted is None else counted & ~wrong
         mask = torch.stack(right.chunk(2)).all(dim=0)
-    places = labels.shape[2 if labels.is_floating_point() else 1 :]
-    _check.mask(function, "mask", mask, places=places, **{"views[0]": adv_1})
     used = rows(mask).any(dim=1)
     pairs = used.nonzero().squeeze(1)
     share = _share(settings.average_over, used)
@@ -197,6 +203,8 @@ def check_options(function: str, weight: float, labels: Tensor, bound: Bound | N
     _check.choice(function, "boundary", bound.boundary, ("release", "definition", "objective"))
     _check.choice(function, "reduce_per", bound.reduce_per, ("sample", "place"))
     eta, reduced_attack = bound.eta, bound.reduced_attack
+    if reduced_attack is not None:
+        _check.attack(function, "`reduced_attack`", reduced_attack)
     if eta is not None and not isinstance(eta, Tensor):
         _check.number(function, "eta", eta, above=0.0, at_most=1.0)
     if eta is not None and reduced_attack is not None:

@@ -204,6 +204,7 @@ def consistency_at(
         True
     """
     _check.number("consistency_at", "consistency_weight", consistency_weight, at_least=0.0)
+    _check.number("consistency_at", "consistency_temperature", consistency_temperature, above=0.0)
     x, labels = one_batch("consistency_at", views, labels, expected=(2,))
     adv = forward(model, attacked("consistency_at", attack, model, x, labels))
     ce = cross_entropy(adv, labels).mean()

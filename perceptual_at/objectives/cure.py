@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.averaging import Weights
+from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
-from perceptual_at.gradient_revision import revise
+from perceptual_at.gradient_revision import check_shares, revise
 from perceptual_at.objectives.passes import (
     Attack,
     Result,
@@ -77,7 +77,7 @@ def cure(
         (['cross_entropy', 'kl', 'averaged_kl'], True)
     """
     options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
-    loss, terms = _terms(model, views, labels, attack, noise=noise, generator=generator, **options)
+    loss, terms = _terms("cure", model, views, labels, attack, noise=noise, generator=generator, **options)
     return finish(loss, **terms)
 
 
@@ -140,8 +140,9 @@ def cure_gradients(
         >>> int((model.weight.grad == 0).sum()), loss.requires_grad
         (3, False)
     """
+    check_shares("cure_gradients", share, natural_weight, robust_weight)
     options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
-    loss, terms = _terms(model, views, labels, attack, noise=noise, generator=generator, **options)
+    loss, terms = _terms("cure_gradients", model, views, labels, attack, noise=noise, generator=generator, **options)
     trained = {name: value for name, value in bare(model).named_parameters() if value.requires_grad}
     natural, robust, total = (
         _by_name(value, trained, keep=value is not loss) for value in (terms["cross_entropy"], terms["kl"], loss)
@@ -155,6 +156,7 @@ def cure_gradients(
 
 
 def _terms(
+    function: str,
     model: nn.Module,
     views: Sequence[Tensor],
     labels: Tensor,
@@ -164,16 +166,16 @@ def _terms(
     beta: Any,
     weight: Any,
     teacher_mode: Any,
-    noise: float,
-    generator: torch.Generator | None,
+    **noise: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its terms, with gradients."""
-    _check.number("cure", "beta", beta, at_least=0.0)
-    _check.number("cure", "weight", weight, at_least=0.0)
-    _check.choice("cure", "teacher_mode", teacher_mode, ("eval", "as_is"))
-    x, labels = one_batch("cure", views, labels)
-    check_indices("cure", labels)
-    x_adv = kl_attacked("cure", attack, model, x, labels, noise, generator)
+    """The loss and its terms, with gradients; `noise` and its `generator` make the start of the attack."""
+    _check.number(function, "beta", beta, at_least=0.0)
+    _check.number(function, "weight", weight, at_least=0.0)
+    _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
+    check_average(function, average, model)
+    x, labels = one_batch(function, views, labels)
+    check_indices(function, labels)
+    x_adv = kl_attacked(function, attack, model, x, labels, **noise)
     stable: list[Tensor] = []
     logits = []
     for inputs in (x, x_adv):

@@ -19,6 +19,7 @@ from perceptual_at.objectives.passes import (
     gaussian_start,
     kl_attacked,
     one_batch,
+    source_of_noise,
 )
 
 
@@ -93,8 +94,12 @@ def ducat(
         _check.number("ducat", name, value, at_least=0.0)
     if adv_weight != 1.0 and base != "pgd_at":
         raise ValueError(f"ducat: `adv_weight`={adv_weight!r} has no effect with base={base!r}; only 'pgd_at' has it.")
+    for name, value in (("clean_share", clean_share), ("adv_share", adv_share)):
+        _check.number("ducat", name, value, at_least=0.0, at_most=1.0)
+    _check.number("ducat", "consistency_temperature", consistency_temperature, above=0.0)
     x, labels = one_batch("ducat", views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
     check_indices("ducat", labels)
+    source_of_noise("ducat", noise, generator, x)
     if base == "trades":
         x_adv = kl_attacked("ducat", attack, model, x, labels, noise, generator)
     elif base == "mart":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
@@ -66,6 +66,7 @@ def grad_align(
     check_threat("grad_align", threat)
     x, labels = one_batch("grad_align", views, labels)
     check_indices("grad_align", labels)
+    generator = _random.source("grad_align", generator, x.device)
     x_adv = attacked("grad_align", attack, model, x, labels)
     ce = cross_entropy(forward(model, x_adv), labels).mean()
     beside = threat.random_start(x.detach(), generator=generator)

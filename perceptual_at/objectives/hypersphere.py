@@ -78,6 +78,8 @@ def hypersphere(
         raise ValueError(f"hypersphere: `beta`={beta!r} has no effect with base='pgd_at'.")
     beta = 6.0 if beta is None else beta
     _check.number("hypersphere", "beta", beta, at_least=0.0)
+    _check.number("hypersphere", "scale", scale, above=0.0)
+    _check.number("hypersphere", "margin", margin, at_least=0.0)
     x, labels = one_batch("hypersphere", views, labels)
     check_indices("hypersphere", labels)
     start = gaussian_start("hypersphere", x, noise, generator)

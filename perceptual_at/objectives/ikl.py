@@ -86,6 +86,10 @@ def ikl(
     _check.flag("ikl", detach_adv=detach_adv, attack_squared=attack_squared)
     _check.number("ikl", "alpha", alpha, at_least=0.0)
     _check.number("ikl", "beta", beta, at_least=0.0)
+    _check.number("ikl", "gamma", gamma, at_least=0.0, at_most=1.0)
+    _check.number("ikl", "temperature", temperature, above=0.0)
+    if sums is not None:
+        _check_square("ikl", "sums", sums, "zeros to begin with")
     x, labels = one_batch("ikl", views, labels)
     check_indices("ikl", labels)
     weights = None if table is None else _rows("ikl", table, labels)
@@ -110,12 +114,17 @@ def ikl(
 
 def _rows(function: str, table: Tensor, labels: Tensor) -> Tensor:
     """The rows of the table for these labels."""
-    _check.floating(function, table=table)
-    if table.ndim != 2 or table.shape[0] != table.shape[1]:
-        raise ValueError(
-            f"{function}: `table` must be the mean prediction of each class, of shape (K, K), got "
-            f"{tuple(table.shape)}; start with torch.full((K, K), 1 / K)."
-        )
+    _check_square(function, "table", table, "start with torch.full((K, K), 1 / K)")
     _check.labels(function, labels, classes=table.shape[0], labels=labels)
     _check.same_device(function, "table", table.device, "labels", labels.device)
     return table.detach()[labels.long()]
+
+
+def _check_square(function: str, name: str, value: Tensor, start: str) -> None:
+    """Require predictions of each class."""
+    _check.floating(function, **{name: value})
+    if value.ndim != 2 or value.shape[0] != value.shape[1]:
+        raise ValueError(
+            f"{function}: `{name}` must hold the predictions of each class, of shape (K, K), got shape "
+            f"{tuple(value.shape)}; {start}."
+        )

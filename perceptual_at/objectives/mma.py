@@ -70,9 +70,11 @@ def mma(
     check_indices("mma", labels)
     (x,) = views
     check_margins("mma", margins, largest, clean_weight, **{"views[0]": x})
+    if clean_logits is not None:
+        _check.logits("mma", clean_logits=clean_logits)
+        _check.indices("mma", labels, clean_logits=clean_logits)
     points = attacked("mma", attack, model, x, labels)
     clean = forward(model, x) if clean_logits is None else clean_logits
-    _check.logits("mma", clean_logits=clean)
     at_points = cross_entropy(forward(model, points), labels)
     counts = (soft_logit_margin(clean.detach(), labels) >= 0) | (margins < largest)
     ce = cross_entropy(clean, labels).mean()

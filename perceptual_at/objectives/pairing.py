@@ -76,6 +76,7 @@ def alp(
     _check.flag("alp", joint=joint)
     _check.number("alp", "weight", weight, at_least=0.0)
     _check.choice("alp", "supervise", supervise, ("both", "adversarial"))
+    _check.choice("alp", "space", space, ("logits", "probabilities"))
     _check.number("alp", "smoothing", smoothing, at_least=0.0, at_most=1.0)
     x, labels = one_batch("alp", views, labels)
     check_indices("alp", labels)
@@ -148,11 +149,12 @@ def clp(
     check_views("clp", views, labels, expected=(1, 2))
     x, labels = one_batch("clp", views, labels)
     check_indices("clp", labels)
+    generator = _random.source("clp", generator, x.device)
     if pairs == "images":
         if x.shape[0] < 2:
             raise ValueError(f"clp: `views` must hold at least two images to pair, got {x.shape[0]}.")
-        drawn = torch.randn(x.shape, generator=_random.source("clp", generator, x.device), device=x.device)
-        clean = model(x + noise * drawn.to(x.dtype))
+        drawn = torch.randn(x.shape, generator=generator, device=generator.device)
+        clean = model(x + noise * drawn.to(x))
         half = x.shape[0] // 2
         pairing = logit_pairing_loss(clean[:half], clean[half : 2 * half])
     else:

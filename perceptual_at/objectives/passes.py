@@ -68,10 +68,15 @@ def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels:
 
 def gaussian_start(function: str, x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
     """The start of TRADES and MART: beside the clean input, where the KL has a gradient. Not clipped."""
-    _check.number(function, "noise", noise, above=0.0)
-    generator = _random.source(function, generator, x.device)
+    generator = source_of_noise(function, noise, generator, x)
     drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return x + noise * drawn.to(x.device)
+
+
+def source_of_noise(function: str, noise: float, generator: torch.Generator | None, x: Tensor) -> torch.Generator:
+    """Where noise for these inputs comes from. Its size is checked, also by objectives that may draw none."""
+    _check.number(function, "noise", noise, above=0.0)
+    return _random.source(function, generator, x.device)
 
 
 def kl_attacked(

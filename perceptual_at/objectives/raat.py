@@ -11,7 +11,7 @@ from perceptual_at._check import NO_LABEL
 from perceptual_at._places import labelled, over_places
 from perceptual_at._places import wrong as where_wrong
 from perceptual_at._reduce import masked
-from perceptual_at.averaging import Weights
+from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import boosted_cross_entropy, weighted_kl_loss
 from perceptual_at.objectives.alignment import (
@@ -21,10 +21,12 @@ from perceptual_at.objectives.alignment import (
     Dicar,
     ReducePer,
     Space,
+    check_mask,
     check_options,
     choose,
     composed,
     dicar_term,
+    per_row,
 )
 from perceptual_at.objectives.combination import Base, run_base
 from perceptual_at.objectives.passes import (
@@ -139,6 +141,8 @@ def raat(
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
     x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
+    check_mask(function, mask, views[0], labels)
+    rule = rule._replace(eta=per_row(function, eta, views))
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = misclassified != "standard" or (weight > 0 and mask is None)
     choice = choose(function, model, x, x_adv, labels, rule, ask_wrong=ask_wrong)
@@ -153,7 +157,7 @@ def raat(
     terms = {"cross_entropy": cross_entropy(logits, labels[rows]).mean()}
     loss, clean = terms["cross_entropy"], None
     if weight > 0:
-        terms["dicar"], clean = dicar_term(function, model, x, x_adv, labels, choice.wrong, None, settings)
+        terms["dicar"], clean = dicar_term(model, x, x_adv, labels, choice.wrong, None, settings)
         loss = loss + weight * terms["dicar"]
     if misclassified == "mart":
         assert choice.wrong is not None
@@ -262,6 +266,8 @@ def raat_plus_plus(
     _check.number(function, "beta", beta, at_least=0.0)
     x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
+    check_mask(function, mask, views[0], labels)
+    rule = rule._replace(eta=per_row(function, eta, views))
     start = gaussian_start(function, x, noise, generator)
     x_adv = attacked(function, attack, model, x, labels, start=start)
     ask_wrong = weight > 0 and mask is None
@@ -275,7 +281,7 @@ def raat_plus_plus(
     loss = terms["boosted_cross_entropy"] + beta * terms["weighted_kl"]
     if weight > 0:
         again = None if repeat_clean_forward else clean
-        terms["dicar"], _ = dicar_term(function, model, x, x_adv, labels, choice.wrong, again, settings)
+        terms["dicar"], _ = dicar_term(model, x, x_adv, labels, choice.wrong, again, settings)
         loss = loss + weight * terms["dicar"]
     return finish(loss, **terms)
 
@@ -317,8 +323,8 @@ def raat_sharp(
         weight: $\lambda$ of DICAR; 0 leaves it out, as before the first learning-rate decay.
         bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
         eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
-            `reduced_attack` is given. A tensor gives each image its own, `(B,)`, or each row of the joined views,
-            `(2B,)`; `adaptive_eta` chooses one. Its values are not checked.
+            `reduced_attack` is given. A tensor gives each image its own, `(B,)`; `adaptive_eta` chooses one. Its values
+            are not checked.
         reduced_attack: makes $x''$ by an attack of its own instead (the paper's Eq. 8), for example
             `partial(pgd, threat=threat.scaled(0.1), ...)`.
         boundary: who gets $x''$. `"release"`: right on x, wrong on $x''$ and on $x_{\mathrm{adv}}$. `"definition"`:
@@ -360,8 +366,11 @@ def raat_sharp(
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options(function, weight, labels, rule, settings)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
+    check_average(function, average, model)
     check_views(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
+    check_mask(function, mask, views[0], labels)
+    rule = rule._replace(eta=per_row(function, eta, views[:1]))  # each view is attacked on its own
     x, as_is = views[0], teacher_mode == "as_is"
     x_adv = attacked(function, attack, model, x, labels)
     ask_wrong = weight > 0 and mask is None
@@ -376,7 +385,7 @@ def raat_sharp(
         (clean_2,) = predictions(model, views[1], weights=average, as_is=as_is)
         wrong = torch.cat([choice.wrong, where_wrong(clean_2, labels)])
     both, both_adv, twice = (torch.cat(pair) for pair in ((x, views[1]), (x_adv, x2_adv), (labels, labels)))
-    term, _ = dicar_term(function, model, both, both_adv, twice, wrong, None, settings)
+    term, _ = dicar_term(model, both, both_adv, twice, wrong, None, settings)
     return finish(ce + weight * term, cross_entropy=ce, dicar=term)
 
 
@@ -443,6 +452,7 @@ def dicar(
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options("dicar", weight, labels, None, settings)
     check_views("dicar", views, labels, expected=(2,))
+    check_mask("dicar", mask, views[0], labels)
     if mask is None:
         check_indices("dicar", labels)
     passes = run_base("dicar", base, base_options, model, views, labels, attack, term="dicar")
@@ -451,5 +461,5 @@ def dicar(
         (clean,) = predictions(model, passes.x)
         wrong = where_wrong(clean, passes.labels)
     own = None if passes.clean is None else passes.clean[0]
-    term, _ = dicar_term("dicar", model, passes.x, passes.x_adv, passes.labels, wrong, own, settings)
+    term, _ = dicar_term(model, passes.x, passes.x_adv, passes.labels, wrong, own, settings)
     return finish(passes.loss + weight * term, **passes.terms, dicar=term)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._places import labelled
-from perceptual_at.averaging import Weights
+from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import robust_perception_kl_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, finish, forward, one_batch, predictions
@@ -59,11 +59,12 @@ def rebat(
         >>> terms["averaged_kl"]  # the average is still the model
         tensor(0.)
     """
+    uses_average = _uses_average("rebat", average, beta, teacher_mode, model)
     x, labels = one_batch("rebat", views, labels)
     x_adv = attacked("rebat", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
-    if not _uses_average("rebat", average, beta, teacher_mode):
+    if not uses_average:
         return finish(ce, cross_entropy=ce)
     (teacher,) = predictions(model, x_adv, weights=average, as_is=teacher_mode == "as_is")
     kl = kl_divergence(teacher, adv, mask=labelled(labels)).mean()
@@ -121,11 +122,13 @@ def rpat_plus_plus(
         >>> list(rpat_plus_plus(model, (x,), labels, attack, average=None)[1])
         ['cross_entropy']
     """
+    uses_average = _uses_average("rpat_plus_plus", average, beta, teacher_mode, model)
+    _check.number("rpat_plus_plus", "alpha", alpha, above=0.0, at_most=1.0)
     x, labels = one_batch("rpat_plus_plus", views, labels)
     x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
-    if not _uses_average("rpat_plus_plus", average, beta, teacher_mode):
+    if not uses_average:
         return finish(ce, cross_entropy=ce)
     mid_x = interpolate(x, x_adv, alpha)
     clean, mid = predictions(model, x, mid_x, weights=average, as_is=teacher_mode == "as_is")
@@ -133,7 +136,9 @@ def rpat_plus_plus(
     return finish(ce + beta * kl, cross_entropy=ce, robust_perception_kl=kl)
 
 
-def _uses_average(function: str, average: Weights | None, beta: float, teacher_mode: str) -> bool:
+def _uses_average(function: str, average: Weights | None, beta: float, teacher_mode: str, model: nn.Module) -> bool:
+    """Whether the term is in the loss; what it depends on is checked in any case."""
     _check.number(function, "beta", beta, at_least=0.0)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
+    check_average(function, average, model)
     return average is not None and beta > 0

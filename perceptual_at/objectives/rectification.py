@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from perceptual_at import _check, _random
+from perceptual_at import _check
 from perceptual_at.attacks import kl_to
-from perceptual_at.averaging import Weights
+from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.objectives.passes import (
     Attack,
@@ -19,6 +19,7 @@ from perceptual_at.objectives.passes import (
     forward,
     one_batch,
     predictions,
+    source_of_noise,
 )
 from perceptual_at.soft_labels import rectified_labels
 
@@ -95,12 +96,16 @@ def adr(
     _check.choice("adr", "start", start, ("one_sided", "gaussian"))
     _check.choice("adr", "reference_mode", reference_mode, ("eval", "as_is"))
     _check.number("adr", "beta", beta, at_least=0.0)
+    _check.number("adr", "temperature", temperature, above=0.0)
+    _check.number("adr", "trust", trust, at_least=0.0, at_most=1.0)
     if average is None:
         raise TypeError(
             "adr: `average` must be averaged weights, such as snapshot(model) moved by ema_update, got None."
         )
+    check_average("adr", average, model)
     x, labels = one_batch("adr", views, labels)
     check_indices("adr", labels)
+    generator = source_of_noise("adr", noise, generator, x)
     (teacher,) = predictions(model, x, weights=average)
     rectified = rectified_labels(teacher, labels, temperature=temperature, trust=trust)
     if base == "pgd_at":
@@ -117,10 +122,8 @@ def adr(
     return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 
 
-def _beside(x: Tensor, start: str, noise: float, generator: torch.Generator | None) -> Tensor:
+def _beside(x: Tensor, start: str, noise: float, generator: torch.Generator) -> Tensor:
     """Where the attack on TRADES begins."""
-    _check.number("adr", "noise", noise, above=0.0)
-    generator = _random.source("adr", generator, x.device)
     draw = torch.rand if start == "one_sided" else torch.randn
     drawn = draw(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return x + noise * drawn.to(x.device)

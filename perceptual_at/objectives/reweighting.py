@@ -24,6 +24,8 @@ from perceptual_at.objectives.passes import (
 )
 from perceptual_at.sample_weights import (
     StepsWithstood,
+    check_geometry,
+    check_sigmoid,
     entropy_weights,
     geometric_weights,
     margin_weights,
@@ -80,6 +82,7 @@ def gairat(
         >>> torch.allclose(loss, nn.functional.cross_entropy(model(x), labels))  # all alike
         True
     """
+    check_geometry("gairat", steps, offset, form)
     x, labels = one_batch("gairat", views, labels)
     check_indices("gairat", labels)
     if kappa is None:
@@ -98,6 +101,7 @@ def gairat(
                 "`steps` to those of the attack, or pass `kappa` for an attack whose steps are not one loss each."
             )
     else:
+        _check.tensor("gairat", "kappa", kappa)
         _check.same_device("gairat", "kappa", kappa.device, "labels", labels.device)
         if kappa.shape != labels.shape:
             raise ValueError(
@@ -174,6 +178,9 @@ def mail(
     _check.choice("mail", "base", base, ("pgd_at", "trades", "mart"))
     _check.choice("mail", "margin", margin, ("adversarial", "clean", "difference"))
     _check.number("mail", "beta", beta, at_least=0.0)
+    recommended = (10.0, -0.5) if base == "pgd_at" else (2.0, 0.0)
+    slope, bias = recommended[0] if slope is None else slope, recommended[1] if bias is None else bias
+    check_sigmoid("mail", slope, bias, scale)
     x, labels = one_batch("mail", views, labels)
     check_indices("mail", labels)
     if base == "trades":
@@ -189,13 +196,7 @@ def mail(
             (seen,) = predictions(model, x)
         first = adv.detach() if margin == "adversarial" or seen is None else seen
         margins = probability_margin(first, labels, wrong_logits=adv.detach() if margin == "difference" else None)
-        recommended = (10.0, -0.5) if base == "pgd_at" else (2.0, 0.0)
-        weights = margin_weights(
-            margins,
-            slope=recommended[0] if slope is None else slope,
-            bias=recommended[1] if bias is None else bias,
-            scale=scale,
-        )
+        weights = margin_weights(margins, slope=slope, bias=bias, scale=scale)
     if clean is None:
         loss = (weights * cross_entropy(adv, labels)).mean()
         return finish(loss, cross_entropy=loss)
@@ -248,6 +249,7 @@ def ewat(
         >>> torch.allclose(one_plus - proportional, nn.functional.cross_entropy(model(x), labels))
         True
     """
+    _check.choice("ewat", "form", form, ("one_plus", "proportional"))
     x, labels = one_batch("ewat", views, labels)
     check_indices("ewat", labels)
     adv = forward(model, attacked("ewat", attack, model, x, labels))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import Criterion, Divergence
 from perceptual_at.losses import robust_perception_loss
+from perceptual_at.losses.robust_perception import comparison
 from perceptual_at.objectives.combination import Base, logits_as_perception, run_base
 from perceptual_at.objectives.passes import Attack, Perceive, Result, finish
 from perceptual_at.objectives.raat import raat
@@ -79,6 +80,12 @@ def rpat(
         True
     """
     _check.number("rpat", "weight", weight, at_least=0.0)
+    comparison("rpat", alpha, criterion, form, temperature)
+    if perceive is not None and not callable(perceive):
+        raise TypeError(
+            "rpat: `perceive` must be a function x -> (logits, perception), such as models.perceive_at(model, layer) "
+            f"makes, got {type(perceive).__name__}."
+        )
     passes = run_base("rpat", base, base_options, model, views, labels, attack, perceive, term="robust_perception")
     run = perceive or logits_as_perception(model)
     adv = passes.adv or run(passes.x_adv)
@@ -143,5 +150,10 @@ def rpat_raat(
         >>> list(terms)
         ['cross_entropy', 'dicar', 'robust_perception']
     """
+    _check.number("rpat_raat", "weight", weight, at_least=0.0)
+    _check.number("rpat_raat", "dicar_weight", dicar_weight, at_least=0.0)
+    comparison("rpat_raat", alpha, "mse", form, 1.0)
+    if mix is not None:
+        _check.number("rpat_raat", "mix", mix, at_least=0.0, at_most=1.0)
     base = functools.partial(raat, mix=mix, weight=dicar_weight)
     return rpat(model, views, labels, attack, base=base, weight=weight, alpha=alpha, form=form, **raat_options)

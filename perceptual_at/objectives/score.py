@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import prediction_squared_error
 from perceptual_at.losses import brier_loss, score_loss
+from perceptual_at.losses.score import check_score
 from perceptual_at.objectives.passes import (
     Attack,
     Result,
@@ -79,6 +80,8 @@ def score(
     _check.choice("score", "base", base, ("trades", "pgd_at"))
     if base == "pgd_at" and beta is not None:
         raise ValueError(f"score: `beta`={beta!r} has no effect with base='pgd_at'.")
+    beta = 4.0 if beta is None else beta
+    check_score("score", beta, slack, slack_on)
     x, labels = one_batch("score", views, labels)
     if base == "pgd_at":
         x_adv = attacked("score", attack, model, x, labels, loss=_error)
@@ -97,7 +100,7 @@ def score(
         clean = forward(model, x)
     else:
         clean, adv = forward(model, x), forward(model, x_adv)
-    loss = score_loss(clean, adv, labels, beta=4.0 if beta is None else beta, slack=slack, slack_on=slack_on)
+    loss = score_loss(clean, adv, labels, beta=beta, slack=slack, slack_on=slack_on)
     moved = prediction_squared_error(adv.detach(), clean.detach()).mean()
     return finish(loss, squared_error=brier_loss(clean.detach(), labels), squared_distance=moved)
 

@@ -155,6 +155,8 @@ def kd(
         raise ValueError(f"kd: `weights` must be three numbers, for the labels and the two teachers, got {weights!r}.")
     for value in weights:
         _check.number("kd", "weights", value, at_least=0.0)
+    _check.number("kd", "temperature", temperature, above=0.0)
+    _check.choice("kd", "form", form, ("cross_entropy", "kl"))
     x, labels = one_batch("kd", views, labels)
     x_adv = attacked("kd", attack, model, x, labels)
     adv = forward(model, x_adv)

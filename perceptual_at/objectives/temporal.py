@@ -20,6 +20,7 @@ from perceptual_at.objectives.passes import (
     forward,
     gaussian_start,
     predictions,
+    source_of_noise,
 )
 
 
@@ -93,6 +94,7 @@ def te(
             "batch's rows of the memory with memories.ensemble_targets(ensemble, index)."
         )
     ascended: PerSampleLoss = cross_entropy
+    source_of_noise("te", 0.001 if noise is None else noise, generator, x)
     if base == "trades":
         toward = kl_to(predictions(model, x)[0])
         ascended = _scaled(toward, beta) if held is not None else toward

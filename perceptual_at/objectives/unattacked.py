@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from perceptual_at import _random
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.objectives.passes import Attack, Result, finish, forward, one_batch
 from perceptual_at.threats import Threat, check_threat
@@ -90,5 +91,6 @@ def random_noise(
     """
     check_threat("random_noise", threat)
     x, labels = one_batch("random_noise", views, labels)
+    generator = _random.source("random_noise", generator, x.device)
     ce = cross_entropy(forward(model, threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)
