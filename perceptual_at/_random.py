@@ -178,6 +178,14 @@ def per_sample_generator(function: str, generator: Generator | None, x: Tensor) 
     return SampleGenerator(seed, torch.arange(x.shape[0], device=x.device))
 
 
+def check(function: str, generator: Generator | None, x: Tensor) -> None:
+    """Require a source of random numbers for these inputs, or none, before it is known whether any are drawn."""
+    if isinstance(generator, SampleGenerator):
+        checked(function, generator, x)
+    elif generator is not None:
+        source(function, generator, x.device)
+
+
 def checked(function: str, generator: SampleGenerator, x: Tensor) -> SampleGenerator:
     """The generator, with as many samples as `x` and on its device."""
     if len(generator) != x.shape[0]:

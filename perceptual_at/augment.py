@@ -82,6 +82,7 @@ def random_crop_flip(
         torch.Size([8, 32, 32])
     """
     home = _check_images("random_crop_flip", x, generator)
+    _check.flag("random_crop_flip", flip=flip)
     batch, _, height, width = x.shape
     if labels is not None:
         _check.indices("random_crop_flip", labels, read=False, x=x)
@@ -185,6 +186,8 @@ def cutmix(
     _check.count("cutmix", "num_classes", num_classes)
     _check.labels("cutmix", labels, classes=num_classes, x=x)
     _check.number("cutmix", "alpha", alpha, above=0)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"cutmix: `generator` must be a torch.Generator, got {type(generator).__name__}.")
     mix = _torchvision("cutmix").CutMix(alpha=float(alpha), num_classes=num_classes)
     mixed, soft_labels = seeded(mix, generator)(x, labels.long())
     return mixed, soft_labels
@@ -376,6 +379,7 @@ def _check_padding(function: str, padding: int, padding_mode: str, size: int) ->
 def _crop_flip(function: str, size: int, padding: int, padding_mode: str, flip: bool) -> list[Any]:
     v2 = _torchvision(function)
     _check.count(function, "size", size)
+    _check.flag(function, flip=flip)
     _check_padding(function, padding, padding_mode, size)
     crop = v2.RandomCrop(size, padding=padding or None, padding_mode=padding_mode)
     return [crop, v2.RandomHorizontalFlip()] if flip else [crop]

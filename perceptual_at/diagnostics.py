@@ -5,12 +5,12 @@ These are the papers' motivating experiments as functions; `examples/perception_
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._shapes import per_sample
 from perceptual_at._values import Value
 from perceptual_at.divergences import squared_error
@@ -213,6 +213,7 @@ def random_noise(
         >>> bool(((noisy - x).abs() <= 0.25).all())
         True
     """
+    _random.check("random_noise", generator, x)
     return threat.random_start(x.detach(), generator=generator)
 
 
@@ -253,15 +254,20 @@ def perturbed_by_group(
         tensor([0.0000, 0.5000, 1.0000])
     """
     name = "perturbed_by_group"
+    _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
     _check.same_shape(name, x=x, x_adv=x_adv, reduced=reduced)
     inputs = {"full": x_adv, "reduced": reduced, "clean": x}
     chosen = x_adv
     for group, strength in (("boundary", boundary), ("interior", interior), ("misclassified", misclassified)):
-        _check.choice(name, group, strength, tuple(inputs))
         mask = getattr(partition, group)
         _check.mask(name, f"partition.{group}", mask, x=x)
         chosen = torch.where(per_sample(mask, x), inputs[strength], chosen)
     return chosen
+
+
+def _check_strengths(function: str, **strengths: str) -> None:
+    for group, strength in strengths.items():
+        _check.choice(function, group, strength, get_args(Strength))
 
 
 def attacked_by_group(
@@ -308,7 +314,13 @@ def attacked_by_group(
         >>> torch.equal(x_adv, x)  # nobody is perturbed
         True
     """
-    _check.labels("attacked_by_group", labels, x=x)
+    name = "attacked_by_group"
+    _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
+    _check.number(name, "eta", eta, at_least=0.0, at_most=1.0)
+    _check.attack(name, "`attack`", attack)
+    if reduced_attack is not None:
+        _check.attack(name, "`reduced_attack`", reduced_attack)
+    _check.labels(name, labels, x=x)
     x_adv = attack(model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
     with torch.no_grad(), frozen(model) as f:

@@ -16,8 +16,10 @@ from perceptual_at import (
     L1,
     L2,
     Linf,
+    SampleGenerator,
     accuracy,
     apgd,
+    attacks,
     boosted_cross_entropy,
     boundary_partition,
     call_with,
@@ -549,6 +551,52 @@ def test_an_objective_refuses_an_option_before_it_attacks_and_in_its_own_name(na
                 function(model, views, labels, attack, **{**needed, option: value})
             assert re.match(f"{name}: .*`{option}`", str(caught.value))
             assert not calls
+
+
+ATTACKS = ["apgd", "auto_attack", "cw", "fab", "fgsm", "friendly_pgd", "n_fgsm", "pgd", "square", "surrogate_pgd"]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_refuses_an_option_before_it_runs_the_model_and_in_its_own_name(name):
+    w, calls = World(), []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            calls.append(x)
+            return w.model(x)
+
+    function = getattr(attacks, name)
+    for option, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        for value in (object(), "no such word", [1]):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                function(Counting(), w.x, w.labels, THREAT, **{option: value})
+            assert re.match(f"{name}: .*`{option}`", str(caught.value)), (option, str(caught.value))
+    assert not calls
+
+
+@pytest.mark.parametrize("name", ["pgd", "fgsm", "cw"])
+def test_a_generator_that_is_none_is_refused_where_nothing_is_drawn_too(name):
+    w = World()
+    for generator, error in ((7, TypeError), (SampleGenerator(0, torch.arange(2)), ValueError)):
+        with pytest.raises(error, match=f"{name}: `generator`"):
+            getattr(attacks, name)(w.model, w.x, w.labels, THREAT, start="clean", generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("device", "nowhere"), ("classes", 5), ("classes", "abcde"), ("record", 3)]
+)
+def test_an_evaluation_refuses_where_and_what_before_it_begins(option, value):
+    w, seen = World(), []
+
+    def loader():
+        seen.append(1)
+        yield w.x, w.labels
+
+    with pytest.raises(TypeError, match=f"evaluate: `{option}` must be"):
+        evaluate(w.model, loader(), {"pgd": partial(pgd, threat=THREAT)}, **{option: value})
+    assert not seen
 
 
 @pytest.mark.parametrize("name", ["raat", "raat_plus_plus", "raat_sharp"])

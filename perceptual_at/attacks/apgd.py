@@ -155,6 +155,7 @@ def apgd(
                 [0.1250]])
     """
     name = "apgd"
+    _check.flag(name, early_stop=early_stop, verdict=verdict)
     _check_call(threat, steps, targets, target_classes, start, restarts, rho, from_larger_eps)
     chosen = _Aim(loss, labels, targets, target_classes)
     terms = Terms(chosen.given, targets, start, model_mode, lane, eot, validate)

@@ -182,6 +182,7 @@ def auto_attack(
     _check_version(version)
     _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
     _check.count("auto_attack", "batch_size", batch_size)
+    _check.flag("auto_attack", progress=progress, verdict=verdict)
     if backend != "native" and lane is not None:
         raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
     if backend != "native" and "surrogate" in _names(version):

@@ -161,6 +161,7 @@ def fab(
         _check.count("fab", "target_classes", target_classes)
         if targets is not None:
             raise ValueError("fab: `target_classes` has no effect with given `targets`; drop one of them.")
+    _check.flag("fab", early_stop=early_stop, verdict=verdict)
     _check.number("fab", "clean_share", clean_share, at_least=0.0, at_most=1.0)
     _check.number("fab", "overshoot", overshoot, at_least=1.0)
     _check.number("fab", "backward_step", backward_step, at_least=0.0, at_most=1.0)

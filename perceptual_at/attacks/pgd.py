@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import cast_toward
 from perceptual_at._shapes import per_sample, places, rows
@@ -179,10 +179,18 @@ def pgd(
         tensor([[0.7500]])
     """
     terms = Terms(
-        loss, targets, start, model_mode, lane, eot, validate, judged=verdict or early_stop, even=not early_stop
+        loss,
+        targets,
+        start,
+        model_mode,
+        lane,
+        eot,
+        validate,
+        judged=verdict is not False or early_stop is not False,
+        even=early_stop is False,
     )
-    climb = _Climb(steps, step_size, momentum, restarts, keep, early_stop, verdict, generator)
-    return _ascended("pgd", model, x, labels, threat, terms, climb)
+    climb = Climb(steps, step_size, momentum, restarts, keep, early_stop, verdict, generator)
+    return climbed("pgd", model, x, labels, threat, terms, climb)
 
 
 @overload
@@ -259,9 +267,9 @@ def fgsm(
         >>> fgsm(model, torch.tensor([[0.125]]), torch.tensor([0]), Linf(0.25))  # the box is closer
         tensor([[0.]])
     """
-    terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict, even=True)
-    climb = _Climb(1, None, verdict=verdict, generator=generator, reach=1.0)
-    return _ascended("fgsm", model, x, labels, threat, terms, climb)
+    terms = Terms(loss, targets, start, model_mode, lane, validate=validate, judged=verdict is not False, even=True)
+    climb = Climb(1, None, verdict=verdict, generator=generator, reach=1.0)
+    return climbed("fgsm", model, x, labels, threat, terms, climb)
 
 
 @overload
@@ -354,13 +362,20 @@ def cw(
         tensor([[0.2500]])
     """
     terms = Terms(
-        margin, targets, start, model_mode, lane, validate=validate, judged=verdict or early_stop, even=not early_stop
+        margin,
+        targets,
+        start,
+        model_mode,
+        lane,
+        validate=validate,
+        judged=verdict is not False or early_stop is not False,
+        even=early_stop is False,
     )
-    climb = _Climb(steps, step_size, 0.0, restarts, keep, early_stop, verdict, generator)
-    return _ascended("cw", model, x, labels, threat, terms, climb)
+    climb = Climb(steps, step_size, 0.0, restarts, keep, early_stop, verdict, generator)
+    return climbed("cw", model, x, labels, threat, terms, climb)
 
 
-class _Climb(NamedTuple):
+class Climb(NamedTuple):
     """How to climb."""
 
     steps: int
@@ -375,8 +390,8 @@ class _Climb(NamedTuple):
     """How many budgets far all steps together go where their length is left open."""
 
 
-def _ascended(
-    function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms, climb: _Climb
+def climbed(
+    function: str, model: Model, x: Tensor, labels: Tensor, threat: Threat, terms: Terms, climb: Climb
 ) -> Tensor | Verdict:
     """The attacks. Errors speak of `function`."""
     with opened(function, model, x, labels, threat, terms) as victim:
@@ -398,7 +413,7 @@ def _ascended(
         return point if point.dtype == x.dtype else visible(point, x, threat)
 
 
-def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms, climb: _Climb) -> Tensor | Verdict:
+def _searched(victim: Victim, threat: Threat, loss: PerSampleLoss, terms: Terms, climb: Climb) -> Tensor | Verdict:
     """The climb that compares its iterates and starts, and lets decided samples go."""
     search = Search(victim.x, victim.labels, misclassified if terms.targets is None else classified)
     if not len(victim.x):
@@ -441,7 +456,7 @@ class _Run:
 
     point: Tensor
 
-    def __init__(self, victim: Victim, threat: Threat, loss: PerSampleLoss, climb: _Climb) -> None:
+    def __init__(self, victim: Victim, threat: Threat, loss: PerSampleLoss, climb: Climb) -> None:
         self.x, self.labels, self.threat, self.loss = victim.x, victim.labels, threat, loss
         self.step_size, self.momentum = climb.step_size, climb.momentum
         self.center = victim.x.to(victim.width)
@@ -496,7 +511,7 @@ def visible(point: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return point if point.dtype == x.dtype else cast_toward(threat.project(point, x), x)
 
 
-def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: _Climb) -> float | Tensor:
+def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: Climb) -> float | Tensor:
     """Require options that go together; gives the length of a step."""
     usual = (  # right at a glance; what is not is looked at piece by piece, for its message
         type(climb.steps) is int
@@ -507,10 +522,12 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
         and type(climb.restarts) is int
         and climb.restarts == 1
         and climb.early_stop is False
+        and type(climb.verdict) is bool
+        and climb.generator is None
         and terms.targets is None
     )
     if not usual:
-        _check_search(function, terms, climb)
+        _check_search(function, x, terms, climb)
     if climb.step_size is None:
         eps = getattr(threat, "eps", None)
         return climb.reach * (eps if type(eps) is float else budget(function, threat)) / climb.steps
@@ -518,9 +535,10 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
     return climb.step_size
 
 
-def _check_search(function: str, terms: Terms, climb: _Climb) -> None:
+def _check_search(function: str, x: Tensor, terms: Terms, climb: Climb) -> None:
     """Require options of more than the plain climb that go together."""
-    _check.flag(function, early_stop=climb.early_stop)
+    _check.flag(function, early_stop=climb.early_stop, verdict=climb.verdict)
+    _random.check(function, climb.generator, x)
     _check.count(function, "steps", climb.steps)
     _check.number(function, "momentum", climb.momentum, at_least=0.0)
     _check.choice(function, "keep", climb.keep, ("last", "best"))

@@ -151,6 +151,7 @@ def square(
             f"square: `x` must be images of shape (B, C, H, W), got shape {tuple(x.shape)}; give vectors (B, N) as "
             "(B, 1, 1, N), with a model that takes them so."
         )
+    _check.flag("square", reach_edge=reach_edge, early_stop=early_stop, verdict=verdict)
     _check.count("square", "queries", queries)
     _check.number("square", "p_init", p_init, above=0.0, at_most=1.0)
     _check.count("square", "restarts", restarts)

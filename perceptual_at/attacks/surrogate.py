@@ -152,6 +152,7 @@ def surrogate_pgd(
         ("steps", steps), ("target_classes", target_classes), ("restarts", restarts), ("probes", probes),
     ):  # fmt: skip
         _check.count(name, what, value)
+    _check.flag(name, verdict=verdict)
     _check.number(name, "blend", blend, at_least=0.0, at_most=1.0)
     _check.number(name, "momentum", momentum, at_least=0.0)
     check_threat(name, threat)

@@ -1,7 +1,7 @@
 """Attacks that only training uses: one noisy step, steps that stop at the boundary, distances to the boundary."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.pgd import pgd
+from perceptual_at.attacks.pgd import Climb, climbed
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
 from perceptual_at.threats import Threat, budget, check_threat
-from perceptual_at.victims import Lane, Model, ModelMode, frozen
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, frozen
 
 
 def n_fgsm(
@@ -75,11 +75,11 @@ def n_fgsm(
     _check.floating("n_fgsm", x=x)
     _check.number("n_fgsm", "noise", noise, above=0.0)
     check_threat("n_fgsm", threat)
+    _random.check("n_fgsm", generator, x)
     start = threat.scaled(noise).random_start(x.detach(), generator=generator)
-    return pgd(
-        model, x, labels, threat.scaled(noise + 1), steps=1, step_size=budget("n_fgsm", threat), start=start,
-        loss=loss, model_mode=model_mode, lane=lane, validate=validate,
-    )  # fmt: skip
+    terms = Terms(loss, None, start, model_mode, lane, validate=validate, judged=False, even=True)
+    climb = Climb(steps=1, step_size=budget("n_fgsm", threat))
+    return cast("Tensor", climbed("n_fgsm", model, x, labels, threat.scaled(noise + 1), terms, climb))
 
 
 def friendly_pgd(
@@ -153,18 +153,16 @@ def friendly_pgd(
         tensor([True])
     """
     name = "friendly_pgd"
-    _check.floating(name, x=x)
-    _check.labels(name, labels, x=x)
+    check_arguments(name, model, x, labels, threat, Terms(loss, None, start, model_mode, validate=validate))
+    check_lane(name, model, model_mode, lane)
     _check.count(name, "steps", steps)
     _check.number(name, "noise", noise, at_least=0.0)
-    check_threat(name, threat)
+    _random.check(name, generator, x)
     left = _patience(name, patience, x)
     center = x.detach()
     if isinstance(start, Tensor):
-        _check.same_shape(name, x=x, start=start)
         point = threat.project(start.detach(), center)
     else:
-        _check.choice(name, "start", start, ("random", "clean"))
         point = threat.random_start(center, generator=_numbers(generator, 0)) if start == "random" else center
     if not len(x):
         return point
@@ -179,10 +177,8 @@ def friendly_pgd(
     stopped = torch.zeros_like(labels, dtype=torch.bool)
     with frozen(model, model_mode=model_mode, lane=lane) as f:
         for step in range(steps):
-            moved = pgd(
-                f, x, labels, threat, steps=1, step_size=step_size, start=point, loss=watched, model_mode=model_mode,
-                validate=validate and step == 0,
-            )  # fmt: skip
+            terms = Terms(watched, None, point, model_mode, validate=validate and step == 0, judged=False)
+            moved = cast("Tensor", climbed(name, f, x, labels, threat, terms, Climb(1, step_size)))
             stopped = stopped | (wrong[-1] & (left == 0))
             left = left - (wrong[-1] & ~stopped).to(left.dtype)
             if noise:
@@ -299,6 +295,8 @@ def find_margins(
     _check_margins(name, "before", before, x)
     _check.number(name, "largest", largest, above=0.0)
     _check.number(name, "smallest", smallest, above=0.0, at_most=largest)
+    _check.count(name, "search_steps", search_steps)
+    _check.flag(name, clip=clip)
     right = soft_logit_margin(clean_logits.detach(), labels) < 0
     rows = right.nonzero().squeeze(1)
     margins = torch.zeros_like(before)
@@ -372,6 +370,8 @@ def bisect_margins(
         _check_margins(name, what, value, x)
     _check.number(name, "largest", largest, above=0.0)
     _check.count(name, "steps", steps)
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {bounds!r}.")
     distance, margin = before, before_margin
     low, high = torch.zeros_like(distance), torch.full_like(distance, largest)
     with torch.no_grad():

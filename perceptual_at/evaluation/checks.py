@@ -265,14 +265,14 @@ def check_gradients(
 
     Examples:
         >>> model = lambda x: torch.cat([x, -x], dim=1)
-        >>> x, labels = torch.tensor([[0.5], [0.25]]), torch.tensor([0, 0])
+        >>> x, labels = torch.tensor([[0.625], [0.875]]), torch.tensor([0, 0])
         >>> check_gradients(model, x, labels).passed
         True
         >>> check_gradients(lambda x: 1000 * model(x), x, labels).value  # softmax is 1 to the last digit
         1.0
         >>> check_gradients(lambda x: model(x.round()), x, labels).passed
         False
-        >>> check_gradients(lambda x: model(x.round()), x, labels, threat=Linf(0.2)).value  # 0 in all of 0.25's ball
+        >>> check_gradients(lambda x: model(x.round()), x, labels, threat=Linf(0.2)).value  # 1 in all of 0.875's ball
         0.5
     """
     zero, _ = lost_gradients(model, x, labels, threat)

@@ -103,6 +103,7 @@ def evaluate(
     """
     _check_call(model, attacks, seed, repeats, score)
     _check.flag("evaluate", progress=progress, cascade=cascade, checks=checks)
+    _check_places(device, classes, record)
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
     if checks and first_threat(plans) is None:
         raise ValueError(
@@ -337,6 +338,19 @@ def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -
     _check.count("evaluate", "repeats", repeats)
     if score is not None and not callable(score):
         raise TypeError(f"evaluate: `score` must be a function (outputs, labels) -> (B,), got {type(score).__name__}.")
+
+
+def _check_places(device: Any, classes: Any, record: Any) -> None:
+    """Require where to run, what to call the classes and where to write, before any of it is needed."""
+    if device is not None:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(f"evaluate: `device` must be a torch.device or its name, got {device!r}.") from error
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Sequence)):
+        raise TypeError(f"evaluate: `classes` must be a list of names, got {type(classes).__name__}.")
+    if record is not None and not isinstance(record, str | os.PathLike):
+        raise TypeError(f"evaluate: `record` must be the path of a file, got {type(record).__name__}.")
 
 
 def _check_classes(classes: Sequence[str] | None, run: Measurement) -> None:

@@ -215,6 +215,8 @@ def bootstrap_interval(
     _check.count(name, "draws", draws)
     _check.number(name, "confidence", confidence, above=0.0, below=1.0)
     _check.integer(name, "seed", seed)
+    if statistic is not None and not callable(statistic):
+        raise TypeError(f"{name}: `statistic` must be a function of drawn rows, got {type(statistic).__name__}.")
     if statistic is None and values.ndim > 1:
         raise ValueError(
             f"{name}: `values` must be one number per sample, (N,), without a `statistic`, got shape "

@@ -229,6 +229,8 @@ def power_jacobian_gap(
     far = segment(x, delta, positions(name, alphas, x))
     if generator is None:
         generator = torch.Generator().manual_seed(0)
+    elif not isinstance(generator, torch.Generator):
+        raise TypeError(f"{name}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
     start = torch.randn(far.shape, generator=generator, dtype=x.dtype, device=generator.device)
     start = start.to(x.device, non_blocking=True)
     v = torch.stack([delta.expand_as(far), start]).flatten(0, 2)
@@ -394,6 +396,8 @@ def jacobian_gap_bound(
         Inequality(left=tensor([[0.]]), right=tensor([[0.]]))
     """
     places = positions("jacobian_gap_bound", alphas, x)
+    if not isinstance(lipschitz, Tensor):
+        _check.number("jacobian_gap_bound", "lipschitz", lipschitz, at_least=0.0)
     gap = jacobian_gap(h, x, delta, places)
     return Inequality(gap, places[:, None] * length(delta) * lipschitz)
 

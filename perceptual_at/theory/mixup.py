@@ -129,6 +129,7 @@ def taylor_mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *
     """
     name = "taylor_mixup_residual"
     _check.same_shape(name, x1=x1, x2=x2)
+    _check.count(name, "order", order, at_most=4)
     weight = _weight(name, mix, x1)
     coefficients = taylor_coefficients(h, x1, x2 - x1, order=order)
     hat = 1 - weight
@@ -338,6 +339,7 @@ def crossover_eps(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *, steps:
     """
     name = "crossover_eps"
     _check.same_shape(name, x1=x1, x2=x2)
+    _check.count(name, "steps", steps)
     weight = _weight(name, mix, x1)
     residual = length(mixup_residual(h, x1, x2, mix))
     return residual / linf_to_l2_norm(h, _mix(x1, x2, weight), steps=steps)
@@ -391,7 +393,11 @@ def mixup_box(
     _check.same_shape(name, x1=x1, x2=x2)
     _check.number(name, "eps", eps, at_least=0)
     weight = _weight(name, mix, x1)
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"{name}: `bounds` must be two numbers (low, high), got {bounds!r}.")
     low, high = bounds
+    for value in bounds:
+        _check.number(name, "bounds", value)
     return (
         _mix((x1 - eps).clamp(low, high), (x2 - eps).clamp(low, high), weight),
         _mix((x1 + eps).clamp(low, high), (x2 + eps).clamp(low, high), weight),

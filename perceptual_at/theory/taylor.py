@@ -5,7 +5,7 @@ adversarial at 1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -284,6 +284,8 @@ def layer_residuals(
     fixed(name, model)
     places = positions(name, alphas, x)
     modules = dict(model.named_modules())
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+        raise TypeError(f"{name}: `layers` must be names of modules, got {type(layers).__name__} {layers!r}.")
     wanted = [key for key, layer in modules.items() if not any(layer.children())] if layers is None else layers
     for key in wanted:
         if key not in modules:

@@ -511,6 +511,7 @@ def check_arguments(
         and terms.model_mode in ("eval", "as_is")
         and type(terms.eot) is int
         and terms.eot > 0
+        and type(terms.validate) is bool
     )
     if not usual:
         check_each(function, x, labels, threat, terms)

@@ -49,6 +49,7 @@ def check_each(function: str, x: Tensor, labels: Tensor, threat: Any, terms: Ter
         _check.choice(function, "start", terms.start, ("random", "clean"))
     _check.choice(function, "model_mode", terms.model_mode, ("eval", "as_is"))
     _check.count(function, "eot", terms.eot)
+    _check.flag(function, validate=terms.validate)
 
 
 def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
