@@ -8,6 +8,8 @@ from torch import Tensor
 
 from perceptual_at import _check
 
+__all__ = ["revise"]
+
 Gradients = Mapping[str, Tensor]
 
 

@@ -15,6 +15,14 @@ from perceptual_at._places import known, labelled, over_places
 from perceptual_at._rounding import wide
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 
+__all__ = [
+    "StepsWithstood",
+    "entropy_weights",
+    "geometric_weights",
+    "margin_weights",
+    "probability_margin",
+    "smallest_margins",
+]
 
 def geometric_weights(
     kappa: Tensor,
