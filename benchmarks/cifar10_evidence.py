@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from evidence import books, exporting, measuring, training
-from evidence.design import QUICK, SEEDS, Design, Job, order
+from evidence.design import CORE, QUICK, SEEDS, Design, Job, order, sweep
 from evidence.images import decoded, split
 from record import ROOT, provenance
 
@@ -131,8 +131,12 @@ def attacked(entry: books.Entry) -> bool:
 
 
 def steps(seeds: int) -> Iterator[tuple[str, Job]]:
-    """All pieces of work in order: a block's runs, then AutoAttack on them."""
-    for block in order(seeds):
+    """All pieces of work in order: a block's runs, then AutoAttack on them; the sweep behind the core arms."""
+    blocks = list(order(seeds))
+    behind = sum(block[0].arm in CORE for block in blocks)
+    for number, block in enumerate(blocks):
+        if number == behind:
+            yield from (("train", job) for job in sweep())
         yield from (("train", job) for job in block)
         yield from (("attack", job) for job in block)
 
@@ -175,7 +179,7 @@ def say(job: Job, *words: Any) -> None:
 def listing(place: Place, seeds: int) -> str:
     """State of every run."""
     lines = []
-    for block in order(seeds):
+    for block in (*order(seeds), sweep()):
         for job in block:
             entry = place.entry(job)
             state = place.folder(job) / "state.pt"

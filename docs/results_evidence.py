@@ -11,7 +11,7 @@ from results_table import GAP, number, table
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from evidence import numbers
-from evidence.design import ARMS, REGIMES, SEEDS, order
+from evidence.design import ARMS, REGIMES, SEEDS, SWEEP, Job, order
 from evidence.hypotheses import HYPOTHESES, Hypothesis
 
 Run = dict[str, Any]
@@ -37,7 +37,7 @@ def arms_of(runs: Run, regime: str) -> dict[str, list[Any]]:
     """The entries of each arm, seed by seed."""
     found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
     for job, entry in sorted(runs.items()):
-        if job.regime == regime:
+        if job.regime == regime and job.arm in ARMS:
             found[job.arm].append(entry)
     return {arm: entries for arm, entries in found.items() if entries}
 
@@ -109,6 +109,21 @@ def terms(record: Run) -> str:
     return table(head, rows) if rows else NOTHING
 
 
+def sweep(record: Run) -> str:
+    """RPAT's term at several weights with one seed, on the held-out images that chose the epoch."""
+    runs = numbers.finished(record)
+    weighed = {"rpat_weight_0": 0, "rpat_release": 1, **{name: arm.weight for name, arm in SWEEP.items()}}
+    rows = []
+    for arm, weight in weighed.items():
+        entry = runs.get(Job("all", arm, 0))
+        if entry is not None:
+            held, last = numbers.held_out(entry), entry["log"][-1]
+            share = f"{100 * last['share_of_gradient']:.2g}" if "share_of_gradient" in last else "0"
+            rows.append((str(weight), share, *(f"{held[column]:.2f}" for column in ("clean", "pgd10", "nrr"))))
+    head = ("weight", "of the gradient, %", "clean, held out", "PGD-10, held out", "NRR, held out")
+    return table(head, rows) if rows else NOTHING
+
+
 def statistics_of(record: Run) -> str:
     """Accuracies with batch-norm statistics of other images, and how far training accuracy lies above."""
     rows = []
@@ -155,8 +170,8 @@ def mean_of(values: list[float | None]) -> float | None:
 
 def state(record: Run) -> str:
     """How far the experiment is, and what ran on what."""
-    runs = numbers.finished(record)
     declared = [job for block in order(SEEDS) for job in block]
+    runs = {job: entry for job, entry in numbers.finished(record).items() if job in declared}
     started = [f"{e['regime']}/{e['arm']}/{e['seed']}" for e in record["runs"] if e["status"] == "started"]
     missing = {}
     for job in declared:
@@ -193,6 +208,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     },
     "evidence_hypotheses": (STEM, hypotheses),
     "evidence_terms": (STEM, terms),
+    "evidence_sweep": (STEM, sweep),
     "evidence_statistics": (STEM, statistics_of),
     "evidence_figures": (STEM, figures_of),
     "evidence_state": (STEM, state),

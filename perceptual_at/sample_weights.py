@@ -24,6 +24,7 @@ __all__ = [
     "smallest_margins",
 ]
 
+
 def geometric_weights(
     kappa: Tensor,
     *,

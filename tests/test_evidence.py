@@ -208,6 +208,11 @@ def test_every_run_comes_once_and_seeds_before_regimes_before_further_arms(scrip
         (regime, seed) for regime in ("all", "small") for seed in range(3)
     ]
     assert [job.arm for job in blocks[0]] == list(design.CORE)
+    work = list(scripts["main"].steps(3))
+    trained = [job for kind, job in work if kind == "train"]
+    core = 2 * 3 * len(design.CORE)
+    assert trained == [*jobs[:core], *design.sweep(), *jobs[core:]]
+    assert sorted(job for kind, job in work if kind == "attack") == sorted(jobs)  # the sweep needs none
     for one in scripts["hypotheses"].HYPOTHESES:
         assert {one.arm, one.control} <= set(design.ARMS)
         assert one.column in scripts["numbers"].COLUMNS
@@ -290,7 +295,19 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         assert "2 of 72 declared runs have finished." in shown["evidence_state"]
         assert "| RAAT | all | `dicar` |" in shown["evidence_terms"]
         assert "not run yet" in shown["evidence_hypotheses"]
-        assert empty["evidence_all_best"] == empty["evidence_terms"] == "No run has finished yet."
+        swept = json.loads(json.dumps(whole[1]))
+        swept["runs"][1]["arm"] = "rpat_weight_100"
+        chosen = scripts["numbers"].held_out(entry := swept["runs"][1])
+        assert f"| {chosen['clean']:.2f} | {chosen['pgd10']:.2f} |" in tables["evidence_sweep"][1](swept)
+        assert chosen["pgd10"] == max(line["held_out"]["pgd10"] for line in entry["log"])
+        assert "1 of 72 declared runs have finished." in tables["evidence_state"][1](swept)
+        assert "RPAT, weight 100" not in tables["evidence_all_best"][1](swept)
+        assert (
+            shown["evidence_sweep"]
+            == empty["evidence_all_best"]
+            == empty["evidence_terms"]
+            == "No run has finished yet."
+        )
         if importlib.util.find_spec("matplotlib"):
             draw = importlib.import_module("evidence_figure")
             names = {path.name for path in draw.main(tmp_path, whole[0] / "r.json")}

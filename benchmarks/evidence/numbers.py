@@ -38,6 +38,12 @@ def score(entry: Entry, column: str, which: str = "best") -> float | None:
     return None if found is None else 100 * sum(found) / len(found)
 
 
+def held_out(entry: Entry) -> dict[str, float]:
+    """Accuracies on the held-out images after the epoch that they chose, and their NRR."""
+    found = entry["log"][entry["best"]["epoch"] - 1]["held_out"]
+    return {**found, "nrr": nrr(found["clean"], found["pgd10"])}
+
+
 def scores(runs: dict[Job, Entry], regime: str, arm: str, column: str, which: str = "best") -> list[float]:
     """A column of an arm, seed by seed, as far as it was measured."""
     found = [score(entry, column, which) for job, entry in sorted(runs.items()) if job[:2] == (regime, arm)]

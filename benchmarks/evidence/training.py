@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import perceptual_at as pat
-from evidence.design import ARMS, Arm, Design, Job
+from evidence.design import ARMS, SWEEP, Arm, Design, Job
 from evidence.images import Images, batches
 from perceptual_at import models, objectives
 from perceptual_at._files import written_whole
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def arm(self) -> Arm:
-        return ARMS[self.job.arm]
+        return {**ARMS, **SWEEP}[self.job.arm]
 
     @property
     def epochs(self) -> int:
