@@ -9,11 +9,12 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 NO_LABEL = -100
 """A label of this value at a place of a dense output is none: the place does not count. torch's `ignore_index`."""
@@ -38,6 +39,15 @@ def module(function: str, value: Any) -> None:
     """Require a module."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{function}: `model` must be a torch.nn.Module, got {type(value).__name__}.")
+
+
+def initialised(function: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse parameters and buffers, by name, that have no shape before a first batch."""
+    for name, value in tensors.items():
+        if is_lazy(value):
+            raise ValueError(
+                f"{function}: the model's {name!r} is not initialised yet; run the model on one batch first."
+            )
 
 
 def floating(function: str, **tensors: Tensor) -> None:

@@ -25,7 +25,8 @@ def snapshot(model: nn.Module, *, dtype: torch.dtype | None = None) -> Weights:
         Name to tensor, as in `state_dict()`.
 
     Raises:
-        TypeError: if `model` is no module.
+        TypeError: if `model` is no module or `dtype` no floating dtype.
+        ValueError: if the model has parameters that wait for a first batch (`nn.LazyLinear`).
 
     Examples:
         >>> sorted(snapshot(nn.Linear(2, 1)))
@@ -37,7 +38,7 @@ def snapshot(model: nn.Module, *, dtype: torch.dtype | None = None) -> Weights:
     _check.dtype("snapshot", "dtype", dtype)
     return {
         name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
-        for name, value in _tensors(model).items()
+        for name, value in _tensors("snapshot", model).items()
     }
 
 
@@ -62,8 +63,8 @@ def ema_update(
         New averaged weights.
 
     Raises:
-        TypeError: if `model` is no module.
-        ValueError: if names or shapes differ, `decay` is outside [0, 1], or `buffers` is unknown.
+        TypeError: if `model` is no module or `average` no dict of tensors.
+        ValueError: if names, shapes or devices differ, `decay` is outside [0, 1], or `buffers` is unknown.
 
     Source:
         ReBAT (Wang et al. 2023), released code: running statistics are averaged like parameters.
@@ -100,8 +101,8 @@ def swa_update(average: Weights, model: nn.Module, *, count: int) -> Weights:
         New averaged weights.
 
     Raises:
-        TypeError: if `model` is no module or `count` no integer.
-        ValueError: if names or shapes differ, or `count` is negative.
+        TypeError: if `model` is no module, `average` no dict of tensors or `count` no integer.
+        ValueError: if names, shapes or devices differ, or `count` is negative.
 
     Source:
         Izmailov et al. 2018 (SWA); KD+SWA (Chen et al. 2021), released code.
@@ -136,8 +137,8 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
         New weights, with new running means and variances.
 
     Raises:
-        TypeError: if `model` is no module.
-        ValueError: if names are missing or unknown, or there is no batch.
+        TypeError: if `model` is no module, `weights` no dict of tensors, or `batches` no batches.
+        ValueError: if names are missing or unknown, shapes differ, or there is no batch.
 
     Source:
         Izmailov et al. 2018 (SWA), Sec. 3.2; KD+SWA (Chen et al. 2021), released code.
@@ -151,7 +152,12 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
     function = "refresh_batch_norm"
     _check.module(function, model)
     own = bare(model)
-    _check_names(function, "weights", weights, _tensors(own))
+    _check_weights(function, "weights", weights, _tensors(function, own))
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{function}: `batches` must hold one batch after the other, as a loader does, got "
+            f"{type(batches).__name__}; a single one goes into a list, `[x]`."
+        )
     refreshed = {key: value.clone() for key, value in weights.items()}
     norms = [(key, m) for key, m in own.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
     norms = [(key, m) for key, m in norms if m.running_mean is not None]
@@ -167,7 +173,12 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
     try:
         own.train()
         for batch in batches:
-            x: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+            x = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"{function}: `batches` must hold images, or tuples that begin with them, got "
+                    f"{type(batch).__name__}."
+                )
             for module, _ in momenta:
                 module.momentum = x.shape[0] / (seen + x.shape[0])
             with torch.no_grad():
@@ -187,7 +198,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     """Output of a model run with other weights; the model itself is not touched.
 
     The model's present mode counts: with batch norm in train mode the call uses batch statistics and moves the
-    running statistics *in the dict*. Call an averaged model in eval mode, for example inside `frozen(model)`.
+    running statistics *in the dict*, under all of their names. Call an averaged model in eval mode, for example
+    inside `frozen(model)`.
 
     Args:
         model: any module.
@@ -199,8 +211,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
         What the model returns.
 
     Raises:
-        TypeError: if `model` is no module.
-        ValueError: if names are missing or unknown.
+        TypeError: if `model` is no module or `weights` no dict of tensors.
+        ValueError: if names are missing or unknown, or shapes differ.
 
     Examples:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -211,8 +223,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
         tensor([[1.5000]])
     """
     _check.module("call_with", model)
-    inner, own = bare(model), _tensors(model)
-    _check_names("call_with", "weights", weights, own)
+    inner, own = bare(model), _tensors("call_with", model)
+    _check_weights("call_with", "weights", weights, own)
     # Tied weights come from the first of their names. A module that is used twice is named once: torch would put its
     # weights back in the order of the names, and so leave the other weights in the model.
     first: dict[int, str] = {}
@@ -222,22 +234,44 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
             name = f"{place}.{key}" if place else key
             if value is not None and name in own:
                 used[name] = weights[first.setdefault(id(value), name)].to(value.dtype)
+    moving = _moving(inner, weights, used, first)
     output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
+    with torch.no_grad():
+        for held, ran, before in moving:
+            held.copy_(torch.where(ran == before, held, ran.to(held.dtype)))  # what stayed keeps all of its digits
     return output
 
 
-def _tensors(model: nn.Module) -> Weights:
+def _moving(
+    inner: nn.Module, weights: Weights, used: Weights, first: Mapping[int, str]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Buffers of the dict that train mode would move unseen, with what runs in their place and a copy of that.
+
+    What runs is a copy of another dtype, or is in the dict under the first of several names.
+    """
+    found = []
+    for place, part in inner.named_modules(remove_duplicate=False):
+        for key, value in part._buffers.items() if part.training else ():
+            name = f"{place}.{key}" if place else key
+            if value is not None and name in weights and (ran := used[first[id(value)]]) is not weights[name]:
+                found.append((weights[name], ran, ran.clone()))
+    return found
+
+
+def _tensors(function: str, model: nn.Module) -> Weights:
     """The model's own parameters and buffers, by their names without prefixes; tied ones under each of theirs."""
-    return {name: value for name, value in bare(model).state_dict().items() if isinstance(value, Tensor)}
+    own = bare(model).state_dict()
+    _check.initialised(function, own)
+    return {name: value for name, value in own.items() if isinstance(value, Tensor)}
 
 
 def check_average(function: str, average: Weights | None, model: nn.Module) -> None:
     """Require averaged weights of this model, or None."""
     if average is not None:
-        _check_names(function, "average", average, _tensors(model))
+        _check_weights(function, "average", average, _tensors(function, model))
 
 
-def _check_names(function: str, name: str, weights: Weights, own: dict[str, Tensor]) -> None:
+def _check_weights(function: str, name: str, weights: Weights, own: dict[str, Tensor]) -> None:
     if not isinstance(weights, Mapping):
         raise TypeError(f"{function}: `{name}` must be a dict of tensors by name, got {type(weights).__name__}.")
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
@@ -246,22 +280,25 @@ def _check_names(function: str, name: str, weights: Weights, own: dict[str, Tens
             f"{function}: `{name}` does not belong to this model: missing {sorted(missing)[:5]}, unknown "
             f"{sorted(unknown)[:5]}."
         )
+    for key, value in own.items():
+        _check.tensor(function, f"{name}[{key!r}]", weights[key])
+        if weights[key].shape != value.shape:
+            raise ValueError(
+                f"{function}: `{name}` has {key!r} of shape {tuple(weights[key].shape)} but the model's is of shape "
+                f"{tuple(value.shape)}; they must come from the same model."
+            )
 
 
 def _moved(function: str, average: Weights, model: nn.Module, share: float, buffers: str) -> Weights:
     """The average, with parameters a share of the way towards the model's."""
     own = bare(model)
-    current = _tensors(own)
+    current = _tensors(function, own)
     parameters = {name for name, _ in own.named_parameters(remove_duplicate=False)}
-    _check_names(function, "average", average, current)
+    _check_weights(function, "average", average, current)
     updated = {}
     with torch.no_grad():
         for name, value in current.items():
-            if average[name].shape != value.shape:
-                raise ValueError(
-                    f"{function}: `average` has {name!r} of shape {tuple(average[name].shape)} but the model's is of "
-                    f"shape {tuple(value.shape)}; they must come from the same model."
-                )
+            _check.same_device(function, f"average[{name!r}]", average[name].device, "the model's", value.device)
             how = "average" if name in parameters else buffers
             if how == "keep":
                 updated[name] = average[name].clone()

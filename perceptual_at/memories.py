@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
+from perceptual_at._shapes import per_sample
 
 
 def ensemble_update(ensemble: Tensor, index: Tensor, logits: Tensor, *, momentum: float = 0.9) -> Tensor:
@@ -21,10 +22,10 @@ def ensemble_update(ensemble: Tensor, index: Tensor, logits: Tensor, *, momentum
     eval mode, which TE does from epoch 90 of 200 on. The logits are held fixed.
 
     Args:
-        ensemble: $s$, shape `(N, K)`; left untouched.
+        ensemble: $s$, shape `(N, K)`, or dense `(N, K, *S)`; left untouched.
         index: numbers of the batch's samples in the data set, integers `(B,)`. Rows with the same number count with
             their mean.
-        logits: shape `(B, K)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`.
         momentum: $\mu$ in [0, 1).
 
     Returns:
@@ -52,7 +53,7 @@ def ensemble_update(ensemble: Tensor, index: Tensor, logits: Tensor, *, momentum
     _check.number(name, "momentum", momentum, at_least=0.0, below=1.0)
     present = logits.detach().to(wide(logits)).softmax(dim=1).to(ensemble.dtype)
     mean, seen = _rows(name, "ensemble", ensemble, index, "logits", present)
-    return torch.where(seen[:, None], momentum * ensemble + (1 - momentum) * mean, ensemble)
+    return torch.where(seen, momentum * ensemble + (1 - momentum) * mean, ensemble)
 
 
 def ensemble_targets(ensemble: Tensor, index: Tensor) -> Tensor:
@@ -61,11 +62,11 @@ def ensemble_targets(ensemble: Tensor, index: Tensor) -> Tensor:
     The division corrects for the start at zero. A sample that was never updated has nothing to aim at: NaN.
 
     Args:
-        ensemble: shape `(N, K)`, as from `ensemble_update`.
+        ensemble: shape `(N, K)`, or dense `(N, K, *S)`, as from `ensemble_update`.
         index: numbers of the batch's samples, integers `(B,)`.
 
     Returns:
-        Shape `(B, K)`.
+        Shape `(B, K)`, or `(B, K, *S)`.
 
     Raises:
         TypeError: if `index` are no integers or `ensemble` is no floating-point tensor.
@@ -82,6 +83,8 @@ def ensemble_targets(ensemble: Tensor, index: Tensor) -> Tensor:
         True
     """
     _check.floating("ensemble_targets", ensemble=ensemble)
+    if ensemble.ndim < 2:
+        raise ValueError(f"ensemble_targets: `ensemble` must be of shape (N, K), got {tuple(ensemble.shape)}.")
     _check_index("ensemble_targets", "ensemble", ensemble, index)
     rows = ensemble[index.long()]
     return rows / rows.sum(dim=1, keepdim=True)
@@ -110,7 +113,7 @@ def write(memory: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """
     _check.floating("write", memory=memory, values=values)
     mean, seen = _rows("write", "memory", memory, index, "values", values.detach().to(memory.dtype))
-    return torch.where(seen.reshape(-1, *[1] * (memory.ndim - 1)), mean, memory)
+    return torch.where(seen, mean, memory)
 
 
 def gathered(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
@@ -164,7 +167,7 @@ def _of_all(tensor: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _rows(function: str, name: str, table: Tensor, index: Tensor, what: str, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The values as a table of means per sample, and which samples have one."""
+    """The values as a table of means per sample, and which samples have one, shaped to meet it."""
     _check_index(function, name, table, index)
     if values.shape != (index.shape[0], *table.shape[1:]):
         raise ValueError(
@@ -175,8 +178,7 @@ def _rows(function: str, name: str, table: Tensor, index: Tensor, what: str, val
     rows = index.long()
     counts = table.new_zeros(table.shape[0]).index_add(0, rows, values.new_ones(rows.shape[0]))
     mean = torch.zeros_like(table).index_add(0, rows, values)
-    shape = (-1, *[1] * (table.ndim - 1))
-    return mean / counts.clamp_min(1).reshape(shape), counts > 0
+    return mean / per_sample(counts.clamp_min(1), table), per_sample(counts > 0, table)
 
 
 def _check_index(function: str, name: str, table: Tensor, index: Tensor) -> None:

@@ -50,7 +50,7 @@ def ascend(
     Lengths are Euclidean and of whole tensors, so that layers of any scale are perturbed alike. The gradient is
     taken of what `loss` computes with the model as it stands; no `.grad` is read or written. Under
     `DistributedDataParallel` it is averaged over the processes, which therefore stay equal. A tensor with a
-    gradient of zero stays where it is.
+    gradient of zero, or one that is not finite, stays where it is.
 
     Passes: those of `loss`, with gradients, per step.
 
@@ -90,6 +90,11 @@ def ascend(
         [[3.0, 3.0]]
     """
     _check.module("ascend", model)
+    if not callable(loss):
+        raise TypeError(
+            f"ascend: `loss` must be a function that computes the loss anew, such as `lambda: criterion(model(x), "
+            f"labels)`, got {type(loss).__name__}."
+        )
     _check.number("ascend", "size", size, at_least=0.0)
     _check.count("ascend", "steps", steps)
     _check.choice("ascend", "buffers", buffers, ("keep", "move"))
@@ -176,7 +181,7 @@ def once(attack: Callable[..., Tensor], *, calls: int = 1) -> Callable[..., Tens
         A function like `attack`.
 
     Raises:
-        TypeError: if `attack` is no function.
+        TypeError: if `attack` is no function; when it is called, if it gives no tensor.
         ValueError: if `calls` is not positive; when it is called, if the inputs have another shape than those that
             its answer was made for.
 
@@ -206,9 +211,12 @@ def once(attack: Callable[..., Tensor], *, calls: int = 1) -> Callable[..., Tens
 
     def answer(model: Any, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
         nonlocal asked
-        place, asked = asked % calls, asked + 1
+        place = asked % calls
         if place == len(answers):
-            answers.append(attack(model, x, labels, **options))
+            made = attack(model, x, labels, **options)
+            if not isinstance(made, Tensor):
+                raise TypeError(f"once: `attack` must give x_adv, a tensor, got {type(made).__name__}.")
+            answers.append(made)
             answer.loss = options.get("loss")  # type: ignore[attr-defined]  # what it counted is counted (GAIRAT)
             answer.answered = len(answers) == calls  # type: ignore[attr-defined]  # objectives need not prepare one
         if answers[place].shape != x.shape:
@@ -217,6 +225,7 @@ def once(attack: Callable[..., Tensor], *, calls: int = 1) -> Callable[..., Tens
                 f"of shape {tuple(x.shape)}; make a new attack for every batch, and say how many `calls` an objective "
                 "makes."
             )
+        asked += 1  # only now: an attack that failed is asked again
         return answers[place]
 
     return answer
@@ -264,8 +273,9 @@ def _towards(gradient: Tensor | None, weight: Tensor, size: float) -> Tensor:
         return torch.zeros_like(weight)
     wide = torch.promote_types(weight.dtype, torch.float32)
     length = torch.linalg.vector_norm(gradient, dtype=wide)
-    ratio = torch.where(length > 0, size * torch.linalg.vector_norm(weight, dtype=wide) / length, 0.0)
-    return (ratio * gradient.to(wide)).to(weight.dtype)
+    usable = (length > 0) & length.isfinite()
+    ratio = torch.where(usable, size * torch.linalg.vector_norm(weight, dtype=wide) / length, 0.0)
+    return torch.where(usable, ratio * gradient.to(wide), 0.0).to(weight.dtype)
 
 
 def _put_back(own: Mapping[str, Tensor], values: Weights) -> None:

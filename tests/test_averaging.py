@@ -311,3 +311,68 @@ def test_a_float32_average_follows_a_sixteen_bit_model(dtype):
         torch.testing.assert_close(average[name], torch.lerp(start[name], value.float(), share), rtol=1e-4, atol=1e-5)
     x = torch.rand(4, 3).to(dtype)
     assert call_with(model, average, x).dtype == dtype
+
+
+# What train mode moves, whatever the dict's dtypes and names --------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_call_in_train_mode_moves_statistics_of_another_dtype(dtype):
+    model, x = nn.BatchNorm1d(2, affine=False).to(dtype), torch.tensor([[0.0, 4.0], [2.0, 8.0]], dtype=dtype)
+    weights = snapshot(model, dtype=torch.float32)
+    call_with(model, weights, x)
+    assert_close(weights["running_mean"], torch.tensor([0.1, 0.6]), rtol=1e-2, atol=0)
+    assert weights["num_batches_tracked"] == 1
+    assert model.running_mean.tolist() == [0.0, 0.0]
+
+
+def test_a_call_in_eval_mode_leaves_weights_of_another_dtype_to_the_last_bit():
+    model = nn.BatchNorm1d(2).bfloat16().eval()
+    weights = {name: value + 1e-4 if value.is_floating_point() else value
+               for name, value in snapshot(model, dtype=torch.float32).items()}  # fmt: skip
+    before = copy.deepcopy(weights)
+    call_with(model, weights, torch.rand(3, 2).bfloat16())
+    assert same(weights, before)
+
+
+def test_statistics_are_refreshed_in_another_dtype():
+    model = nn.BatchNorm1d(1).bfloat16()
+    batches = [torch.tensor([[0.0], [2.0]]).bfloat16(), torch.ones(2, 1).bfloat16() * 5]
+    refreshed = refresh_batch_norm(model, snapshot(model, dtype=torch.float32), batches)
+    assert refreshed["running_mean"].tolist() == [3.0]
+    assert refreshed["running_mean"].dtype == torch.float32
+
+
+def test_statistics_are_moved_and_refreshed_under_all_their_names():
+    torch.manual_seed(0)
+    model, tokens = Twice(), torch.arange(5)
+    refreshed = refresh_batch_norm(model, snapshot(model), [tokens, tokens])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(refreshed[f"again.1.{name}"], refreshed[f"block.1.{name}"])
+    assert refreshed["again.1.running_mean"].any()
+    loaded = Twice()
+    loaded.load_state_dict(refreshed)
+    assert torch.equal(loaded.block[1].running_mean, refreshed["block.1.running_mean"])
+
+
+LINE = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: ema_update({"weight": None, "bias": None}, LINE, decay=0.5), TypeError, r"`average\['"),
+        (lambda: swa_update(snapshot(LINE) | {"bias": [0, 0]}, LINE, count=1), TypeError, r"`average\['bias'"),
+        (lambda: call_with(LINE, snapshot(nn.Linear(3, 5)), torch.rand(1, 3)), ValueError,
+         r"call_with: `weights` has 'weight' of shape \(5, 3\)"),
+        (lambda: refresh_batch_norm(LINE, snapshot(nn.Linear(3, 5)), []), ValueError, "`weights` has"),
+        (lambda: refresh_batch_norm(LINE, snapshot(LINE), None), TypeError, "`batches` must .* NoneType"),
+        (lambda: refresh_batch_norm(LINE, snapshot(LINE), torch.rand(4, 3)), TypeError, r"`batches` .*`\[x\]`"),
+        (lambda: refresh_batch_norm(net(), snapshot(net()), [{"x": 1}]), TypeError, "`batches` must hold images"),
+        (lambda: snapshot(nn.Sequential(nn.LazyLinear(3))), ValueError, "snapshot: .*'0.weight' is not init"),
+        (lambda: ema_update({}, nn.LazyLinear(3), decay=0.5), ValueError, "ema_update: .*'weight' is not init"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_none_of_this_model_are_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -112,6 +112,16 @@ def test_two_processes_keep_the_table_that_one_would():
         assert torch.equal(torch.from_numpy(found[rank][1]), margins)
 
 
+@pytest.mark.parametrize("samples", [3, 4, 5])  # also as many as there are places in a row
+def test_a_dense_ensemble_is_one_of_places(samples):
+    logits, index = torch.randn(2, 3, 2, 4), torch.tensor([2, 0])
+    moved = ensemble_update(torch.zeros(samples, 3, 2, 4), index, logits)
+    for row, column in [(0, 0), (1, 3)]:
+        alone = ensemble_update(torch.zeros(samples, 3), index, logits[:, :, row, column])
+        torch.testing.assert_close(moved[:, :, row, column], alone)
+    torch.testing.assert_close(ensemble_targets(moved, index), logits.softmax(dim=1))
+
+
 TABLE = torch.zeros(4, 5)
 
 
@@ -124,6 +134,7 @@ TABLE = torch.zeros(4, 5)
         (lambda: ensemble_update(TABLE, torch.tensor([0, 1]), torch.zeros(1, 5)), ValueError, "`logits` .* one row"),
         (lambda: ensemble_update(TABLE, torch.tensor([0]), torch.zeros(1, 5), momentum=1.0), ValueError, "`momentum`"),
         (lambda: ensemble_targets(TABLE.long(), torch.tensor([0])), TypeError, "ensemble_targets: `ensemble`"),
+        (lambda: ensemble_targets(TABLE[:, 0], torch.tensor([0])), ValueError, r"`ensemble` must be of shape \(N, K\)"),
         (lambda: write(TABLE[:, 0], torch.tensor([0]), torch.zeros(1, 5)), ValueError, "write: `values` .* one row"),
         (lambda: gathered(torch.tensor([0]), torch.zeros(2)), ValueError, r"gathered: `values\[0\]` must have a row"),
         (lambda: gathered(None), TypeError, "gathered: `index`"),

@@ -71,3 +71,10 @@ def test_schedules_that_make_no_sense_are_refused(function, progress, options, m
 def test_a_rate_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"rebat_learning_rate: `peak` must lie in \(0, inf\), got 0"):
         rebat_learning_rate(1, peak=0)
+
+
+@both_functions
+@pytest.mark.parametrize("milestones", [None, 100, "ab", {1, 2}])
+def test_milestones_that_are_no_pair_are_refused(function, milestones):
+    with pytest.raises(TypeError, match=f"{function.__name__}: `milestones` must hold two points of progress"):
+        function(1, milestones=milestones)

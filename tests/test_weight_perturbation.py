@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -198,7 +199,9 @@ def test_the_ascent_costs_the_passes_of_its_loss():
         (lambda m: restore(m, {}, form="sam"), TypeError, "restore: `perturbation`"),
         (lambda m: restore(m, ascend(m, loss_of(m)), form="back"), ValueError, "restore: `form`"),
         (lambda m: restore(nn.Linear(2, 2), ascend(m, loss_of(m)), form="sam"), ValueError, "restore: .*1.weight"),
+        (lambda m: ascend(m, loss_of(m)()), TypeError, "ascend: `loss` must be a function .* Tensor"),
         (lambda m: once(None), TypeError, "once: `attack`"),
+        (lambda m: once(lambda *_: None)(m, torch.zeros(1, 3), None), TypeError, "once: `attack` must give x_adv"),
         (lambda m: once(pgd, calls=0), ValueError, "once: `calls`"),
     ],
 )  # fmt: skip
@@ -221,3 +224,29 @@ def test_a_perturbation_is_two_plain_dicts(tmp_path):
     again = WeightPerturbation(*torch.load(tmp_path / "moved.pt", weights_only=True))
     restore(model, again, form="sam")
     assert same(again.before, snapshot(model))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_moves_no_weights(broken):
+    model = network()
+    before = snapshot(model)
+    moved = ascend(model, lambda: loss_of(model)() * broken)
+    assert same(snapshot(model), before)
+    restore(model, moved, form="awp")
+    assert same(snapshot(model), before)
+
+
+def test_an_attack_that_failed_is_asked_again():
+    answers = iter([OSError, torch.zeros(2, 3), torch.ones(2, 3)])
+
+    def unreliable(*_):
+        answer = next(answers)
+        if isinstance(answer, type):
+            raise answer
+        return answer
+
+    attack, x = once(unreliable, calls=2), torch.zeros(2, 3)
+    with pytest.raises(OSError):
+        attack(None, x, None)
+    found = [attack(None, x, None)[0, 0].item() for _ in range(4)]
+    assert found == [0.0, 1.0, 0.0, 1.0]
