@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +59,12 @@ def floating(function: str, **tensors: Tensor) -> None:
             raise TypeError(f"{function}: `{name}` must be a floating-point tensor, got {value.dtype}.{hint}")
         if value.ndim < 1:
             raise ValueError(f"{function}: `{name}` must have a batch dimension, got a scalar tensor.")
+
+
+def loader(function: str, value: Any) -> None:
+    """Require something that gives batches."""
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{function}: `loader` must give batches (x, labels), got {type(value).__name__}.")
 
 
 def same_shape(function: str, **tensors: Tensor) -> None:
@@ -339,6 +345,25 @@ def number(
     )
     if not inside:
         raise ValueError(f"{function}: `{name}` must lie in {left}, {right}, got {read!r}.")
+
+
+def numbers_of(function: str, name: str, value: Any, **interval: float) -> tuple[float, ...]:
+    """Require numbers inside an interval as in `number`, in a sequence, an array or a tensor; gives plain ones."""
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+        raise TypeError(f"{function}: `{name}` must be a sequence of numbers, got {_shown(value)}.")
+    found = tuple(value.tolist() if isinstance(value, Tensor) else value)
+    for one in found:
+        number(function, name, one, **interval)
+    return tuple(map(float, found))
+
+
+def names(function: str, name: str, value: Any) -> None:
+    """Require a list of texts, which one text is not."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+        got = type(value).__name__
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            got += f" of {', '.join(dict.fromkeys(type(one).__name__ for one in value))}"
+        raise TypeError(f"{function}: `{name}` must be a list of names, got {got}.")
 
 
 def count(function: str, name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> None:

@@ -47,6 +47,8 @@ def same(a: Any, b: Any) -> bool:
         return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
     if isinstance(a, tuple | list) and type(a) is type(b):
         return len(a) == len(b) and all(same(one, other) for one, other in zip(a, b, strict=True))
+    if type(a) is type(b) and dataclasses.is_dataclass(a) and not isinstance(a, Value | type):
+        return all(same(getattr(a, name), getattr(b, name)) for name in _fields(a))
     both_undefined = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
     return bool(both_undefined or a == b)
 

@@ -125,13 +125,17 @@ def perception_gap(
         raise TypeError(
             f"perception_gap: `perturb` must be a function (model, x, labels) -> x_adv, got {type(perturb).__name__}."
         )
+    _check.loader("perception_gap", loader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with frozen(model) as borrowed, in_step(borrowed) as f:
         perceived: Perceive = perceive if perceive is not None else lambda x: (logits := f(x), logits)
-        for x, labels in loader:
-            x_adv = perturb(f, x, labels)
+        for batch in loader:
+            x, labels = _pair("perception_gap", batch)
+            if not len(x):
+                continue
+            x_adv = perturb(f, x.clone(), labels)  # clones, which attacks and models may write to
             with torch.no_grad():
-                (clean_outputs, clean), (adv_outputs, adv) = perceived(x), perceived(x_adv)
+                (clean_outputs, clean), (adv_outputs, adv) = perceived(x.clone()), perceived(x_adv.clone())
             _check_perception("perception_gap", clean, x)
             defended, correct = (
                 judge("perception_gap", outputs, labels, score).score for outputs in (adv_outputs, clean_outputs)
@@ -174,12 +178,14 @@ def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[flo
                 [0.2500],
                 [1.0000]])
     """
-    if not len(alphas):
+    _check.same_shape("perception_path", x=x, x_adv=x_adv)
+    alphas = list(_check.numbers_of("perception_path", "alphas", alphas, at_least=0.0, at_most=1.0))
+    if not alphas:
         raise ValueError("perception_path: `alphas` must hold at least one place.")
     with torch.no_grad(), frozen(model) as f:
-        clean = f(x)
+        clean = f(x.clone())  # which a model may write to
         _check_perception("perception_path", clean, x)
-        return torch.stack([squared_error(f(interpolate(x, x_adv, alpha)), clean).sqrt() for alpha in alphas])
+        return torch.stack([squared_error(f(interpolate(x, x_adv, alpha).clone()), clean).sqrt() for alpha in alphas])
 
 
 def random_noise(
@@ -317,14 +323,15 @@ def attacked_by_group(
     name = "attacked_by_group"
     _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
     _check.number(name, "eta", eta, at_least=0.0, at_most=1.0)
+    _check.floating(name, x=x)
+    _check.labels(name, labels, x=x)
     _check.attack(name, "`attack`", attack)
     if reduced_attack is not None:
         _check.attack(name, "`reduced_attack`", reduced_attack)
-    _check.labels(name, labels, x=x)
     x_adv = attack(model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
     with torch.no_grad(), frozen(model) as f:
-        parts = boundary_partition(f(x), f(reduced), labels)
+        parts = boundary_partition(f(x.clone()), f(reduced.clone()), labels)  # clones, which a model may write to
     return perturbed_by_group(
         x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified
     )
@@ -363,6 +370,8 @@ def catastrophic_overfitting(
     """
     name = "catastrophic_overfitting"
     _check.number(name, "drop", drop, above=0, below=1)
+    single_step = _check.numbers_of(name, "single_step", single_step, at_least=0, at_most=1)
+    multi_step = _check.numbers_of(name, "multi_step", multi_step, at_least=0, at_most=1)
     if len(single_step) != len(multi_step):
         raise ValueError(
             f"{name}: `single_step` has {len(single_step)} epochs but `multi_step` has {len(multi_step)}; they must be "
@@ -370,8 +379,6 @@ def catastrophic_overfitting(
         )
     best = 0
     for epoch, (easy, hard) in enumerate(zip(single_step, multi_step, strict=True)):
-        _check.number(name, "single_step", easy, at_least=0, at_most=1)
-        _check.number(name, "multi_step", hard, at_least=0, at_most=1)
         fell = multi_step[best] - hard
         if fell > drop and (easy - hard) - (single_step[best] - multi_step[best]) > drop:
             return epoch
@@ -392,6 +399,17 @@ def _check_perception(function: str, value: Any, x: Tensor) -> None:
             f"{function}: `model` must return a floating-point tensor with {x.shape[0]} rows, got {value.dtype} of "
             f"shape {tuple(value.shape)}."
         )
+
+
+def _pair(function: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a batch of a loader."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        got = f"{len(batch)} things" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise TypeError(f"{function}: `loader` must give pairs (x, labels), got {got}.")
+    x, labels = batch
+    _check.floating(function, x=x)
+    _check.tensor(function, "labels", labels)
+    return x, labels
 
 
 def _mean(values: Tensor, weights: Tensor) -> float | None:

@@ -78,6 +78,7 @@ def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Shape `(B, K, K)`, int64: entry `[i, k, j]` counts the places of sample i that are of class k and taken for j.
+        Logits with NaN are taken for another class than the label's.
 
     Raises:
         TypeError: if `labels` are no integers.
@@ -91,8 +92,9 @@ def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
     """
     _check.logits("confusion_counts", logits=logits)
     labels = rows(_check.indices("confusion_counts", labels, logits=logits))
-    classes = logits.shape[1]
-    pairs = labels.clamp_min(0) * classes + rows(logits.argmax(dim=1))
+    classes, taken, undefined = logits.shape[1], rows(logits.argmax(dim=1)), rows(logits.isnan().any(dim=1))
+    taken = torch.where(undefined & (taken == labels), (labels + 1) % classes, taken)
+    pairs = labels.clamp_min(0) * classes + taken
     counts = torch.zeros(len(labels), classes * classes, dtype=torch.long, device=labels.device)
     counts.scatter_add_(1, pairs, (labels != _check.NO_LABEL).long())
     return counts.view(-1, classes, classes)
@@ -101,7 +103,7 @@ def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
 def mean_iou(counts: Tensor) -> Tensor:
     r"""Mean over classes of intersection over union of what is of a class and what is taken for it.
 
-    $$ \mathrm{mIoU} = rac1{|C|} \sum_{k \in C} rac{n_{kk}}{\sum_j n_{kj} + \sum_j n_{jk} - n_{kk}} $$
+    $$ \mathrm{mIoU} = \frac1{|C|} \sum_{k \in C} \frac{n_{kk}}{\sum_j n_{kj} + \sum_j n_{jk} - n_{kk}} $$
 
     C are the classes that occur among labels or predictions.
 
@@ -292,7 +294,7 @@ def _undefined(outputs: Any, batch: int) -> Tensor:
         outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else [outputs]
     )
     found = [
-        one.reshape(batch, -1).isnan().any(dim=1)
+        rows(one).isnan().any(dim=1)
         for one in parts
         if isinstance(one, Tensor) and one.is_floating_point() and one.ndim and len(one) == batch
     ]

@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,11 @@ def first_sentence(text):
 
 
 DOCUMENTED = documented()
+
+
+@pytest.mark.parametrize("path", sorted(Path(perceptual_at.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_escape_became_a_control_character(path):
+    assert not re.search(r"[^\n\x20-\x7e\u00a0-\U0010ffff]", path.read_text(encoding="utf-8"))
 
 
 def test_no_option_is_described_elsewhere():

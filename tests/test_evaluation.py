@@ -1,5 +1,6 @@
 """Evaluation by models whose verdicts are known by hand."""
 
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from perceptual_at import L2, Evaluation, Linf, apgd, compare, evaluate, mean_score, nrr, pgd, wilson_interval
 from perceptual_at.attacks.autoattack import auto_attack
 from perceptual_at.attacks.verdict import Verdict
+from perceptual_at.evaluation import Check
 from perceptual_at.plotting import accuracy_bars
 from tests.strategies import clean_inputs, integers
 
@@ -704,9 +706,23 @@ def test_malformed_batches_and_names_are_refused():
         "called 'clean'": lambda: quiet(threshold, LOADER, {"clean": push(0.1)}),
         "called 'worst_case'": lambda: quiet(threshold, LOADER, {"worst_case": push(0.1)}),
         "called 3": lambda: quiet(threshold, LOADER, {3: push(0.1)}),
+        "`loader` must give batches": lambda: quiet(threshold, None, {}),
+        r"the index of whole numbers `\(B,\)`, got .* torch.int64 \(4, 1\)": lambda: quiet(
+            threshold, [(*LOADER[0], index[:, None])], {}
+        ),
+        r"attack 'double' must return inputs of torch.float32, .*x_adv.to\(x.dtype\)": lambda: quiet(
+            threshold, LOADER, {"double": lambda model, x, labels: x.double()}
+        ),
         "K >= 2": lambda: quiet(lambda x: x, LOADER, {}),
         "labels` must lie in": lambda: quiet(threshold, [(X, LABELS + 1)], {}),
         "`classes` must hold 2 names": lambda: quiet(threshold, LOADER, {}, classes=["one"]),
+        "`classes` must be a list of names, got list of int": lambda: quiet(threshold, LOADER, {}, classes=[0, 1]),
+        "`classes` must be left out with a `score`": lambda: quiet(
+            threshold, LOADER, {}, classes=["one"], score=lambda outputs, labels: outputs[:, 0] > 0
+        ),
+        "`checks` must be left out with a `score`": lambda: quiet(
+            threshold, LOADER, {"pgd": partial(pgd, threat=Linf(0.1))}, checks=True, score=lambda *_: LABELS > 0
+        ),
         "`repeats` must be at least 1": lambda: quiet(threshold, LOADER, {}, repeats=0),
         "`seed` must be an integer": lambda: quiet(threshold, LOADER, {}, seed=0.5),
         "`checks` need a threat": lambda: quiet(threshold, LOADER, {"push": push(0.1)}, checks=True),
@@ -714,6 +730,47 @@ def test_malformed_batches_and_names_are_refused():
     for words, call in bad.items():
         with pytest.raises((TypeError, ValueError), match=words):
             call()
+
+
+def test_the_names_of_classes_are_counted_before_anything_is_attacked():
+    def never(model, x, labels):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="`classes` must hold 2 names, got 1"):
+        quiet(threshold, LOADER, {"never": never}, classes=["one"])
+    dense = torch.rand(2, 2, 3), torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="`classes` must be left out for dense outputs"):
+        quiet(lambda x: x, [dense], {"never": never}, classes=["one", "two"])
+
+
+def test_attacks_that_write_to_their_inputs_change_neither_the_data_nor_the_next_attack():
+    def in_place(model, x, labels):
+        return x.sub_(0.2 * (1 - 2 * labels[:, None]))
+
+    def and_labels(model, x, labels):
+        labels.zero_()
+        return x + 0
+
+    whole = [(X.clone(), LABELS.clone())]
+    result = quiet(threshold, whole, {"far": in_place, "same": and_labels, "near": push(0.05)})
+    assert torch.equal(whole[0][0], X)
+    assert torch.equal(whole[0][1], LABELS)
+    for name, attack in (("far", push(0.2)), ("near", push(0.05))):
+        assert torch.equal(result.robust[name], quiet(threshold, LOADER, {name: attack}).robust[name])
+    assert not any(text.startswith("far:") for text in result.warnings)
+
+
+def test_samples_that_may_not_move_are_not_said_to_have_come_back():
+    def still(model, x, labels, *, threat):
+        return x
+
+    eps = torch.tensor([0.0, 0.0, 0.1, 0.1, 0.1, 0.1])
+    found = {
+        name: quiet(threshold, LOADER, {"still": partial(still, threat=Linf(eps))})
+        for name, eps in (("none", 0.0), ("some", eps), ("all", 0.1))
+    }
+    assert [int(one.suspicious["not moved"].sum()) for one in found.values()] == [0, 3, 5]
+    assert not any("came back" in text for text in found["none"].warnings)
 
 
 # What it prints ---------------------------------------------------------------------------------------------------
@@ -824,6 +881,27 @@ def test_repeats_come_back_from_json_too(tmp_path):
     again = Evaluation.from_json(tmp_path / "report.json")
     assert torch.equal(again.repeated["none"], result.repeated["none"])
     assert again.to_markdown() == result.to_markdown()
+
+
+def test_scores_and_undefined_checks_come_back_from_json_equal_and_as_other_readers_can_read_them(tmp_path):
+    result = quiet(threshold, LOADER, {"near": push(0.05)}, score=lambda outputs, labels: outputs[:, 0].clamp(0, 1))
+    checks = tuple(Check("one", False, value, "it was so") for value in (float("nan"), float("inf"), 0.5))
+    for one in (result, dataclasses.replace(result, checks=checks)):
+        one.to_json(tmp_path / "report.json")
+        assert Evaluation.from_json(tmp_path / "report.json") == one
+        json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_an_evaluation_keeps_its_own_and_takes_no_text_for_a_list():
+    labels = torch.tensor([0, 1])
+    result = Evaluation(torch.tensor([True, False]), {}, labels=labels, index=labels, classes=["crane", "crane", "cat"])
+    labels.zero_()
+    assert (result.labels.tolist(), result.index.tolist()) == ([0, 1], [0, 1])
+    assert list(result.per_class()) == ["crane (0)", "crane (1)"]  # ImageNet has two cranes
+    assert result.class_name(2) == "cat"
+    for name, wrong in {"warnings": "text", "classes": "ab", "checks": ["text"]}.items():
+        with pytest.raises(TypeError, match=f"^Evaluation: `{name}` must"):
+            Evaluation(torch.tensor([True]), {}, **{name: wrong})
 
 
 @pytest.mark.slow

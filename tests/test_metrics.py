@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from perceptual_at import accuracy, mean_score, nrr
+from perceptual_at.metrics import confusion_counts
 from tests.strategies import DTYPES, accuracies, classes, dtype_name, integers, normal, seeds
 
 ULP = 2**-52
@@ -116,6 +117,13 @@ def test_accuracy_is_the_share_of_winning_labels(seed, batch, classes):
 
 def test_accuracy_of_an_empty_batch_is_zero():
     assert accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)) == 0
+
+
+def test_logits_with_nan_are_never_counted_as_right():
+    logits = torch.tensor([[torch.nan, 1.0], [0.0, torch.nan], [2.0, 1.0]])
+    labels = torch.tensor([0, 0, 0])
+    assert confusion_counts(logits, labels).sum(dim=0).tolist() == [[1, 2], [0, 0]]
+    assert accuracy(logits, labels).item() == pytest.approx(1 / 3)
 
 
 def test_accuracy_stays_on_the_device():

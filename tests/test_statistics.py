@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from perceptual_at import Evaluation, aggregate, compare, mcnemar, wilson_interval
-from perceptual_at.evaluation import MeanStd, against_published, paired_interval
+from perceptual_at.evaluation import MeanStd, against_published, bootstrap_interval, paired_interval
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.published import published
 
@@ -182,6 +182,26 @@ def test_only_shared_attacks_are_compared_and_other_samples_refused():
         compare(*hashed)
     with pytest.raises(ValueError, match="cascade"):
         compare(evaluation("110", "100"), evaluation("110", "100", cascade=True))
+
+
+def test_columns_of_cascades_are_compared_only_where_they_count_the_same():
+    def cascade(*names, cascade=True):
+        verdicts = torch.tensor([True, True, False, False])
+        return Evaluation(verdicts, dict.fromkeys(names, verdicts), cascade=cascade)
+
+    for other in (cascade("aa", "pgd"), cascade("aa")):
+        with pytest.raises(ValueError, match="counts what withstood"):
+            compare(cascade("pgd", "aa"), other)
+    assert len(compare(cascade("pgd", "aa"), cascade("pgd", "aa", "square")).rows) == 3
+    for other in (cascade("aa", "pgd"), cascade("pgd", "aa", cascade=False)):
+        with pytest.raises(ValueError, match=r"aggregate: .* counts what withstood .* `cascade`"):
+            aggregate([cascade("pgd", "aa"), other])
+    assert aggregate([cascade("pgd", "aa"), cascade("pgd", "aa")]).seeds == 2
+
+
+def test_a_statistic_that_is_no_number_is_named():
+    with pytest.raises(TypeError, match=r"bootstrap_interval: `statistic` must give one number, got shape \(5,\)"):
+        bootstrap_interval(torch.rand(5), statistic=lambda drawn: drawn)
 
 
 def test_a_comparison_prints_and_saves():

@@ -134,7 +134,8 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
         A `Comparison`: accuracies, their difference with a 95 % interval, and the p-value of McNemar's exact test.
 
     Raises:
-        ValueError: if the evaluations are of other samples, or one in cascade and one not.
+        ValueError: if the evaluations are of other samples, one in cascade and one not, or both and a column counts
+            what withstood other attacks.
 
     Source:
         McNemar 1947; Bonett and Price 2012 for the interval.
@@ -153,6 +154,8 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
     shared = [name for name in a.robust if name in b.robust]
     if shared and a.cascade != b.cascade:
         raise ValueError("compare: one evaluation is in cascade and one not, so their columns count different things.")
+    for name in shared:
+        _check_alike("compare", name, a, b)
     same = list(a.robust) == shared and len(b.robust) == len(shared)
     rows = []
     for name in ("clean", *shared, *(("worst_case",) if same and shared else ())):
@@ -228,7 +231,7 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
         An `Aggregate`.
 
     Raises:
-        ValueError: if there is none, or they have other attacks.
+        ValueError: if there is none, or they have other attacks, also as a cascade counts them.
 
     Source:
         RPAT, Sec. 5.1 and RAAT, Sec. 5.1, which report averages of three runs.
@@ -248,6 +251,9 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
     for table in tables:
         if table.keys() != tables[0].keys():
             raise ValueError(f"aggregate: `evaluations` have other attacks: {list(tables[0])} and {list(table)}.")
+    for evaluation in evaluations[1:]:
+        for name in evaluation.robust:
+            _check_alike("aggregate", name, evaluations[0], evaluation)
     numbers = {}
     for name in tables[0]:
         values = [table[name] for table in tables]
@@ -330,6 +336,20 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
 def _check_evaluation(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Evaluation):
         raise TypeError(f"{function}: `{name}` must be an Evaluation, got {type(value).__name__}.")
+
+
+def _check_alike(function: str, name: str, a: Evaluation, b: Evaluation) -> None:
+    """Require that an attack's column counts what withstood the same attacks: in cascade, those before it too."""
+    counted = []
+    for one in (a, b):
+        names = list(one.robust)
+        counted.append(names[: names.index(name) + 1] if one.cascade else [name])
+    if set(counted[0]) != set(counted[1]):
+        first, second = (", ".join(names) for names in counted)
+        raise ValueError(
+            f"{function}: {name!r} counts what withstood {first} in one evaluation and {second} in another, because of "
+            "`cascade`; evaluate both alike."
+        )
 
 
 def _matched(a: Evaluation, b: Evaluation) -> tuple[Tensor, Tensor]:

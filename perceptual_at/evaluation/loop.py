@@ -101,9 +101,14 @@ def evaluate(
         >>> evaluate(model, [(batch[0], torch.tensor([1.0, 0.375]))], {}, score=near, progress=False).clean_accuracy
         0.9375
     """
-    _check_call(model, attacks, seed, repeats, score)
+    _check_call(model, loader, attacks, seed, repeats, score)
     _check.flag("evaluate", progress=progress, cascade=cascade, checks=checks)
     _check_places(device, classes, record)
+    if score is not None and (checks or classes is not None):
+        raise ValueError(
+            f"evaluate: `{'checks' if checks else 'classes'}` must be left out with a `score`: outputs need not be "
+            "logits of classes then."
+        )
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
     if checks and first_threat(plans) is None:
         raise ValueError(
@@ -136,8 +141,9 @@ def evaluate(
                 if device is not None:
                     x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 batch = Batch(x, labels, torch.tensor(index), places)
-                run.judge(batch, fingerprints)
+                run.judge_clean(batch, fingerprints)
                 _check_classes(classes, run)
+                run.attack(batch)
                 if checks and sum(len(part.index) for part in first) < CHECKED_SAMPLES:
                     first.append(batch)
                 clean, robust = run.so_far()
@@ -177,8 +183,6 @@ def _identity(
 def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Measurement) -> tuple[Check, ...]:
     """The sanity checks on the first samples; what goes wrong in them is a failed check."""
     try:
-        if run.settings.score is not None:
-            raise ValueError("they are about logits, and a `score` may be about anything")
         parts = zip(*((batch.x, batch.labels, batch.index) for batch in first), strict=True)
         x, labels, index = (torch.cat(part)[:CHECKED_SAMPLES] for part in parts)
         plan = first_threat(plans)
@@ -325,9 +329,10 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
         yield f"begun with other versions: {dict(run.known.begun_with)}"
 
 
-def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
+def _check_call(model: Any, loader: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
     if not callable(model):
         raise TypeError(f"evaluate: `model` must be callable, got {type(model).__name__}.")
+    _check.loader("evaluate", loader)
     if not isinstance(attacks, Mapping):
         raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")
     for name, attack in attacks.items():
@@ -347,24 +352,29 @@ def _check_places(device: Any, classes: Any, record: Any) -> None:
             torch.device(device)
         except (RuntimeError, TypeError) as error:
             raise TypeError(f"evaluate: `device` must be a torch.device or its name, got {device!r}.") from error
-    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Sequence)):
-        raise TypeError(f"evaluate: `classes` must be a list of names, got {type(classes).__name__}.")
+    if classes is not None:
+        _check.names("evaluate", "classes", classes)
     if record is not None and not isinstance(record, str | os.PathLike):
         raise TypeError(f"evaluate: `record` must be the path of a file, got {type(record).__name__}.")
 
 
 def _check_classes(classes: Sequence[str] | None, run: Measurement) -> None:
     assert run.traits is not None
-    if classes is not None and len(classes) != run.traits.classes:
-        raise ValueError(f"evaluate: `classes` must hold {run.traits.classes} names, got {len(classes)}.")
+    if classes is None or len(classes) == run.traits.classes:
+        return
+    if not run.traits.classes:
+        raise ValueError("evaluate: `classes` must be left out for dense outputs: a sample has no one class.")
+    raise ValueError(f"evaluate: `classes` must hold {run.traits.classes} names, got {len(classes)}.")
 
 
 def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
     """Inputs, labels and index of a batch of the loader, checked."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not _is_index(batch[2:]):
+        parts = batch if isinstance(batch, tuple | list) else [batch]
+        got = (f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in parts)
         raise TypeError(
-            "evaluate: `loader` must give pairs (x, labels) or triples (x, labels, index) of tensors, got "
-            f"{type(batch).__name__}."
+            "evaluate: `loader` must give pairs (x, labels) or triples (x, labels, index) of tensors, the index of "
+            f"whole numbers `(B,)`, got {', '.join(got)}."
         )
     x, labels = batch[:2]
     _check.floating("evaluate", x=x)
@@ -382,4 +392,8 @@ def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _is_index(rest: Sequence[Any]) -> bool:
-    return all(isinstance(one, Tensor) and one.dtype in (torch.int32, torch.int64) for one in rest)
+    """Whether what follows inputs and labels identifies samples: whole numbers, one for each."""
+    return all(
+        isinstance(one, Tensor) and one.ndim == 1 and one.dtype != torch.bool
+        and not (one.is_floating_point() or one.is_complex()) for one in rest
+    )  # fmt: skip

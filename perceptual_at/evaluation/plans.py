@@ -1,14 +1,17 @@
 """The attacks of an evaluation: what they take, what they return, what they are called with."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
+from perceptual_at._shapes import rows
 from perceptual_at.attacks.targets import loss_of
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints import Opaque, describe
@@ -47,6 +50,15 @@ class Plan:
         """The threat for some samples of the data."""
         return None if self.threat is None else _taken(self.name, "threat", index, lambda: select(self.threat, index))
 
+    def can_move(self, x: Tensor, index: Tensor) -> Tensor:
+        """Which samples the threat lets move at all, `(B,)`: none with a budget of 0, all where no threat is known."""
+        free = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        with contextlib.suppress(Exception):  # only a diagnosis asks
+            if (threat := self.threat_of(index)) is not None:
+                ways = (rows(threat.project(x + way, x) != x).any(dim=1) for way in (1.0, -1.0))
+                free = torch.stack(list(ways)).any(dim=0)
+        return free
+
     def run(self, model: Model, x: Tensor, labels: Tensor, index: Tensor, seed: int) -> tuple[Tensor, Verdict | None]:
         """The adversarial inputs, checked, and the verdict if there is one."""
         given: dict[str, Any] = {}
@@ -61,10 +73,15 @@ class Plan:
             given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
         for name, loss in self.losses.items():
             given[name] = _taken(self.name, "loss", index, functools.partial(_loss_rows, loss, index))
-        found: Any = self.attack(model, x, labels, **given)
+        found: Any = self.attack(model, x.clone(), labels.clone(), **given)  # which an attack may write to
         verdict = found if isinstance(found, Verdict) else None
         x_adv = found if verdict is None else verdict.x_adv
         _check.same_shape("evaluate", x=x, **{f"attacks[{self.name!r}]": x_adv})
+        if x_adv.dtype != x.dtype:
+            raise ValueError(
+                f"evaluate: attack {self.name!r} must return inputs of {x.dtype}, as it was given, got {x_adv.dtype}; "
+                "the model is judged on exactly what it returns: end it with `x_adv.to(x.dtype)`."
+            )
         undefined = (
             int((~x_adv.isfinite()).flatten(1).any(dim=1).sum()) if x.ndim > 1 else int((~x_adv.isfinite()).sum())
         )

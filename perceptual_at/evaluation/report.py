@@ -107,6 +107,7 @@ class Evaluation(Value):
             value = getattr(self, name)
             if value is not None:
                 _check.labels("Evaluation", value, correct=correct, name=name)
+                object.__setattr__(self, name, value.detach().clone())
         repeated = dict(_mapping("repeated", self.repeated))
         for name, passes in repeated.items():
             if not isinstance(passes, Tensor) or passes.ndim != 2 or passes.shape[1] != len(correct):
@@ -114,12 +115,20 @@ class Evaluation(Value):
                     f"Evaluation: `repeated[{name!r}]` must be of shape (repeats, {len(correct)}), got "
                     f"{tuple(passes.shape) if isinstance(passes, Tensor) else type(passes).__name__}."
                 )
+            repeated[name] = passes if passes.dtype == torch.bool else passes.double()
         frozen = {
             "correct": correct, "robust": robust, "suspicious": suspicious, "repeated": repeated,
             **{name: dict(_mapping(name, getattr(self, name))) for name in ("costs", "attacks", "provenance")},
         }  # fmt: skip
         for name, value in frozen.items():
             object.__setattr__(self, name, FrozenDict(value) if isinstance(value, dict) else value)
+        for name in ("classes", "warnings"):
+            _check.names("Evaluation", name, getattr(self, name))
+        for check in self.checks:
+            if not isinstance(check, Check):
+                raise TypeError(
+                    f"Evaluation: `checks` must hold what `sanity_checks` gives, got {type(check).__name__}."
+                )
         for name in ("classes", "warnings", "checks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -193,8 +202,9 @@ class Evaluation(Value):
         return found
 
     def class_name(self, label: int) -> str:
-        """What a class is called."""
-        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+        """What a class is called; with its number where another has the same name, as two of ImageNet's have."""
+        name = self.classes[label] if 0 <= label < len(self.classes) else str(label)
+        return f"{name} ({label})" if self.classes.count(name) > 1 else name
 
     def mean_over_repeats(self) -> dict[str, float]:
         """For a random model, the mean accuracy of the repeats by `"clean"` and attack; else the accuracies."""
@@ -255,7 +265,11 @@ class Evaluation(Value):
         """Write everything, verdicts included, to a file, whole or not at all."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["costs"] = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
-        fields["checks"] = [dataclasses.asdict(check) for check in self.checks]
+        fields["checks"] = [
+            dataclasses.asdict(check)
+            | ({} if math.isfinite(check.value) else {"value": str(check.value)})  # as JSON can
+            for check in self.checks
+        ]
         intervals = {name: self.interval(name) for name in self.columns}
         write_report(path, {"summary": self.to_dict(), "intervals": intervals}, fields)
 
@@ -268,7 +282,7 @@ class Evaluation(Value):
         """
         fields = read_report(path)
         fields["costs"] = {name: Cost(**cost) for name, cost in fields["costs"].items()}
-        fields["checks"] = tuple(Check(**check) for check in fields["checks"])
+        fields["checks"] = tuple(Check(**{**check, "value": float(check["value"])}) for check in fields["checks"])
         return cls(**fields)
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -341,7 +355,7 @@ def _column(name: str, value: Any, *, like: Tensor | None = None, masks: bool = 
     if value.dtype != torch.bool and not bool(((value >= 0) & (value <= 1)).all()):  # NaN is neither
         raise ValueError(f"Evaluation: `{name}` must hold scores in [0, 1], got others or NaN.")
     own: Tensor = value.detach().clone()
-    return own
+    return own if own.dtype == torch.bool else own.double()  # as `from_json` gives them back
 
 
 def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
@@ -352,10 +366,7 @@ def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
 
 def _smaller(a: Tensor, b: Tensor) -> Tensor:
     """The worse verdict of each sample."""
-    if a.dtype == b.dtype == torch.bool:
-        return a & b
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return torch.minimum(a.to(dtype), b.to(dtype))
+    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())
 
 
 def _share(verdicts: Tensor) -> float:

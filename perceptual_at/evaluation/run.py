@@ -135,10 +135,9 @@ class Measurement:
         self.seen.update(index)
         return self.known.ledger.places(index)
 
-    def judge(self, batch: Batch, fingerprints: Sequence[str]) -> None:
-        """Clean verdicts of a batch, and those of the attacks as soon as their batches are full."""
+    def attack(self, batch: Batch) -> None:
+        """Verdicts of the attacks for a batch that `judge_clean` has seen, as soon as their batches are full."""
         self.size = max(self.size, len(batch.index))
-        self._judge_clean(batch, fingerprints)
         scores = self._scores(CLEAN, batch.places)
         self.standing.put(batch.places, scores)
         sums = float(_worst(scores).sum())
@@ -192,7 +191,8 @@ class Measurement:
         last = stage == len(self.plans) - 1
         self._give(stage + 1, batch.take(after.any(dim=1)) if self.settings.cascade or last else batch)
 
-    def _judge_clean(self, batch: Batch, fingerprints: Sequence[str]) -> None:
+    def judge_clean(self, batch: Batch, fingerprints: Sequence[str]) -> None:
+        """Clean verdicts of a batch."""
         known = self.known.ledger.column(CLEAN).flag("known", batch.places)
         if bool(known.all()) and self.traits is not None and not self.known.kept:
             return
@@ -270,6 +270,8 @@ class Measurement:
         with first_gradients() as sizes:
             x_adv, verdict = plan.run(self.fast, batch.x, batch.labels, batch.index, self.settings.seed)
         unmoved = (x_adv == batch.x).reshape(len(batch.index), -1).all(dim=1)
+        if plan.moves and bool(unmoved.any()):
+            unmoved = unmoved & plan.can_move(batch.x, batch.index)
         judged = [
             judge("evaluate", self._outputs(x_adv), batch.labels, self.settings.score) for _ in range(self.repeats)
         ]

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -228,10 +228,18 @@ def bootstrap_interval(
     values = values.detach().cpu()
     compute = statistic or (lambda some: some.double().mean(dim=0))
     rows = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(draws))
-    drawn = torch.stack([torch.as_tensor(compute(values[row]), dtype=torch.float64).reshape(()) for row in rows])
+    drawn = torch.stack([_scalar(name, compute(values[row])) for row in rows])
     tail = (1.0 - confidence) / 2
     low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
     return Interval(low, high)
+
+
+def _scalar(function: str, value: Any) -> Tensor:
+    """What a statistic gave, as a tensor without dimensions."""
+    if not (_check.is_number(value) or (isinstance(value, Tensor) and value.numel() == 1)):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{function}: `statistic` must give one number, got {got}.")
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().reshape(())
 
 
 def _quantile(function: str, confidence: float) -> float:

@@ -1,0 +1,85 @@
+"""Diagnostics on models and attacks as they are found: some write to what they are given."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from perceptual_at import Linf, pgd
+from perceptual_at.diagnostics import attacked_by_group, catastrophic_overfitting, perception_gap, perception_path
+
+exactly = functools.partial(assert_close, rtol=0, atol=0)
+X, LABELS = torch.linspace(0.05, 0.95, 24).reshape(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+class Overwriting(nn.Module):
+    """Normalises its input in place, as models in the wild do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(x.sub_(0.25).mul_(2.0).flatten(1))
+
+
+class Careful(Overwriting):
+    def forward(self, x):
+        return super().forward(x.clone())
+
+
+def up(model, x, labels):
+    return x + 0.125
+
+
+def up_in_place(model, x, labels):
+    return x.add_(0.125)
+
+
+def gap(model, attack):
+    found = perception_gap(model, [(X, LABELS)], attack)
+    return found.distance, found.defended, found.correct
+
+
+@pytest.mark.parametrize("measure", [
+    lambda model: perception_path(model, X, X + 0.125, [0.0, 0.5, 1.0]),
+    lambda model: gap(model, up),
+    lambda model: gap(model, lambda *_: X),
+    lambda model: attacked_by_group(model, X, LABELS, functools.partial(pgd, threat=Linf(0.1), start="clean", steps=1)),
+    lambda model: attacked_by_group(model, X, LABELS, up, reduced_attack=lambda *_: X, boundary="reduced"),
+], ids=["path", "gap", "gap of a ready point", "group", "group reduced"])  # fmt: skip
+def test_a_model_that_writes_to_its_input_is_measured_as_one_that_does_not(measure):
+    before = X.clone()
+    found, expected = measure(Overwriting()), measure(Careful())
+    assert torch.equal(before, X)
+    for one, other in zip(found, expected, strict=True):
+        exactly(one, other)
+
+
+def test_an_attack_that_writes_to_its_input_is_measured_as_one_that_does_not():
+    before = X.clone()
+    for one, other in zip(gap(Careful(), up_in_place), gap(Careful(), up), strict=True):
+        exactly(one, other)
+    assert torch.equal(before, X)
+
+
+def test_loaders_and_places_are_named_and_empty_batches_do_no_harm():
+    whole = perception_gap(Careful(), [(X, LABELS), (X[:0], LABELS[:0])], up)
+    assert whole == perception_gap(Careful(), [(X, LABELS)], up)
+    calls = {
+        "perception_gap: `loader` must give batches": lambda: perception_gap(Careful(), None, up),
+        "perception_gap: `loader` must give pairs .* got 3 things": lambda: perception_gap(
+            Careful(), [(X, LABELS, LABELS)], up
+        ),
+        "perception_gap: `loader` must give pairs .* got Tensor": lambda: perception_gap(Careful(), [X], up),
+        "perception_path: `alphas` must be a sequence of numbers": lambda: perception_path(Careful(), X, X, 0.5),
+        "perception_path: `x_adv` has shape": lambda: perception_path(Careful(), X, X[:2], [0.5]),
+        "catastrophic_overfitting: `single_step` must be a sequence": lambda: catastrophic_overfitting(None, [0.1]),
+    }
+    for words, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+            call()
+    exactly(*(perception_path(Careful(), X, X + 0.5, places) for places in ([0.25, 0.5], torch.tensor([0.25, 0.5]))))
