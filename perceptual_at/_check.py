@@ -63,7 +63,7 @@ def floating(function: str, **tensors: Tensor) -> None:
 
 def loader(function: str, value: Any) -> None:
     """Require something that gives batches."""
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):  # the older way to be gone through
         raise TypeError(f"{function}: `loader` must give batches (x, labels), got {type(value).__name__}.")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -95,8 +96,16 @@ def fixed(function: str, h: Map) -> None:
 
 def call(function: str, h: Map, points: Tensor) -> Tensor:
     """Evaluate `h` and require one output per point."""
-    with attention_in_parts():
-        values = h(points)
+    try:
+        with attention_in_parts():
+            values = h(points)
+    except NotImplementedError as error:
+        if "forward AD" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"{function}: `h` has a layer for which torch has no forward mode: {str(error).splitlines()[0]} Recurrent "
+            "layers on a CPU have one under `torch.backends.mkldnn.flags(enabled=False)`."
+        ) from error
     if not isinstance(values, Tensor):
         raise TypeError(
             f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}; `models.logits_of(h, name)` "
@@ -124,9 +133,10 @@ def positions(
                 f"got {alphas.dtype} of shape {tuple(alphas.shape)}."
             )
         return alphas.reshape(-1).to(like)
-    if not isinstance(alphas, int | float | Iterable):
+    single = _check.is_number(alphas)
+    if not single and (not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) == 0):
         raise TypeError(f"{function}: `alphas` must be a number or a sequence of numbers, got {type(alphas).__name__}.")
-    values = [alphas] if isinstance(alphas, int | float) else list(alphas)
+    values = [alphas] if single else list(alphas)  # type: ignore[arg-type]
     if not values:
         raise ValueError(f"{function}: `alphas` must name at least one place on the segment, got none.")
     for value in values:
@@ -135,6 +145,26 @@ def positions(
         else:
             _check.number(function, "alphas", value, at_least=0, at_most=1)
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def bound_of(function: str, name: str, value: float | Tensor | None, x: Tensor) -> float | Tensor:
+    """Require a bound for all samples, or one for each."""
+    if isinstance(value, Tensor) and value.ndim:
+        _check.floating(function, **{name: value})
+        if value.shape != x.shape[:1]:
+            raise ValueError(f"{function}: `{name}` must be of shape ({len(x)},), got shape {tuple(value.shape)}.")
+        return value
+    _check.number(function, name, value, at_least=0)
+    return value  # type: ignore[return-value]
+
+
+def torch_generator(function: str, generator: torch.Generator | None) -> torch.Generator:
+    """The generator given, or one with a fixed seed."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+    return generator
 
 
 def segment(x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
@@ -156,6 +186,30 @@ def along(function: str, h: Map, x: Tensor, delta: Tensor, alphas: Tensor) -> Te
     """The values `h(x + alphas delta)` in one batched forward pass, shape `(m, B, ...)`."""
     points = segment(x, delta, alphas)
     return by_point(call(function, h, points.flatten(0, 1)), x.shape[0])
+
+
+def residual(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor) -> Tensor:
+    """How far `h` is from its chord at the places, shape `(m, B, ...)`."""
+    return from_chord(along(function, h, x, delta, with_ends(places)), places)
+
+
+def from_chord(values: Tensor, places: Tensor) -> Tensor:
+    """The residual, given the values at 0, at 1 and at `places`."""
+    clean, adv, middle = values[0], values[1], values[2:]
+    # Two small differences instead of three large numbers: what cancels, cancels before it is rounded.
+    return (middle - clean) - per_sample(places, middle) * (adv - clean)
+
+
+def quotient(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor) -> Tensor:
+    """The difference of the slopes on both sides of the places, shape `(m, B, ...)`."""
+    found = residual(function, h, x, delta, places)
+    return found / per_sample(places * (1 - places), found)
+
+
+def coefficients(function: str, h: Map, x: Tensor, delta: Tensor, place: Tensor, order: int) -> Tensor:
+    """Taylor coefficients of the curve from `x` along `delta` at one place, shape `(order + 1, B, ...)`."""
+    values = derivatives_along(function, h, x, delta, place, order)
+    return torch.stack([value[0] / math.factorial(k) for k, value in enumerate(values)])
 
 
 @functools.cache

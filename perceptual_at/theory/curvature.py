@@ -14,6 +14,7 @@ from perceptual_at.theory._shared import (
     Inequality,
     Map,
     along,
+    bound_of,
     call,
     derivatives_along,
     fixed,
@@ -21,10 +22,11 @@ from perceptual_at.theory._shared import (
     length,
     positions,
     quadrature,
+    quotient,
     recorded,
+    residual,
     weighted_sum,
 )
-from perceptual_at.theory.taylor import segment_quotient, segment_residual
 
 
 def directional_second_derivative(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -214,7 +216,7 @@ def peano_identity(
             kernel = torch.minimum(alpha, s) * (1 - torch.maximum(alpha, s))
             row = row - weighted_sum(weights * kernel, derivatives_along(name, h, x, delta, s, 2)[2])
         rows.append(row)
-    return Identity(segment_residual(h, x, delta, places), torch.stack(rows))
+    return Identity(residual(name, h, x, delta, places), torch.stack(rows))
 
 
 def mean_jacobian_identity(
@@ -281,7 +283,7 @@ def mean_jacobian_identity(
             signed = torch.where(s.mean() <= alpha, weights / alpha, -weights / (1 - alpha))
             row = row + weighted_sum(signed, derivatives_along(name, h, x, delta, s, 1)[1])
         rows.append(row)
-    return Identity(segment_quotient(h, x, delta, places), torch.stack(rows))
+    return Identity(quotient(name, h, x, delta, places), torch.stack(rows))
 
 
 def curvature_bound(
@@ -331,8 +333,8 @@ def curvature_bound(
     places = positions(name, alphas, x)
     grid = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
     largest = length(derivatives_along(name, h, x, delta, grid, 2)[2], batch_dims=2).amax(0)
-    residual = length(segment_residual(h, x, delta, places), batch_dims=2)
-    return Inequality(residual, (places * (1 - places) / 2)[:, None] * largest)
+    strayed = length(residual(name, h, x, delta, places), batch_dims=2)
+    return Inequality(strayed, (places * (1 - places) / 2)[:, None] * largest)
 
 
 def slope_variation(h: Map, x: Tensor, delta: Tensor, *, points: int = 129) -> Tensor:
@@ -431,8 +433,11 @@ def residual_certificate(
             f"{name}: exactly one of `variation` and `curvature` must be given, got {given}; a grid alone proves "
             "nothing about the places between."
         )
+    fixed(name, h)
+    bound = (
+        bound_of(name, "variation", variation, x) if curvature is None else bound_of(name, "curvature", curvature, x)
+    )
     spacing = 1 / (points + 1)
     grid = torch.linspace(0, 1, points + 2, dtype=x.dtype, device=x.device)[1:-1]
-    largest = length(segment_residual(h, x, delta, grid), batch_dims=2).amax(0)
-    margin = spacing / 4 * variation if variation is not None else spacing**2 / 8 * torch.as_tensor(curvature)
-    return Inequality(largest, largest + margin)
+    largest = length(residual(name, h, x, delta, grid), batch_dims=2).amax(0)
+    return Inequality(largest, largest + bound * (spacing / 4 if curvature is None else spacing**2 / 8))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at.theory._shared import torch_generator
 
 
 def _phi(t: float) -> float:
@@ -47,7 +48,7 @@ def standard_error(w: Tensor, theta: Tensor, sigma: float) -> Tensor:
         >>> standard_error(torch.tensor([5.0, 0.0]), torch.tensor([1.0, 0.0]), 1.0)  # Phi(-1)
         tensor(0.1587)
     """
-    return robust_error(w, theta, sigma, eps=0.0)
+    return _linear_error("standard_error", w, theta, sigma, 0.0, "linf")
 
 
 def robust_error(
@@ -85,7 +86,10 @@ def robust_error(
         >>> robust_error(w, w, 2**0.5, eps=0.0) == standard_error(w, w, 2**0.5)
         tensor(True)
     """
-    name = "robust_error"
+    return _linear_error("robust_error", w, theta, sigma, eps, norm)
+
+
+def _linear_error(name: str, w: Tensor, theta: Tensor, sigma: float, eps: float, norm: str) -> Tensor:
     _check.floating(name, w=w, theta=theta)
     _check.number(name, "sigma", sigma, above=0)
     _check.number(name, "eps", eps, at_least=0)
@@ -242,6 +246,7 @@ def half_error_threshold(d: int, c: float, eps: float) -> float:
     name = "half_error_threshold"
     _check.count(name, "d", d)
     _check.number(name, "c", c, above=0)
+    _check.number(name, "eps", eps, above=0, below=1)
     wrong = predicted_error(d, c * d**0.25)
     return c**2 * math.sqrt(d) / (critical_noise(eps) * (1 - 2 * wrong)) ** 2
 
@@ -355,6 +360,8 @@ def sample_estimators(
     _check.number(name, "sigma", sigma, above=0)
     for argument, value in (("unlabeled", unlabeled), ("labeled", labeled), ("runs", runs)):
         _check.count(name, argument, value)
+    if generator is not None:
+        torch_generator(name, generator)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=theta.dtype, device=theta.device)
@@ -404,12 +411,14 @@ def simulated_half_error_threshold(
         True
     """
     name = "simulated_half_error_threshold"
+    _check.count(name, "d", d)
+    _check.number(name, "c", c, above=0)
+    _check.number(name, "eps", eps, above=0, below=1)
     _check.count(name, "runs", runs)
     guess = half_error_threshold(d, c, eps)
     sigma = c * d**0.25
     theta = torch.ones(d)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(name, generator)
 
     def robust(unlabeled: int) -> bool:
         drawn = sample_estimators(theta, sigma, unlabeled=unlabeled, runs=runs, generator=generator)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
 from perceptual_at.theory._shared import (
     Identity,
     Inequality,
     Map,
+    bound_of,
     call,
     derivatives_along,
     fixed,
@@ -24,13 +26,14 @@ from perceptual_at.theory._shared import (
     length,
     positions,
     quadrature,
+    quotient,
     recorded,
     segment,
+    torch_generator,
     usable,
     vjp,
     weighted_sum,
 )
-from perceptual_at.theory.taylor import segment_quotient
 
 
 def directional_jacobian(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -118,10 +121,10 @@ def _jacobian(name: str, h: Map, x: Tensor) -> Tensor:
 def _matrix_norm(matrices: Tensor, norm: str) -> Tensor:
     if norm == "frobenius":
         return length(matrices, batch_dims=matrices.ndim - 2)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
+    own = matrices.to(wide(matrices))  # half precision has no eigenvalues
+    gram = own @ own.mT if own.shape[-2] <= own.shape[-1] else own.mT @ own
     largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
-    return largest.clamp_min(0).sqrt()
+    return largest.clamp_min(0).sqrt().to(matrices.dtype)
 
 
 def jacobian_gap(
@@ -173,9 +176,13 @@ def jacobian_gap(
     _check.same_shape(name, x=x, delta=delta)
     _check.choice(name, "norm", norm, ("spectral", "frobenius"))
     fixed(name, h)
-    start = _jacobian(name, h, x)
-    points = segment(x, delta, positions(name, alphas, x))
-    return torch.stack([_matrix_norm(_jacobian(name, h, point) - start, norm) for point in points])
+    return _gap(name, h, x, delta, positions(name, alphas, x), norm)
+
+
+def _gap(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor, norm: str) -> Tensor:
+    start = _jacobian(function, h, x)
+    changes = (_jacobian(function, h, point) - start for point in segment(x, delta, places))
+    return torch.stack([_matrix_norm(change, norm) for change in changes])
 
 
 def power_jacobian_gap(
@@ -227,10 +234,7 @@ def power_jacobian_gap(
     _check.count(name, "steps", steps)
     fixed(name, h)
     far = segment(x, delta, positions(name, alphas, x))
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    elif not isinstance(generator, torch.Generator):
-        raise TypeError(f"{name}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+    generator = torch_generator(name, generator)
     start = torch.randn(far.shape, generator=generator, dtype=x.dtype, device=generator.device)
     start = start.to(x.device, non_blocking=True)
     v = torch.stack([delta.expand_as(far), start]).flatten(0, 2)
@@ -348,8 +352,8 @@ def lipschitz_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequenc
     name = "lipschitz_quotient"
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, h)
-    quotient = segment_quotient(h, x, delta, positions(name, alphas, x, interior=True))
-    return 2 * length(quotient, batch_dims=2) / length(delta).square()
+    slopes = quotient(name, h, x, delta, positions(name, alphas, x, interior=True))
+    return 2 * length(slopes, batch_dims=2) / length(delta).square()
 
 
 def jacobian_gap_bound(
@@ -395,11 +399,12 @@ def jacobian_gap_bound(
         >>> jacobian_gap_bound(torch.neg, x, delta, 0.5, lipschitz=0.0)
         Inequality(left=tensor([[0.]]), right=tensor([[0.]]))
     """
-    places = positions("jacobian_gap_bound", alphas, x)
-    if not isinstance(lipschitz, Tensor):
-        _check.number("jacobian_gap_bound", "lipschitz", lipschitz, at_least=0.0)
-    gap = jacobian_gap(h, x, delta, places)
-    return Inequality(gap, places[:, None] * length(delta) * lipschitz)
+    name = "jacobian_gap_bound"
+    _check.same_shape(name, x=x, delta=delta)
+    bound = bound_of(name, "lipschitz", lipschitz, x)
+    fixed(name, h)
+    places = positions(name, alphas, x)
+    return Inequality(_gap(name, h, x, delta, places, "spectral"), places[:, None] * length(delta) * bound)
 
 
 def local_lipschitz_bound(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Inequality:
@@ -551,7 +556,12 @@ def linf_to_l2_norm(h: Map, x: Tensor, *, steps: int = 20) -> Tensor:
     _check.floating(name, x=x)
     _check.count(name, "steps", steps)
     fixed(name, h)
-    matrix = _jacobian(name, h, x)
+    return corner_ascent(name, h, x, steps)
+
+
+def corner_ascent(function: str, h: Map, x: Tensor, steps: int) -> Tensor:
+    """The largest change of the linearised outputs that sign ascent finds, shape `(B,)`."""
+    matrix = _jacobian(function, h, x)
     delta = _signs(matrix)
     for _ in range(steps):
         image = delta @ matrix.mT

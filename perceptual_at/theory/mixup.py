@@ -14,6 +14,7 @@ from perceptual_at.theory._shared import (
     Identity,
     Map,
     call,
+    coefficients,
     derivatives_along,
     fixed,
     jvp,
@@ -21,8 +22,7 @@ from perceptual_at.theory._shared import (
     quadrature,
     weighted_sum,
 )
-from perceptual_at.theory.jacobian import linf_to_l2_norm
-from perceptual_at.theory.taylor import taylor_coefficients
+from perceptual_at.theory.jacobian import corner_ascent
 
 
 def _weight(function: str, mix: float | Tensor, like: Tensor) -> Tensor:
@@ -81,7 +81,11 @@ def mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor) -> Tenso
     _check.same_shape(name, x1=x1, x2=x2)
     fixed(name, h)
     weight = _weight(name, mix, x1)
-    middle, first, second = call(name, h, torch.cat([_mix(x1, x2, weight), x1, x2])).chunk(3)
+    return _mixup_residual(name, h, x1, x2, weight)
+
+
+def _mixup_residual(function: str, h: Map, x1: Tensor, x2: Tensor, weight: Tensor) -> Tensor:
+    middle, first, second = call(function, h, torch.cat([_mix(x1, x2, weight), x1, x2])).chunk(3)
     w = per_sample(weight, middle)
     return w * (middle - first) + (1 - w) * (middle - second)
 
@@ -130,16 +134,20 @@ def taylor_mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *
     name = "taylor_mixup_residual"
     _check.same_shape(name, x1=x1, x2=x2)
     _check.count(name, "order", order, at_most=4)
-    weight = _weight(name, mix, x1)
-    coefficients = taylor_coefficients(h, x1, x2 - x1, order=order)
+    fixed(name, h)
+    return _taylor_mixup_residual(name, h, x1, x2, _weight(name, mix, x1), order)
+
+
+def _taylor_mixup_residual(function: str, h: Map, x1: Tensor, x2: Tensor, weight: Tensor, order: int) -> Tensor:
+    terms = coefficients(function, h, x1, x2 - x1, x1.new_zeros(1), order)
     hat = 1 - weight
-    total = torch.zeros_like(coefficients[0])
+    total = torch.zeros_like(terms[0])
     for k in range(2, order + 1):
-        total = total + per_sample(hat**k - hat, total) * coefficients[k]
+        total = total + per_sample(hat**k - hat, total) * terms[k]
     return total
 
 
-def mixup_identity(h: Map, x1: Tensor, x2: Tensor, mix: float, *, order: int = 2, nodes: int = 16) -> Identity:
+def mixup_identity(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *, order: int = 2, nodes: int = 16) -> Identity:
     r"""RAAT's Theorem 2 before the attack, with its exact remainder.
 
     $$ R_0 - \sum_{k=2}^{K} \frac{\hat\lambda^k - \hat\lambda}{k!}\, g^{(k)}(0)
@@ -184,9 +192,12 @@ def mixup_identity(h: Map, x1: Tensor, x2: Tensor, mix: float, *, order: int = 2
     _check.number(name, "order", order, at_most=3)
     _check.count(name, "nodes", nodes)
     fixed(name, h)
-    hat = 1 - _weight(name, mix, x1)[0]
+    if isinstance(mix, Tensor) and mix.numel() != 1:
+        raise ValueError(f"{name}: `mix` must be one number, got shape {tuple(mix.shape)}.")
+    weight = _weight(name, mix, x1)
+    hat = 1 - weight[0]
     zero, one = torch.zeros_like(hat), torch.ones_like(hat)
-    left = mixup_residual(h, x1, x2, mix) - taylor_mixup_residual(h, x1, x2, mix, order=order)
+    left = _mixup_residual(name, h, x1, x2, weight) - _taylor_mixup_residual(name, h, x1, x2, weight, order)
     right = torch.zeros_like(left)
     for end, factor in ((hat, one), (one, -hat)):
         ((s, weights),) = quadrature(nodes, torch.stack([zero, end]))
@@ -299,7 +310,7 @@ def adversarial_mixup_identity(
     left = attacked - _mix(first, second, weight)
     ((t, weights),) = quadrature(nodes, torch.cat([weight.new_zeros(1), weight.new_ones(1)]))
     moved = weighted_sum(weights, derivatives_along(name, h, middle, shift, t, 1)[1])
-    return Identity(left, mixup_residual(h, x1, x2, mix) + moved)
+    return Identity(left, _mixup_residual(name, h, x1, x2, weight) + moved)
 
 
 def crossover_eps(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *, steps: int = 20) -> Tensor:
@@ -340,9 +351,10 @@ def crossover_eps(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *, steps:
     name = "crossover_eps"
     _check.same_shape(name, x1=x1, x2=x2)
     _check.count(name, "steps", steps)
+    fixed(name, h)
     weight = _weight(name, mix, x1)
-    residual = length(mixup_residual(h, x1, x2, mix))
-    return residual / linf_to_l2_norm(h, _mix(x1, x2, weight), steps=steps)
+    residual = length(_mixup_residual(name, h, x1, x2, weight))
+    return residual / corner_ascent(name, h, _mix(x1, x2, weight), steps)
 
 
 def mixup_box(

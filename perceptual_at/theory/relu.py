@@ -8,8 +8,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from perceptual_at import _check
-from perceptual_at.theory._shared import Identity, Map, along, by_point, derivatives_along, fixed, length, positions
-from perceptual_at.theory.taylor import segment_residual
+from perceptual_at.theory._shared import (
+    Identity,
+    Map,
+    along,
+    by_point,
+    derivatives_along,
+    fixed,
+    length,
+    positions,
+    residual,
+)
 
 # Where each piecewise-linear activation bends, by the name under which torch calls it.
 _AT_ZERO = ("relu", "leaky_relu", "prelu", "rrelu", "abs")
@@ -208,7 +217,7 @@ def kink_identity(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[flo
         at, jumps = _kinks(name, h, x[i : i + 1], delta[i : i + 1])
         kernel = torch.minimum(places[:, None], at) * (1 - torch.maximum(places[:, None], at))
         sums.append(-torch.tensordot(kernel, jumps, dims=1))
-    return Identity(segment_residual(h, x, delta, places), torch.stack(sums, dim=1))
+    return Identity(residual(name, h, x, delta, places), torch.stack(sums, dim=1))
 
 
 def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17) -> Tensor:
@@ -337,6 +346,6 @@ def hessian_is_vacuous(h: Map, x: Tensor, delta: Tensor) -> bool:
         for probe in (*probes, *(30 * probe for probe in probes)):
             values = along(name, h, x, probe, x.new_tensor([0.0, 1.0]))
             noise = 64 * torch.finfo(x.dtype).eps * values.abs().amax()
-            if (segment_residual(h, x, probe, places).abs() > noise).any():
+            if (residual(name, h, x, probe, places).abs() > noise).any():
                 return True
     return False

@@ -4,8 +4,8 @@ With $g(t) = h(x + t\,\Delta)$ every statement on this page is about the curve $
 adversarial at 1.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,13 @@ from perceptual_at.theory._shared import (
     along,
     by_point,
     call,
-    derivatives_along,
+    coefficients,
     fixed,
+    from_chord,
     length,
     positions,
+    quotient,
+    residual,
     segment,
     with_ends,
 )
@@ -72,19 +75,7 @@ def segment_residual(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, h)
     places = positions(name, alphas, x)
-    return _residual(name, h, x, delta, places)
-
-
-def _residual(name: str, h: Map, x: Tensor, delta: Tensor, places: Tensor) -> Tensor:
-    values = along(name, h, x, delta, with_ends(places))
-    return _from_chord(values, places)
-
-
-def _from_chord(values: Tensor, places: Tensor) -> Tensor:
-    """The residual, given the values at 0, at 1 and at `places`."""
-    clean, adv, middle = values[0], values[1], values[2:]
-    # Two small differences instead of three large numbers: what cancels, cancels before it is rounded.
-    return (middle - clean) - per_sample(places, middle) * (adv - clean)
+    return residual(name, h, x, delta, places)
 
 
 def segment_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -128,8 +119,7 @@ def segment_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, h)
     places = positions(name, alphas, x, interior=True)
-    residual = _residual(name, h, x, delta, places)
-    return residual / per_sample(places * (1 - places), residual)
+    return quotient(name, h, x, delta, places)
 
 
 def norm_defect(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -220,12 +210,12 @@ def stewart_identity(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[
     places = positions(name, alphas, x)
     values = along(name, h, x, delta, with_ends(places))
     clean, adv, middle = values[:1], values[1:2], values[2:]
-    residual, first, second, whole = (
+    chord, first, second, whole = (
         length(part, batch_dims=2).square()
-        for part in (_from_chord(values, places), middle - clean, adv - middle, adv - clean)
+        for part in (from_chord(values, places), middle - clean, adv - middle, adv - clean)
     )
     a = places[:, None]
-    return Identity(residual, (1 - a) * first + a * second - a * (1 - a) * whole)
+    return Identity(chord, (1 - a) * first + a * second - a * (1 - a) * whole)
 
 
 def layer_residuals(
@@ -255,7 +245,7 @@ def layer_residuals(
 
     Returns:
         `{name: residual}` in the order of execution, each of shape `(m, B, ...)`. A layer that runs several
-        times keeps its last output.
+        times keeps its last output; of one that gives several tensors, as attention does, the first counts.
 
     Raises:
         ValueError: if a name is unknown, a layer never ran or changes the batch dimension, shapes differ, a
@@ -284,8 +274,8 @@ def layer_residuals(
     fixed(name, model)
     places = positions(name, alphas, x)
     modules = dict(model.named_modules())
-    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
-        raise TypeError(f"{name}: `layers` must be names of modules, got {type(layers).__name__} {layers!r}.")
+    if layers is not None:
+        _check.names(name, "layers", layers)
     wanted = [key for key, layer in modules.items() if not any(layer.children())] if layers is None else layers
     for key in wanted:
         if key not in modules:
@@ -293,9 +283,10 @@ def layer_residuals(
     points = segment(x, delta, with_ends(places))
     outputs: dict[str, Tensor] = {}
 
-    def keep(key: str, output: Tensor) -> None:
+    def keep(key: str, output: Any) -> None:
         outputs.pop(key, None)  # a repeated layer moves to its last place
-        outputs[key] = output.clone()  # the next layer may work in place
+        if (first := _first_tensor(output)) is not None:
+            outputs[key] = first.clone()  # the next layer may work in place
 
     handles = [
         modules[key].register_forward_hook(lambda _module, _inputs, output, key=key: keep(key, output))
@@ -309,17 +300,27 @@ def layer_residuals(
     residuals = {}
     for key in wanted if layers is not None else outputs:
         if key not in outputs:
-            raise ValueError(f"{name}: layer {key!r} did not run in the forward pass of {type(model).__name__}.")
+            raise ValueError(
+                f"{name}: layer {key!r} did not run, or gave no tensor, in the forward pass of {type(model).__name__}."
+            )
         if outputs[key].shape[0] != points.shape[0] * points.shape[1]:
             raise ValueError(
                 f"{name}: layer {key!r} changes the batch dimension (shape {tuple(outputs[key].shape)} for "
                 f"{points.shape[0] * points.shape[1]} inputs); leave it out of `layers`."
             )
         values = by_point(outputs[key], x.shape[0])
-        residuals[key] = _from_chord(values, places)
+        residuals[key] = from_chord(values, places)
         if relative:
             residuals[key] = residuals[key] / per_sample(length(values[1] - values[0]), values[0])
     return residuals
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in what a layer gave: attention and recurrent layers give several."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
 def taylor_coefficients(h: Map, x: Tensor, delta: Tensor, *, order: int = 4, alpha: float = 0.0) -> Tensor:
@@ -365,8 +366,7 @@ def taylor_coefficients(h: Map, x: Tensor, delta: Tensor, *, order: int = 4, alp
     _check.number(name, "order", order, at_most=4)
     fixed(name, h)
     place = positions(name, alpha, x)
-    values = derivatives_along(name, h, x, delta, place, order)
-    return torch.stack([value[0] / math.factorial(k) for k, value in enumerate(values)])
+    return coefficients(name, h, x, delta, place, order)
 
 
 def taylor_residual(coefficients: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -411,5 +411,5 @@ def taylor_residual(coefficients: Tensor, alphas: float | Sequence[float] | Tens
     places = positions(name, alphas, coefficients)
     powers = torch.arange(2, coefficients.shape[0], device=coefficients.device)
     weights = places[:, None] ** powers - places[:, None]
-    residual: Tensor = torch.tensordot(weights, coefficients[2:], dims=1)
-    return residual
+    found: Tensor = torch.tensordot(weights, coefficients[2:], dims=1)
+    return found

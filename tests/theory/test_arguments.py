@@ -1,0 +1,111 @@
+"""Whatever a theory function is given, it speaks in its own name and takes the numbers and dtypes of everybody."""
+
+import inspect
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from perceptual_at import theory
+
+X = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+PARTS = {
+    "x": X, "x1": X, "x2": X.flip(0), "delta": 0.1 * X, "delta1": 0.1 * X, "delta2": -0.1 * X, "u": X, "v": 0.1 * X,
+    "alphas": 0.5, "mix": 0.25, "lipschitz": 2.0, "curvature": 1.0, "eps": 0.25, "sigma": 1.0, "c": 0.5, "s": 0.5,
+    "d": 10, "w": X, "theta": X[0], "labels": torch.tensor([1, -1]), "unlabeled": X, "coefficients": torch.rand(3, 2),
+}  # fmt: skip
+NAMES = [name for name in theory.__all__ if name[0].islower()]
+
+
+def net(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 2)).eval().to(dtype)
+
+
+def arguments(name):
+    parts = PARTS | {"h": net(), "model": net()} | ({"unlabeled": 5} if name == "sample_estimators" else {})
+    wanted = inspect.signature(getattr(theory, name)).parameters.values()
+    return {one.name: parts[one.name] for one in wanted if one.default is one.empty or one.name == "curvature"}
+
+
+BROKEN = {
+    "none": None,
+    "text": "abc",
+    "shape": torch.rand(5, 7, dtype=torch.float64),
+    "mode": nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double(),
+    "pairs": lambda x: (x, x),
+    "batch": lambda x: x.sum(),
+}
+NOT_BROKEN = {
+    ("batch_jacobian", "x", "shape"), ("linf_to_l2_norm", "x", "shape"), ("taylor_residual", "coefficients", "shape"),
+    ("predicted_error", "unlabeled", "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_wrong_is_said_in_the_name_of_who_was_called(name):
+    given = arguments(name)
+    for argument in given:
+        for what, wrong in BROKEN.items():
+            if (name, argument, what) in NOT_BROKEN or (argument == "curvature" and wrong is None):
+                continue
+            with pytest.raises((TypeError, ValueError), match=rf"^{name}: "):
+                getattr(theory, name)(**given | {argument: wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["jacobian_gap", "directional_gap", "jacobian_gap_bound", "local_lipschitz_bound"])
+def test_spectral_norms_exist_in_half_precision(name, dtype):
+    given = {**arguments(name), "h": net()}
+    expected = getattr(theory, name)(**given)
+    half = {key: value.to(dtype) if torch.is_tensor(value) else value for key, value in given.items()}
+    found = getattr(theory, name)(**half | {"h": net(dtype)})
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
+
+
+def test_places_are_numbers_of_every_kind():
+    numpy = pytest.importorskip("numpy")
+    expected = theory.segment_residual(net(), X, 0.1 * X, 0.5)
+    for alpha in (numpy.float32(0.5), numpy.float64(0.5), numpy.array([0.5]), Fraction(1, 2), torch.tensor(0.5), [0.5]):
+        assert torch.equal(theory.segment_residual(net(), X, 0.1 * X, alpha), expected)
+    with pytest.raises(ValueError, match=r"mixup_identity: `mix` must be one number, got shape \(2,\)"):
+        theory.mixup_identity(net(), X, X.flip(0), torch.tensor([0.25, 0.5]))
+    with pytest.raises(
+        ValueError, match=r"residual_certificate: `variation` must be of shape \(2,\), got shape \(3,\)"
+    ):
+        theory.residual_certificate(net(), X, X, variation=torch.ones(3))
+
+
+class Recurrent(nn.Module):
+    """A layer that gives its outputs and its states, then a linear one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 2)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.last(self.first(x[:, :, None])[0][:, -1])
+
+
+def test_the_first_tensor_of_a_layer_that_gives_several_counts():
+    model = Recurrent()
+    found = theory.layer_residuals(model, X, 0.1 * X, 0.5)
+    values = [model.first(x[:, :, None])[0] for x in (X, 1.05 * X, 1.1 * X)]
+    torch.testing.assert_close(found["first"][0], values[1] - (values[0] + values[2]) / 2)
+    assert list(found) == ["first", "last"]
+    attention = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double().eval()
+    tokens = torch.rand(2, 3, 4, dtype=torch.float64)
+    found = theory.layer_residuals(attention, tokens, 0.1 * tokens, 0.5, layers=["self_attn"])
+    assert found["self_attn"].shape == (1, 2, 3, 4)
+
+
+def test_a_layer_without_forward_mode_is_named_with_a_way_out():
+    def recurrent(x):
+        raise NotImplementedError("Trying to use forward AD with mkldnn_rnn_layer that does not support it.\nMore.")
+
+    with pytest.raises(NotImplementedError, match=r"^directional_jacobian: `h` .* does not support it. .*mkldnn.flags"):
+        theory.directional_jacobian(recurrent, X, X, 0.5)
