@@ -214,6 +214,9 @@ MALFORMED = [
     (["evaluate", "--model", "mine:build", "--data", "folder", "--root", "none"], "there is no folder 'test'"),
     (["evaluate", "--model", "mine:build", "--run", "a"], "give either --run FOLDER ... or --model"),
     (["evaluate", "--run", "a", "--checkpoint", "b.pt"], "--checkpoint goes with --model"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--against", "none"], "there is no report `none`"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--step-size", "0"], "--step-size must be above 0"),
+    (["evaluate", "--run", "a", "--attacks", "aa", "fgsm", "--step-size", "0.1"], "no effect with --attacks aa fgsm"),
     (["compare", "a"], "give two reports, got 1"),
     (["compare", "a", "b"], "there is no report `a`"),
     (["table"], "give the folders of finished runs"),
@@ -475,6 +478,33 @@ def test_a_column_of_two_meanings_is_refused(copied, capsys):
     assert "pgd1 has steps of 0.0039" in refused(capsys, "table", copied / "pgd_at-0", copied / "pgd_at-1")
 
 
+def table_of(*runs):
+    settings = settings_of(["pgd_at"]).flat()
+    found = [
+        table.Scored(Path(name), {**settings, "seed": seed}, {"clean": 80.0, "pgd20": 50.0}, threats={"pgd20": threat})
+        for name, seed, threat in runs
+    ]
+    table.one_meaning(found)
+    return table.grouped(found)
+
+
+def test_runs_of_one_seed_or_under_other_budgets_are_no_seeds_of_one_method():
+    own, other = "Linf(eps=8/255)", "Linf(eps=4/255)"
+    (group,) = table_of(("a", 0, own), ("b", 1, own))
+    assert len(group.runs) == 2
+    with pytest.raises(ValueError, match="`a` and `b` are of one method and one seed"):
+        table_of(("a", 0, own), ("b", 0, own))
+    with pytest.raises(ValueError, match=r"pgd20 is under Linf\(eps=8/255\) in `a` and under Linf\(eps=4/255\) in `b`"):
+        table_of(("a", 0, own), ("b", 1, other))
+
+
+def test_a_budget_of_zero_is_one():
+    words = {"models": evaluate.Models(model="mine:build"), "images": evaluate.Samples(data="random")}
+    for eps, expected in ((0.0, 0.0), (None, 8 / 255), (0.1, 0.1)):
+        (target,) = evaluate.targets_of(evaluate.Wishes(**words, threat=evaluate.Threats(eps=eps)))
+        assert target.threat.eps == expected
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
 def test_a_reader_that_leaves_early_is_no_traceback(copied):
@@ -572,6 +602,7 @@ def test_every_attack_that_is_named_is_one_and_has_a_meaning():
     assert named_attack("pgd20", threat, step_size=0.01).keywords["step_size"] == 0.01
     assert "20 steps of 2.5 eps / steps on cross entropy, one random start" in described("pgd20", threat)
     assert "the margin" in described("cw20", threat)
+    assert described("apgd3", threat) == "apgd as the library has it by default, but with 3 steps"
     for name in ("fgsm2", "nosuch", "pgdx", "pgd0", "pgd020", ""):
         with pytest.raises(ValueError, match="knows fgsm, pgd, cw, apgd"):
             named_attack(name, threat)

@@ -28,7 +28,7 @@ from perceptual_at.checkpoints import load_weights, weights_checksum, written_wh
 from perceptual_at.commands import networks
 from perceptual_at.commands.endings import Stopped, locked, said
 from perceptual_at.commands.images import Images, batches, fingerprint, images_of, shape_of
-from perceptual_at.commands.protocol import described, named_attack
+from perceptual_at.commands.protocol import described, named_attack, takes_steps
 from perceptual_at.commands.reading import parse
 from perceptual_at.commands.settings import Budget, Data, Network, settings_from
 from perceptual_at.commands.sharing import Processes, join, joined_processes, name_of, part_path
@@ -158,6 +158,15 @@ def check(wishes: Wishes) -> None:
             raise ValueError(f"{option(name)} must be at least 1, got {getattr(wishes.evaluation, name)}.")
     if not wishes.evaluation.attacks:
         raise ValueError("--attacks must name at least one attack.")
+    for name in wishes.evaluation.attacks:
+        takes_steps(name)
+    if wishes.evaluation.step_size is not None:
+        if not wishes.evaluation.step_size > 0:
+            raise ValueError(f"--step-size must be above 0, got {wishes.evaluation.step_size:g}.")
+        if not any(map(takes_steps, wishes.evaluation.attacks)):
+            raise ValueError(f"--step-size has no effect with --attacks {' '.join(wishes.evaluation.attacks)}.")
+    if wishes.running.against is not None:
+        report_at(wishes.running.against)
 
 
 # What to evaluate ---------------------------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ def check(wishes: Wishes) -> None:
 def targets_of(wishes: Wishes) -> list[Target]:
     """Every model that was asked for."""
     if wishes.models.model is not None:
-        budget = Budget(norm=wishes.threat.norm or "linf", eps=wishes.threat.eps or Budget.eps)
+        budget = _under(Budget(), wishes.threat)
         chosen = _with_wishes(Data(), wishes.images)
         out = wishes.running.out or Path("outputs/evaluate")
         return [Target(wishes.models.model, _maker(wishes, chosen), chosen, threat_of(budget), out)]
@@ -185,9 +194,6 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
     except ValueError as error:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
     channels, height, width = record["shape"]
-    budget = dataclasses.replace(
-        settings.threat, norm=wishes.threat.norm or settings.threat.norm, eps=wishes.threat.eps or settings.threat.eps
-    )
 
     def made(images: Images) -> nn.Module:  # noqa: ARG001
         task = networks.Task(channels, record["classes"], torch.zeros(2, channels, height, width))
@@ -196,7 +202,13 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         return model
 
     out = (wishes.running.out or folder / "evaluation") / name
-    return Target(f"{folder} ({name})", made, _with_wishes(settings.data, wishes.images), threat_of(budget), out)
+    return Target(
+        f"{folder} ({name})",
+        made,
+        _with_wishes(settings.data, wishes.images),
+        threat_of(_under(settings.threat, wishes.threat)),
+        out,
+    )
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -231,6 +243,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     if wrong := [name for name, fits in fitting.items() if not fits]:
         raise ValueError(f"`{path}` is damaged in {', '.join(wrong)}; {again}")
     return record
+
+
+def _under(own: Budget, wishes: Threats) -> Budget:
+    """The threat of a run, or another where the words say so; a budget of 0 is one."""
+    eps = own.eps if wishes.eps is None else wishes.eps
+    return dataclasses.replace(own, norm=wishes.norm or own.norm, eps=eps)
 
 
 def _with_wishes(own: Data, wishes: Samples) -> Data:
@@ -332,12 +350,12 @@ def write_result(result: pat.Evaluation, target: Target, wishes: Wishes) -> None
     meant = {name: described(name, target.threat, step_size=wishes.evaluation.step_size) for name in names}
     lines = [f"# {target.name}", "", f"{target.images.data}, {target.threat!r}", "", result.to_markdown()]
     lines += ["", "What the columns mean:", "", *(f"- {name}: {text}" for name, text in meant.items()), ""]
+    result.to_json(target.out / "report.json")  # before what else may be wrong
     if wishes.running.against is not None:
         other = report_at(wishes.running.against)
         comparison = pat.compare(result, other, names=("this", "the other"))
         lines += [f"Against {wishes.running.against}:", "", comparison.to_markdown(), ""]
     text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files need not be text
-    result.to_json(target.out / "report.json")
     with written_whole(target.out / "report.md") as path:
         path.write_text(text, encoding="utf-8")
     print(text, flush=True)

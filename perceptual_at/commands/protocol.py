@@ -22,27 +22,45 @@ def named_attack(name: str, threat: pat.Threat, *, step_size: float | None = Non
     Raises:
         ValueError: if the name is unknown.
     """
+    kind, steps = _read(name)
+    if kind in _PLAIN:
+        return functools.partial(_PLAIN[kind], threat=threat, verdict=True)
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if takes_steps(name) and step_size is not None:
+        options["step_size"] = step_size
+    return functools.partial(_STEPPED[kind], threat=threat, **options, verdict=True)
+
+
+def takes_steps(name: str) -> bool:
+    """Whether an attack takes steps of a length that can be chosen.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return _read(name)[0] in ("pgd", "cw")
+
+
+def _read(name: str) -> tuple[str, int | None]:
+    """Kind and number of steps, None where the name says none."""
     if name in _PLAIN:
-        return functools.partial(_PLAIN[name], threat=threat, verdict=True)
+        return name, None
     match = re.fullmatch(r"(pgd|cw|apgd)(\d*)", name)
     if match is None or match[2].startswith("0"):
         raise ValueError(f"--attacks knows {KNOWN}, not {name!r}.")
-    options: dict[str, Any] = {"steps": int(match[2])} if match[2] else {}
-    if match[1] != "apgd" and step_size is not None:
-        options["step_size"] = step_size
-    return functools.partial(_STEPPED[match[1]], threat=threat, **options, verdict=True)
+    return match[1], int(match[2]) if match[2] else None
 
 
 def described(name: str, threat: pat.Threat, *, step_size: float | None = None) -> str:
     """What an attack's name means, in words for the report."""
-    match = re.fullmatch(r"(pgd|cw)(\d*)", name)
-    if match is None:
-        return {"aa": "AutoAttack, standard version"}.get(name, f"{name} as the library has it by default")
-    steps = int(match[2]) if match[2] else 30 if match[1] == "cw" else 10
+    kind, steps = _read(name)
+    if not takes_steps(name):
+        named = {"aa": "AutoAttack, standard version"}.get(kind, f"{kind} as the library has it by default")
+        return named if steps is None else f"{named}, but with {steps} steps"
+    steps = steps or (30 if kind == "cw" else 10)
     length = f"{step_size:.6g}" if step_size is not None else "2.5 eps / steps"
     loss = (
         "the margin (our reading of the column C&W; the source of the printed values is unknown)"
-        if match[1] == "cw"
+        if kind == "cw"
         else "cross entropy"
     )
     return f"{steps} steps of {length} on {loss}, one random start, last iterate, {threat!r}"

@@ -26,7 +26,8 @@ from perceptual_at.commands.evaluate import read_result, report_at
 from perceptual_at.commands.reading import parse
 from perceptual_at.commands.recipes import RECIPES
 from perceptual_at.commands.recipes.rows import DATA, NETWORKS
-from perceptual_at.commands.settings import FREE
+from perceptual_at.commands.settings import FREE, Budget
+from perceptual_at.commands.steps import threat_of
 from perceptual_at.published import PublishedRow, published
 
 
@@ -57,6 +58,8 @@ class Scored:
     scores: dict[str, float]
     steps: dict[str, str] = dataclasses.field(default_factory=dict)
     """Length of a step of each attack that has one, as it was called."""
+    threats: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Threat of each attack whose call is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +89,37 @@ def scored(folder: Path, which: str) -> Scored:
         scores = {name: 100 * value for name, value in shown.items()}
         calls = {name: str(result.provenance.get(f"attack {name!r}")) for name in result.robust}
         steps = {name: found[1] for name, call in calls.items() if (found := re.search(r"step_size=([^,)]+)", call))}
+        threats = {
+            name: found[1] for name, call in calls.items() if (found := re.search(r"threat=(\w+\([^()]*\))", call))
+        }
     else:
         test = record[which]["test"]
         scores = {name: value for name, value in test.items() if name not in ("n", "mean", "nrr")}
         chosen = record["settings"].get("eval_step_size")
         steps = {} if chosen is None else {name: str(chosen) for name in scores if name != "clean"}
+        own = repr(threat_of(Budget(norm=record["settings"]["norm"], eps=record["settings"]["eps"])))
+        threats = {name: own for name in scores if name != "clean"}
     robust = scores.get("aa", min((value for name, value in scores.items() if name != "clean"), default=math.nan))
     if not math.isnan(robust):
         scores |= {"mean": metrics.mean_score(scores["clean"], robust), "nrr": metrics.nrr(scores["clean"], robust)}
-    return Scored(folder, record["settings"], scores, steps)
+    return Scored(folder, record["settings"], scores, steps, threats)
 
 
 def one_meaning(runs: Sequence[Scored]) -> None:
     """Refuse a column whose name means different attacks.
 
     Raises:
-        ValueError: if an attack of one name had steps of different lengths.
+        ValueError: if an attack of one name had steps of different lengths, or different budgets on runs of one.
     """
     met: dict[str, tuple[str, Path]] = {}
+    under: dict[tuple[Any, ...], tuple[str, Path]] = {}
     for run in runs:
+        for name, threat in run.threats.items():
+            first, folder = under.setdefault((name, run.settings["norm"], run.settings["eps"]), (threat, run.folder))
+            if first != threat:
+                raise ValueError(
+                    f"{name} is under {first} in `{folder}` and under {threat} in `{run.folder}`; evaluate both alike."
+                )
         for name in run.scores.keys() - {"clean", "mean", "nrr"}:
             step = run.steps.get(name, "2.5 eps / steps")
             first, folder = met.setdefault(name, (step, run.folder))
@@ -119,7 +134,13 @@ def grouped(runs: Sequence[Scored]) -> list[Group]:
     held: dict[str, list[Scored]] = {}
     for run in runs:
         fixed = {name: value for name, value in run.settings.items() if name not in (*FREE, "seed")}
-        held.setdefault(repr(sorted(fixed.items())), []).append(run)
+        alike = held.setdefault(repr(sorted(fixed.items())), [])
+        for other in alike:
+            if other.settings["seed"] == run.settings["seed"]:
+                raise ValueError(
+                    f"`{other.folder}` and `{run.folder}` are of one method and one seed; leave one of them out."
+                )
+        alike.append(run)
     short = {key: _short(group[0].settings) for key, group in held.items()}
     groups = []
     for key, group in held.items():
@@ -230,9 +251,8 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def _printed_cell(row: PublishedRow, column: str) -> str:
-    name = {"cw": "cw", "mean": "mean", "nrr": "nrr"}.get(column, column)
-    spread = f" ± {row.printed_std[name]}" if name in row.printed_std else ""
-    return f"{row.printed[name]}{spread}" if name in row.printed else ""
+    spread = f" ± {row.printed_std[column]}" if column in row.printed_std else ""
+    return f"{row.printed[column]}{spread}" if column in row.printed else ""
 
 
 def table_text(rows: Sequence[Sequence[str]], kind: str) -> str:
