@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from perceptual_at import _check
 from perceptual_at._extras import extra
 from perceptual_at._files import check_file, written_whole
 from perceptual_at.diagnostics import PerceptionGap
@@ -45,16 +46,12 @@ def trade_off(
         'clean accuracy (%)'
     """
     _check_mapping("trade_off", "results", results)
-    for method, runs in results.items():
-        if not isinstance(runs, Sequence) or not all(_is_point(run) for run in runs):
-            raise TypeError(f"trade_off: `results` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
-        if not runs:
-            raise ValueError(f"trade_off: `results` has no run for {method!r}.")
     if not results:
         raise ValueError("trade_off: `results` is empty.")
+    pairs = {method: _pairs("trade_off", method, runs) for method, runs in results.items()}
     ax = _axes("trade_off", ax)
-    points = [point for runs in results.values() for point in runs]
-    for number, (method, runs) in enumerate(results.items()):
+    points = [point for runs in pairs.values() for point in runs]
+    for number, (method, runs) in enumerate(pairs.items()):
         colour = f"C{number}"
         clean, robust = zip(*runs, strict=True)
         if len(runs) > 1:
@@ -238,15 +235,14 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
         [0.0, 1.0]
     """
     _check_mapping("perception_paths", "paths", paths, Tensor)
-    if not isinstance(alphas, Sequence) or not all(isinstance(alpha, int | float) for alpha in alphas):
-        raise TypeError(f"perception_paths: `alphas` must be a sequence of numbers, got {alphas!r}.")
+    alphas = _check.numbers_of("perception_paths", "alphas", alphas)
     ax = _axes("perception_paths", ax)
     for name, path in paths.items():
         if path.ndim < 2 or path.shape[0] != len(alphas):
             raise ValueError(
                 f"perception_paths: {name!r} must have {len(alphas)} rows, one per alpha, got {tuple(path.shape)}."
             )
-        mean = path.double().mean(dim=1).cpu()
+        mean = path.detach().double().mean(dim=1).cpu()
         ax.plot(list(alphas), (mean / mean[-1].clamp_min(1e-12)).numpy(), marker=".", label=name)
     ax.axline((0, 0), (1, 1), color="0.6", linestyle="dashed", linewidth=0.8, label="even")
     ax.set(xlabel="place on the path (0 clean, 1 adversarial)", ylabel="movement of the logits, share of the whole")
@@ -309,8 +305,17 @@ def _check_mapping(function: str, name: str, value: Any, kind: type = object) ->
             raise TypeError(f"{function}: `{name}` must hold {kind.__name__}s, got {type(one).__name__} for {key!r}.")
 
 
-def _is_point(run: Any) -> bool:
-    return isinstance(run, Sequence) and len(run) == 2 and all(isinstance(one, int | float) for one in run)
+def _pairs(function: str, method: str, runs: Any) -> list[Point]:
+    """Points of some runs, which may be rows of an array or a tensor."""
+    try:
+        found = [_check.numbers_of(function, "results", run) for run in runs]
+    except TypeError:
+        found = [()]
+    if not found:
+        raise ValueError(f"{function}: `results` has no run for {method!r}.")
+    if any(len(run) != 2 for run in found):
+        raise TypeError(f"{function}: `results` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
+    return [(run[0], run[1]) for run in found]
 
 
 def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> None:

@@ -98,6 +98,24 @@ def test_a_method_without_runs_is_refused():
         plotting.trade_off({"RAAT": []})
 
 
+def test_points_and_places_are_numbers_of_every_kind():
+    numpy = pytest.importorskip("numpy")
+    rows = [(84.25, 51.5), (84.5, 51.75)]
+    for runs in (numpy.array(rows, dtype="float32"), torch.tensor(rows), [numpy.float32(one) for one in rows]):
+        ax = plotting.trade_off({"PGD-AT": runs})
+        assert ax.collections[0].get_offsets().tolist() == [list(row) for row in rows]
+    path = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
+    for alphas in ([0.0, 0.5, 1.0], torch.linspace(0, 1, 3), numpy.linspace(0, 1, 3)):
+        assert plotting.perception_paths(alphas, {"linear": path}).lines[0].get_xdata().tolist() == [0.0, 0.5, 1.0]
+    for wrong, words in {
+        None: "must hold pairs",
+        (1.0, 2.0): "must hold pairs",
+        ((1.0, float("nan")),): "got nan",
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"^trade_off: `results` .*{words}"):
+            plotting.trade_off({"PGD-AT": wrong})
+
+
 def test_drawing_on_given_axes_returns_them():
     ax = plotting.trade_off(RUNS)
     assert plotting.trade_off({"RAAT": [(80.0, 50.0)]}, ax=ax) is ax

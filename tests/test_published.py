@@ -1,6 +1,7 @@
 """The papers' tables as data: complete, consistent with themselves except where listed, and easy to filter."""
 
 import itertools
+import pickle
 from collections import Counter
 from decimal import Decimal
 
@@ -179,6 +180,25 @@ def test_rows_are_frozen_and_can_be_put_in_sets():
     with pytest.raises(AttributeError):
         row.dataset = "MNIST"
     assert len(set(published())) == 185
+
+
+def test_nobody_changes_what_was_printed():
+    for one in (published()[0], uplifts()[0]):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            one.printed["clean"] = "99.99"
+        assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_values_of_other_kinds_are_looked_up_or_refused_by_name():
+    numpy = pytest.importorskip("numpy")
+    assert published(table=numpy.int64(1)) == published(table=1) == published(table=iter([1]))
+    for call in (
+        lambda: published(table=1.5),
+        lambda: published(paper=["RPAT", ["RAAT"]]),
+        lambda: uplifts(model=["x"]),
+    ):
+        with pytest.raises(ValueError, match=r"^(published|uplifts): no row has"):
+            call()
 
 
 def test_unknown_values_are_refused_with_those_that_exist():

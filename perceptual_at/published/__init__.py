@@ -21,12 +21,13 @@ Names: `method` is as printed, with `*` for CutMix augmentation, `$` for the lar
 
 import csv
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from perceptual_at._values import FrozenDict
 from perceptual_at.metrics import mean_score, nrr
 
 METRICS = ("clean", "pgd10", "pgd20", "pgd100", "cw", "aa")
@@ -181,9 +182,10 @@ def published(
     for name, value in wanted.items():
         if value is None:
             continue
-        values = {value} if isinstance(value, (str, int)) else set(value)
-        known = dict.fromkeys(getattr(row, name) for row in _results())
-        for unknown in values - set(known):
+        several = isinstance(value, Iterable) and not isinstance(value, str)
+        values: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]
+        known = tuple(dict.fromkeys(getattr(row, name) for row in _results()))
+        for unknown in (one for one in values if one not in known):
             raise ValueError(
                 f"published: no row has `{name}` {unknown!r}; there are {', '.join(repr(one) for one in known)}."
             )
@@ -213,7 +215,7 @@ def uplifts(*, dataset: str | None = None, norm: str | None = None, model: str |
     """
     rows = _uplifts()
     for name, value in {"dataset": dataset, "norm": norm, "model": model}.items():
-        known = dict.fromkeys(getattr(row, name) for row in _uplifts())
+        known = tuple(dict.fromkeys(getattr(row, name) for row in _uplifts()))
         if value is not None and value not in known:
             raise ValueError(
                 f"uplifts: no row has `{name}` {value!r}; there are {', '.join(repr(one) for one in known)}."
@@ -287,9 +289,9 @@ def _read(name: str) -> Iterator[dict[str, str]]:
 
 @functools.cache
 def _results() -> tuple[PublishedRow, ...]:
-    def cells(line: dict[str, str], suffix: str) -> dict[str, str]:
+    def cells(line: dict[str, str], suffix: str) -> Mapping[str, str]:
         names = (*METRICS, "mean", "nrr")
-        return {name: line[name + suffix] for name in names if line.get(name + suffix)}
+        return FrozenDict({name: line[name + suffix] for name in names if line.get(name + suffix)})
 
     return tuple(
         PublishedRow(
@@ -318,7 +320,7 @@ def _uplifts() -> tuple[Uplift, ...]:
             dataset=line["dataset"],
             norm=line["norm"],
             model=line["model"],
-            printed={name: line[name] for name in METRICS if line.get(name)},
+            printed=FrozenDict({name: line[name] for name in METRICS if line.get(name)}),
         )
         for line in _read("uplifts.csv")
     )
