@@ -40,6 +40,17 @@ def test_a_targeted_attack_succeeds_when_the_target_is_predicted():
         assert found.robust.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("classes", [1000, 20000])
+def test_the_last_of_many_classes_is_a_class_in_sixteen_bits_too(dtype, classes):
+    net = nn.Linear(4, classes)
+    x, labels = uniform(0, 2, 4).to(dtype), torch.full((2,), classes - 1)
+    found = pgd(lambda z: net(z.to(net.weight.dtype)), x, labels, LINF, steps=1)
+    assert found.dtype == dtype
+    with pytest.raises(ValueError, match=rf"`labels` must lie in \[0, {classes - 1}\] .* from {classes} to {classes}"):
+        pgd(lambda z: net(z.to(net.weight.dtype)), x, labels + 1, LINF, steps=1)
+
+
 def test_cw_is_pgd_on_the_margin():
     net, x, labels = Net().eval(), images(), classes_of()
     for options in ({"start": "clean"}, {"generator": generator(1)}):

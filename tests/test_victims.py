@@ -450,6 +450,75 @@ def test_borrowers_may_leave_in_any_order():
     before.assert_unchanged()
 
 
+class Switching(nn.Module):
+    """Does more than to set flags when it is switched, as layers do that merge weights or choose a branch."""
+
+    def __init__(self, frozen_part=None):
+        super().__init__()
+        self.inner, self.frozen_part, self.branch = training_net(), frozen_part, "train"
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.branch = "train" if mode else "eval"
+        return self
+
+    def forward(self, x):
+        assert self.branch == "eval"
+        return self.inner(x)
+
+
+def modes(model):
+    return [(part.training, getattr(part, "branch", None)) for part in model.modules()]
+
+
+def test_modules_that_train_in_a_way_of_their_own_are_switched_back_by_it():
+    model = nn.Sequential(Switching(Switching().eval()), nn.Identity()).train()
+    model[0].frozen_part.eval()
+    before = modes(model)
+    assert {branch for _, branch in before} == {"train", "eval", None}
+    attacked("pgd", model)
+    assert modes(model) == before
+    part, whole = frozen(model[0].inner), frozen(model)
+    part.__enter__(), whole.__enter__()
+    whole.__exit__(None, None, None)
+    assert model[0].branch == "train"
+    assert not any(one.training for one in model[0].inner.modules())  # still on loan
+    part.__exit__(None, None, None)
+    assert modes(model) == before
+
+
+def test_a_train_put_on_a_module_is_called_both_ways():
+    net, calls = training_net(), []
+    net.train = lambda mode=True: calls.append(mode) or nn.Module.train(net, mode)
+    attacked("pgd", net)
+    assert calls == [False, True]
+    assert all(part.training for part in net.modules())
+
+
+@every
+def test_a_model_made_in_inference_mode_is_attacked_as_any_other(name):
+    net = training_net().double()
+    expected = attacked(name, net)
+    with torch.inference_mode():
+        made = training_net().double()
+        made.load_state_dict(net.state_dict())
+        assert next(made.parameters()).is_inference()
+        assert torch.equal(attacked(name, made), expected)
+    assert torch.equal(attacked(name, made), expected)
+    assert made.training
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_tensors_made_in_inference_mode_that_cannot_be_copied_are_named():
+    with torch.inference_mode():
+        net, weights = training_net(), uniform(1, 6)
+    with pytest.raises(ValueError, match=r"^pgd: `model` holds tensors that were made under torch\.inference_mode"):
+        attacked("pgd", lambda x: net(x))
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    with pytest.raises(ValueError, match=r"^pgd: `loss` holds tensors that were made under torch\.inference_mode"):
+        attacked("pgd", training_net(), loss=lambda logits, labels: logits.amax(dim=1) * weights)
+
+
 def interrupted_at(number, call):
     """Call something, and raise an interrupt at the so manieth line of the library's door."""
     lines = 0

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import copy
 import functools
+import itertools
 import math
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from perceptual_at import _check
 from perceptual_at._shapes import rows
@@ -68,6 +70,8 @@ class Loan:
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
     joined: InStep | None = None
     fast: FastModel | None = None
+    switches = False
+    """Whether a part may do more than to set flags when it is switched to another mode."""
 
     def __init__(self, model: Model, model_mode: ModelMode, lane: Lane | None, even: bool = True) -> None:
         self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
@@ -84,6 +88,9 @@ class Loan:
             inner: Any = getattr(model, "_orig_mod", model)
             # Wrappers for distributed training exchange gradients, of which an attack has none.
             model = inner.module if isinstance(inner, DistributedDataParallel) else model
+            held = itertools.filterfalse(is_lazy, itertools.chain(model.parameters(), model.buffers()))
+            if any(map(Tensor.is_inference, held)):
+                model = _ordinary(model)
             self.modules = [model]
         else:
             model = callable_of(model)
@@ -93,6 +100,8 @@ class Loan:
                 parts, trains = list(module.modules()), False
                 changes: list[tuple[Any, str, Any]] = []
                 for part in parts:
+                    if type(part).train is not nn.Module.train or "train" in vars(part):
+                        self.switches = True
                     if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
                         changes.append((part, "training", None))
                         trains = True
@@ -107,11 +116,13 @@ class Loan:
                     self.settled += settled(parts)
                 self.freezes = freezes and self.freezes is not False
                 for part in parts if freezes else ():
-                    for parameter in part._parameters.values():  # what `parameters()` gives, without making up names
-                        if parameter is not None and (
-                            parameter.requires_grad or (id(parameter), "requires_grad") in _HELD
-                        ):
-                            changes.append((parameter, "requires_grad", False))
+                    for one in part._parameters.values():  # what `parameters()` gives, without making up names
+                        if one is None or (not is_lazy(one) and one.is_inference()):  # whose flag cannot be given back
+                            continue
+                        if one.requires_grad or (id(one), "requires_grad") in _HELD:
+                            changes.append((one, "requires_grad", False))
+                if trains and self.switches:  # parts may switch others, also those that are in eval mode already
+                    changes[:0] = [(part, "training", None) for part in parts if hasattr(part, "training")]
                 for owner, name, _ in changes:  # first all is noted, then the first thing is changed
                     key = (id(owner), name)
                     self.keys.append(key)
@@ -141,14 +152,41 @@ class Loan:
                 if held is None or self not in held.holders:
                     continue
                 if len(held.holders) == 1:
-                    setattr(held.owner, held.name, held.before)
-                    _HELD.pop(key, None)
+                    try:
+                        if self.switches and held.name == "training" and _trains_itself(held.owner):
+                            _train(held.owner, held.before)
+                    finally:
+                        setattr(held.owner, held.name, held.before)
+                        _HELD.pop(key, None)
                 else:
                     held.holders.discard(self)
         for release in self.settled:
             release()
         if self.fast is not None:
             self.fast.release()
+
+
+def _ordinary(model: nn.Module) -> nn.Module:
+    """A copy of a module with tensors that were made in inference mode, which autograd cannot save."""
+    with torch.inference_mode(False), contextlib.suppress(Exception):  # what cannot be copied fails in its own words
+        return copy.deepcopy(model)
+    return model
+
+
+def _trains_itself(part: nn.Module) -> bool:
+    """Whether a module has a `train` of the user's own, which may do more than to set flags: choose a branch, merge."""
+    own = vars(part).get("train", getattr(type(part), "train", None))
+    return (getattr(own, "__module__", None) or "torch").split(".")[0] != "torch"
+
+
+def _train(part: nn.Module, mode: bool) -> None:
+    """Let a module switch by its own `train`, whose flags others may still need as they are."""
+    flags = [(inner, inner.training) for inner in part.modules() if hasattr(inner, "training")]
+    try:
+        part.train(mode)
+    finally:
+        for inner, flag in flags:
+            inner.training = flag
 
 
 _UNUSUAL = (DistributedDataParallel, nn.RNNBase)
@@ -387,8 +425,13 @@ class Victim:
     def _explain(self, name: str, error: Exception, x: Tensor) -> None:
         """Say it where sizes do not meet because samples have left that what was given still holds something for.
 
-        Or where model and inputs are of two dtypes.
+        Or where model and inputs are of two dtypes, or something was made in inference mode.
         """
+        if "Inference tensors" in str(error):
+            raise ValueError(
+                f"{self.function}: `{name}` holds tensors that were made under torch.inference_mode(), through "
+                "which no gradient can be taken; make or load them outside of it, or under torch.no_grad()."
+            ) from error
         own = {parameter.dtype for module in self.loan.modules for parameter in module.parameters()} - {x.dtype}
         if name == "model" and own and re.search(r"\b(d?types?|float|double|half)\b", str(error), re.IGNORECASE):
             held = " and ".join(sorted(map(str, own)))
@@ -465,7 +508,8 @@ class Victim:
         if indices and labels.ndim > 1:  # places without a label are of no class
             labels = labels.masked_fill(labels == _check.NO_LABEL, 0)
         lower, upper = box(threat, x)
-        read = [*torch.aminmax(x), *(torch.aminmax(labels) if indices else ())]
+        low, high = torch.aminmax(x)  # in sixteen bits they would not be in one row with all classes
+        read = [low.to(self.width), high.to(self.width), *(torch.aminmax(labels) if indices else ())]
         read += torch.aminmax(start) if isinstance(start, Tensor) else ()
         if isinstance(lower, Tensor):
             read.append(torch.maximum(lower - x, x - upper).amax())

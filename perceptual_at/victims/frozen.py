@@ -14,9 +14,12 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
     """The callable to attack: eval mode, parameters that need no gradient, both undone afterwards.
 
     Every module's `training` flag and every parameter's `requires_grad` is restored, also after an exception or an
-    interrupt. Modules are found in what is given: in partials, bound methods, closures, objects, and the dictionaries
-    and lists in them. Wrappers for distributed training are looked through, because an attack has no gradients to
-    exchange. Several borrowers at once, in threads or inside each other, leave the model as the first one found it.
+    interrupt; modules whose own `train` does more than to set flags are switched back by it. A module with tensors that
+    were made in inference mode, which autograd cannot save, is lent as a copy.
+
+    Modules are found in what is given: in partials, bound methods, closures, objects, and the dictionaries and lists in
+    them. Wrappers for distributed training are looked through, because an attack has no gradients to exchange. Several
+    borrowers at once, in threads or inside each other, leave the model as the first one found it.
 
     Args:
         model: a module (also compiled, exported, scripted or wrapped for distributed training) or any callable.
