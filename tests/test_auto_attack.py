@@ -86,6 +86,9 @@ def test_the_official_code_leaves_no_traces():
         ({"x": images()}, "computes in float32, got inputs of torch.float64"),
         ({"version": [("square", {"reach_edge": True})]}, "never touches the last row and column"),
         ({"version": [("fab-t", {"restarts": 2, "steps": 2})]}, "fab-t always runs once"),
+        ({"version": [("apgd-ce", {"loss": margin})]}, "'apgd-ce' of the official code takes no `loss`"),
+        ({"version": [("fab", {"overshoot": 1.2})]}, "'fab' of the official code takes no `overshoot`"),
+        ({"version": ["square", ("apgd-t", {"early_stop": False})]}, "'apgd-t' .* takes no `early_stop`"),
     ],
 )  # fmt: skip
 def test_what_the_official_code_cannot_do_is_refused(options, message):
@@ -95,6 +98,20 @@ def test_what_the_official_code_cannot_do_is_refused(options, message):
     labels = model.to(x.dtype).eval()(x).argmax(dim=1)
     with pytest.raises(ValueError, match=f"^auto_attack: .*{message}"):
         auto_attack(model, x, labels, threat, backend="pyautoattack", **options)
+
+
+def test_the_official_code_takes_the_options_that_it_has():
+    pytest.importorskip("pyautoattack", reason="runs the official code")
+    from pyautoattack import autopgd_base
+    from pyautoattack import square as official_square
+
+    model, x = Net(dtype=torch.float32), images(dtype=torch.float32)
+    runner, common = types.SimpleNamespace(), {"norm": "Linf", "eps": 0.1, "device": x.device, "seed": 0}
+    official._set_up("pyautoattack", runner, model, "apgd-ce", {"steps": 3, "restarts": 1, "rho": 0.5}, common)
+    official._set_up("pyautoattack", runner, model, "square", {"queries": 3, "restarts": 1, "p_init": 0.3}, common)
+    assert isinstance(runner.apgd, autopgd_base.APGDAttack)
+    assert isinstance(runner.square, official_square.SquareAttack)
+    assert (runner.apgd.thr_decr, runner.square.p_init) == (0.5, 0.3)
 
 
 def test_without_the_official_code_its_backend_says_what_to_install(monkeypatch):
@@ -501,6 +518,37 @@ def test_a_subclass_of_a_ball_is_attacked_but_its_result_has_no_published_name()
 
     found = auto_attack(Net(), images(), classes_of(), Half(0.1), verdict=True, version=[("square", {"queries": 5})])
     assert found.protocol.name.startswith("custom")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("apgd-ce", {"rho": 7}),
+        ("apgd-dlr", {"loss": 3}),
+        ("apgd-ce", {"from_larger_eps": True}),
+        ("apgd-t", {"loss": margin}),
+        ("apgd-t", {"target_classes": None}),
+        ("fab", {"overshoot": 0.5}),
+        ("square", {"p_init": "x"}),
+        ("square", {"reach_edge": 3}),
+        ("surrogate", {"blend": 2}),
+    ],
+)
+def test_options_of_every_attack_are_looked_at_before_the_first_pass(name, options):
+    def unused(x):
+        pytest.fail("a pass was made")
+
+    (option,) = options
+    with pytest.raises((TypeError, ValueError), match=f"^auto_attack: .*`{option}`"):
+        auto_attack(unused, images(), classes_of(), Linf(0.1), version=["fab", (name, options)])
+
+
+def test_what_a_model_says_when_it_fails_is_left_as_it_is():
+    def model(x):
+        raise ValueError("sensor 3: no signal")
+
+    with pytest.raises(ValueError, match=r"^sensor 3: no signal"):
+        auto_attack(model, images(), classes_of(), Linf(0.1), version=["apgd-ce"])
 
 
 def test_options_of_an_attack_that_do_not_exist_are_refused():

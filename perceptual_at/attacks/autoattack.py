@@ -192,12 +192,17 @@ def auto_attack(
             f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
             "them in front of the model, or give `version` a list without 'square'."
         )
+    if backend != "native":
+        official.check(_composition(version, threat, 2), threat, x)
     terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
     with opened("auto_attack", model, x, labels, threat, terms) as victim:
         x, labels = victim.x, victim.labels
         numbers = _random.per_sample_generator("auto_attack", generator, x)
         search = Search(x, labels)
         everyone = torch.arange(len(x), device=x.device)
+        if not isinstance(version, str):  # each attack looks at its options when it is called, also on no samples
+            for attack in _native(victim.model, _composition(version, threat, 2), threat, numbers, 2):
+                attack(x[:0], labels[:0], everyone[:0])
         classes = _clean(victim, search, x, torch.split(everyone, batch_size))
         composition = _composition(version, threat, classes)
         notes = _notes(composition, classes, victim.model)
@@ -279,9 +284,12 @@ def _called(
             model, x, labels, select(threat, at), model_mode=mode, validate=False, verdict=True,
             generator=numbers.take(at), **options,
         )  # fmt: skip
-    except ValueError as error:  # which speaks of the function that was called, not of a part of it
-        _, colon, rest = str(error).partition(": ")
-        raise ValueError(f"auto_attack: {rest}" if colon else str(error)) from error
+    except (TypeError, ValueError) as error:  # which shall speak of the function that was called, not of a part of it
+        part = f"{getattr(function, 'func', function).__name__}: "
+        if not str(error).startswith(part):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"auto_attack: {str(error).removeprefix(part)}") from error
     return found
 
 
@@ -337,10 +345,11 @@ def _check_entry(name: str, options: Any) -> None:
             raise ValueError(
                 f"auto_attack: {name!r} in `version` takes the options {', '.join(allowed)}, got {option!r}."
             )
-        if option in ("steps", "restarts", "queries", "target_classes", "probes", "eot") and value is not None:
+        if option in _COUNTS and (value is not None or name.endswith("-t")):
             _check.count(f"auto_attack: {name}", option, value)
 
 
+_COUNTS = {"steps", "restarts", "queries", "target_classes", "probes", "eot"}
 # What the ensemble gives its attacks itself.
 _DECIDED = {"targets", "start", "model_mode", "lane", "validate", "generator"}
 

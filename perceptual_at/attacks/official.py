@@ -32,14 +32,8 @@ def attacks(
         ImportError: if neither `pyautoattack` nor `autoattack` is installed.
         ValueError: if the official code cannot do what is asked.
     """
-    if not is_published(threat):
-        raise ValueError(f"auto_attack: the official code knows one eps and the box [0, 1] only, got {threat!r}.")
     dlr = {"apgd-dlr": 3, "apgd-t": 4}
-    for name, options in composition:
-        if options.get("reach_edge"):
-            raise ValueError(
-                "auto_attack: the official Square never touches the last row and column, got reach_edge=True."
-            )
+    for name, _ in composition:
         if classes < dlr.get(name, 2):
             raise ValueError(
                 f"auto_attack: the official {name} needs at least {dlr[name]} classes, got {classes}; use "
@@ -49,6 +43,37 @@ def attacks(
     package = _package()
     run = functools.partial(_run_official, package, victim, threat, numbers.seed, heard)
     return [functools.partial(run, name, options) for name, options in composition], heard
+
+
+def check(composition: Composition, threat: Linf | L2 | L1, x: Tensor) -> None:
+    """Require what the official code can do, as far as can be said before the first pass.
+
+    Raises:
+        ImportError: if neither `pyautoattack` nor `autoattack` is installed.
+        ValueError: if it cannot.
+    """
+    if not is_published(threat):
+        raise ValueError(f"auto_attack: the official code knows one eps and the box [0, 1] only, got {threat!r}.")
+    if x.dtype != torch.float32:
+        raise ValueError(f"auto_attack: the official code computes in float32, got inputs of {x.dtype}.")
+    for name, options in composition:
+        if options.get("reach_edge"):
+            raise ValueError(
+                "auto_attack: the official Square never touches the last row and column, got reach_edge=True."
+            )
+        if name == "fab-t" and options["restarts"] != 1:
+            raise ValueError("auto_attack: the official fab-t always runs once, got restarts != 1.")
+        for option in options:
+            if option not in _TAKEN[name]:
+                raise ValueError(f"auto_attack: {name!r} of the official code takes no `{option}`; drop it.")
+    _package()
+
+
+_APGD, _FAB = {"steps", "restarts", "rho", "eot", "from_larger_eps"}, {"steps", "restarts"}
+_TAKEN = {
+    "apgd-ce": _APGD, "apgd-dlr": _APGD, "apgd-t": _APGD | {"target_classes"}, "fab": _FAB,
+    "fab-t": _FAB | {"target_classes"}, "square": {"queries", "restarts", "p_init", "reach_edge"},
+}  # fmt: skip
 
 
 def _package() -> str:
@@ -72,8 +97,6 @@ def _run_official(
     labels: Tensor,
     at: Tensor,  # noqa: ARG001  # the official code has no numbers per sample
 ) -> Verdict:
-    if x.dtype != torch.float32:
-        raise ValueError(f"auto_attack: the official code computes in float32, got inputs of {x.dtype}.")
     suite: Any = importlib.import_module(package).AutoAttack
     with _no_traces(x, heard):
         common = {"norm": norm_name(threat), "eps": threat.eps, "device": x.device, "seed": seed}
@@ -92,22 +115,20 @@ def _run_official(
 
 def _set_up(package: str, runner: Any, model: Any, name: str, options: dict[str, Any], common: dict[str, Any]) -> None:
     """Give the runner the attack it needs, with the budgets of the composition."""
-    restarts, shared = options["restarts"], {**common, "verbose": False, "n_restarts": options["restarts"]}
+    shared = {**common, "verbose": False, "n_restarts": options["restarts"]}
     if name == "square":
         module = importlib.import_module(f"{package}.square")
         runner.square = module.SquareAttack(
-            model, p_init=0.8, n_queries=options["queries"], resc_schedule=False, **shared
+            model, p_init=options.get("p_init", 0.8), n_queries=options["queries"], resc_schedule=False, **shared
         )
     elif name.startswith("fab"):
         module = importlib.import_module(f"{package}.fab_pt")
         targets = {"n_target_classes": options["target_classes"]} if name == "fab-t" else {}
         runner.fab = module.FABAttack_PT(model, n_iter=options["steps"], **targets, **shared)
-        if name == "fab-t" and restarts != 1:
-            raise ValueError("auto_attack: the official fab-t always runs once, got restarts != 1.")
     else:
         module = importlib.import_module(f"{package}.autopgd_base")
         ascent = {
-            "n_iter": options["steps"], "eot_iter": options.get("eot", 1), "rho": 0.75,
+            "n_iter": options["steps"], "eot_iter": options.get("eot", 1), "rho": options.get("rho", 0.75),
             "use_largereps": options.get("from_larger_eps", False), "logger": logging.getLogger(_LOGGER),
         }  # fmt: skip
         if name == "apgd-t":
