@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from perceptual_at import L1, L2, Linf, apgd, auto_attack, dlr, fab, kl_to, margin, pgd, square, targeted_dlr
+from perceptual_at.attacks import cospgd_loss, segpgd_loss
 from tests.strategies import generator
 
 ATTACKS = {
@@ -79,6 +80,30 @@ def test_the_targeted_loss_needs_targets(attack):
     _, x, labels = problem()
     with pytest.raises(ValueError, match=r": `loss`=targeted_dlr leads from a label to a target, so it needs"):
         attack(lambda z: pytest.fail("a pass was made"), x, labels, Linf(0.1), loss=targeted_dlr)
+
+
+@by_loss
+@pytest.mark.parametrize("loss", ["kl_to", "cospgd_loss", "segpgd_loss"])
+def test_losses_that_lead_to_no_target_when_turned_round_are_refused(attack, loss):
+    net, x, labels = problem()
+    bound = functools.partial(segpgd_loss, wrong_weight=0.0)
+    given = {"kl_to": kl_to(net(x)), "cospgd_loss": cospgd_loss, "segpgd_loss": bound}[loss]
+    with pytest.raises(ValueError, match=f": `loss`={loss}.* not towards `targets`"):
+        attack(lambda z: pytest.fail("a pass was made"), x, labels, Linf(0.1), targets=labels, loss=given)
+
+
+def test_dlr_is_known_when_it_is_bound():
+    net, x, labels = problem()
+    options = {"targets": (labels + 1) % 10, "start": "clean"}
+    found = pgd(net, x, labels, Linf(0.1), loss=functools.partial(dlr), **options)
+    assert torch.equal(found, pgd(net, x, labels, Linf(0.1), loss=dlr, **options))
+
+
+@pytest.mark.parametrize("loss", [dlr, margin, lambda logits, labels: logits[:, 0]])
+def test_target_classes_need_a_loss_of_three_arguments(loss):
+    _, x, labels = problem()
+    with pytest.raises(TypeError, match=r"^apgd: `loss` must be a function \(logits, labels, targets\)"):
+        apgd(lambda z: pytest.fail("a pass was made"), x, labels, Linf(0.1), loss=loss, target_classes=2)
 
 
 @pytest.mark.parametrize("attack", [apgd, fab])

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perceptual_at
-from perceptual_at import L1, L2, Linf, cw, fgsm, kl_to, pgd
+from perceptual_at import L1, L2, Linf, cw, fgsm, friendly_pgd, kl_to, n_fgsm, pgd, pure_pgd
 from tests.strategies import generator
 from tests.test_attack_contract import Net, Pointwise, classes_of, images
 
@@ -122,12 +122,28 @@ def test_the_norm_of_momentum_matters_for_a_linf_step():
         (torch.full((5,), 0.1), r"floating-point numbers of shape \(6,\), got torch.float32 of shape \(5,\)"),
         (torch.tensor([0.1] * 5 + [0.0]), "every `step_size` must be positive and finite"),
         (torch.tensor([0.1] * 5 + [float("inf")]), "every `step_size` must be positive and finite"),
+        (torch.tensor([2 / 255] * 5 + [2.0]), r"did you mean 2 / 255\?"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_step_that_is_no_step_is_refused(attack, step_size, message):
     with pytest.raises(ValueError, match=f"^{attack.__name__}: .*{message}"):
         attack(Net(), images(), classes_of(), Linf(8 / 255), step_size=step_size)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        Linf(torch.full((6,), 8 / 255)),
+        Linf(torch.full((1, 3, 1, 1), 8 / 255)),
+        Linf(8 / 255, bounds=(torch.zeros(1, 3, 1, 1), 1.0)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("step_size", [2, torch.full((6,), 2.0)], ids=["number", "each"])
+def test_a_step_in_255ths_is_noticed_with_tensors_for_budget_and_bounds(threat, step_size):
+    with pytest.raises(ValueError, match=r"^pgd: .*did you mean 2 / 255\?"):
+        pgd(Net(), images(), classes_of(), threat, step_size=step_size)
 
 
 def test_long_steps_of_other_norms_are_none_in_255ths():
@@ -140,6 +156,11 @@ def test_a_budget_of_zero_gives_the_inputs_back(kind):
     x = images()
     assert torch.equal(pgd(Net(), x, classes_of(), kind(0.0)), x)
     assert torch.equal(fgsm(Net(), x, classes_of(), kind(0.0)), x)
+    for eps in (torch.zeros(6), torch.zeros(1, 3, 1, 1), torch.zeros(6, 1, 1, 1)):
+        assert torch.equal(pgd(Net(), x, classes_of(), kind(eps), step_size=0.0), x)
+        assert torch.equal(n_fgsm(Net(), x, classes_of(), kind(eps)), x)
+        assert torch.equal(friendly_pgd(Net(), x, classes_of(), kind(eps), steps=2), x)
+    assert torch.equal(pure_pgd(Net().eval(), x, classes_of(), kind(0.0), x, step_size=0.0), x)
 
 
 # Losses -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.testing import assert_close
 
-from perceptual_at import L1, L2, Lane, Linf, dlr, frozen, kl_to, margin, pgd, pure_pgd
+from perceptual_at import L1, L2, Lane, Linf, dlr, frozen, kl_to, margin, pgd, pure_pgd, targeted_dlr
 from perceptual_at.divergences import cross_entropy
 from tests.passes import Cost, cost
 from tests.strategies import (
@@ -290,6 +290,11 @@ WRONG = {
     "no function": ({"f": "net"}, TypeError, "must be callable"),
     "no steps": ({"steps": 0}, ValueError, "`steps` must be at least 1"),
     "a step backwards": ({"step_size": -0.1}, ValueError, "`step_size` must lie in"),
+    "a tensor backwards": ({"step_size": torch.tensor(-0.1)}, ValueError, "`step_size` must lie in"),
+    "steps for others": ({"step_size": torch.ones(3)}, ValueError, r"`step_size` must be .* of shape \(6,\)"),
+    "a step in 255ths": ({"step_size": 3.0}, ValueError, "did you mean 3 / 255"),
+    "no loss": ({"loss": None}, TypeError, "`loss` must be a function"),
+    "a loss between classes": ({"loss": targeted_dlr}, ValueError, "`loss`=targeted_dlr .* needs `targets`"),
     "float labels": ({"labels": LABELS.double()}, TypeError, "integer class indices"),
     "logits in a tuple": ({"f": lambda x: (NET(x),)}, TypeError, "must return a tensor of logits, got tuple"),
     "logits of no class": ({"f": lambda x: NET(x)[:, 0]}, ValueError, r"logits of shape \(6, K\)"),

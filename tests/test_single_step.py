@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from perceptual_at import L1, L2, Linf, SampleGenerator, friendly_pgd, n_fgsm, pgd
+from perceptual_at import L1, L2, Linf, SampleGenerator, friendly_pgd, n_fgsm, pgd, targeted_dlr
 from perceptual_at.diagnostics import catastrophic_overfitting
 from perceptual_at.divergences import cross_entropy
 from tests.strategies import DTYPES, dtype_name, integers, uniform
@@ -110,6 +110,8 @@ def test_numbers_per_sample_do_not_depend_on_the_batch():
         ({"noise": -1.0}, ValueError, "`noise` must lie in"),
         ({"labels": torch.full((16,), 7)}, ValueError, "`labels` must lie in"),
         ({"x": torch.full((16, 3, 2, 2), 2.0)}, ValueError, "`x` must lie in the bounds"),
+        ({"loss": None}, TypeError, "`loss` must be a function"),
+        ({"loss": targeted_dlr}, ValueError, "`loss`=targeted_dlr leads from a label to a target"),
     ],
 )
 def test_bad_arguments_are_refused(attack, changed, error, message):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from perceptual_at import Linf, frozen, kl_divergence, objectives, pgd, snapshot
-from perceptual_at.attacks import find_margins
+from perceptual_at.attacks import bisect_margins, find_margins
 from perceptual_at.divergences import cross_entropy, soft_logit_margin
 from perceptual_at.memories import ensemble_targets, ensemble_update, write
 from perceptual_at.models import fold_classes
@@ -253,6 +253,32 @@ def test_an_attack_with_a_threat_of_its_own_is_refused():
     model, x, labels = problem()
     with pytest.raises(TypeError, match="find_margins: `attack` has a `threat` of its own"):
         find_margins(model, x, model(x), labels, attack_with(), ball=Linf, before=torch.zeros(10), largest=0.5)
+
+
+def test_the_search_keeps_to_bounds_of_any_form_and_takes_labels_of_any_integers():
+    model, x, labels = sure_problem()
+    model.eval()  # in train mode every pass moves its statistics
+    options = {"before": torch.zeros(10).double(), "largest": 0.5}
+    attack = functools.partial(pgd, steps=5, start="clean")
+    expected = find_margins(model, x, model(x), labels, attack, ball=Linf, **options)
+    upper = torch.ones(1, *x.shape[1:], dtype=x.dtype)
+    for bounds in ((0.0, upper), (0 * upper, upper)):
+        ball = functools.partial(Linf, bounds=bounds)
+        found = find_margins(model, x, model(x), labels.to(torch.uint16), attack, ball=ball, **options)
+        assert_close(found.x_adv, expected.x_adv)
+        assert_close(found.margins, expected.margins)
+
+
+def test_a_search_for_margins_refuses_what_it_cannot_use():
+    model, x, labels = problem()
+    given = {"directions": x, "before": torch.ones(10) / 4, "before_margin": torch.zeros(10), "largest": 0.5}
+    for bounds in ((1.0, 0.0), ("a", "b"), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match=r"^bisect_margins: `bounds` must be numbers"):
+            bisect_margins(model, x, labels, bounds=bounds, **given)
+    with pytest.raises(TypeError, match=r"^bisect_margins: `model` must be a function, got NoneType"):
+        bisect_margins(None, x, labels, **given)
+    with pytest.raises(TypeError, match=r"^find_margins: `model` must be a function, got NoneType"):
+        find_margins(None, x, model(x), labels, pgd, ball=Linf, before=torch.zeros(10), largest=0.5)
 
 
 # CURE's gradients --------------------------------------------------------------------------------------------------

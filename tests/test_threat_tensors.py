@@ -318,6 +318,7 @@ def test_tensors_that_do_not_fit_are_refused(eps, message):
         (lambda: L2(0.1, bounds=(torch.tensor([[0.0, math.nan]]), 0.5)), ValueError, "low <= high everywhere"),
         (lambda: L2(0.1, bounds=(torch.tensor([0, 1]), 2)), TypeError, "`bounds` must be a number or floating"),
         (lambda: L2(0.1, bounds=(torch.zeros(1, 2), "1")), ValueError, "`bounds` must be numbers"),
+        (lambda: L1(0.1, bounds=(numpy.zeros(2), numpy.ones(2))), TypeError, "^L1: `bounds` .* got ndarray"),
     ],
 )
 def test_malformed_tensors_are_refused(make, error, message):

@@ -1,6 +1,8 @@
 """Auto-PGD: projected gradient ascent that chooses its step size by itself."""
 
+import contextlib
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -157,6 +159,7 @@ def apgd(
     name = "apgd"
     _check.flag(name, early_stop=early_stop, verdict=verdict)
     _check_call(threat, steps, targets, target_classes, start, restarts, rho, from_larger_eps)
+    _check_loss(loss, target_classes)
     chosen = _Aim(loss, labels, targets, target_classes)
     terms = Terms(chosen.given, targets, start, model_mode, lane, eot, validate)
     with opened(name, model, x, labels, threat, terms) as victim:
@@ -213,6 +216,20 @@ def _check_call(
         raise ValueError(f"{name}: `from_larger_eps` is for L1 threat models, got {threat!r}.")
     if from_larger_eps and isinstance(start, Tensor):
         raise ValueError(f"{name}: `from_larger_eps` has no effect with a given `start`; drop one of them.")
+
+
+def _check_loss(loss: Any, target_classes: Any) -> None:
+    """Require a loss that takes the class to move to, where there is one."""
+    if target_classes is None or not callable(loss):
+        return
+    with contextlib.suppress(ValueError):  # of what has no signature
+        try:
+            inspect.signature(loss).bind(None, None, None)
+        except TypeError as error:
+            raise TypeError(
+                "apgd: `loss` must be a function (logits, labels, targets) -> (B,) with `target_classes`, such as "
+                f"targeted_dlr, got {getattr(loss, '__name__', loss)!r}: {error}."
+            ) from error
 
 
 class _Aim:

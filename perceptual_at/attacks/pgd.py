@@ -15,6 +15,7 @@ from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Ascent, Threat, ascent, budget, select
 from perceptual_at.threats import start as start_of
+from perceptual_at.threats.entries import entries_text, width
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
 if TYPE_CHECKING:
@@ -531,7 +532,7 @@ def _check_climb(function: str, x: Tensor, threat: Threat, terms: Terms, climb: 
     if climb.step_size is None:
         eps = getattr(threat, "eps", None)
         return climb.reach * (eps if type(eps) is float else budget(function, threat)) / climb.steps
-    _check_step_size(function, climb.step_size, x, threat, read=terms.validate)
+    check_step_size(function, climb.step_size, x, threat, read=terms.validate)
     return climb.step_size
 
 
@@ -554,34 +555,43 @@ def _check_search(function: str, x: Tensor, terms: Terms, climb: Climb) -> None:
         )
 
 
-def _check_step_size(function: str, step_size: float | Tensor, x: Tensor, threat: Threat, *, read: bool) -> None:
-    """Require a positive length, or one per sample, that is not meant in 255ths; 0 where nothing may move anyway."""
-    still = budget(function, threat) == 0 if getattr(threat, "eps", None) is not None else False
+def check_step_size(function: str, step_size: float | Tensor, x: Tensor, threat: Threat, *, read: bool) -> None:
+    """Require a positive length, or one per sample, that is not meant in 255ths; 0 where nothing may move anyway.
+
+    Those of samples are looked at only if `read`.
+    """
     if isinstance(step_size, Tensor) and step_size.ndim:
         if step_size.shape != x.shape[:1] or not step_size.is_floating_point():
             raise ValueError(
                 f"{function}: `step_size` must be a number or floating-point numbers of shape ({len(x)},), got "
                 f"{step_size.dtype} of shape {tuple(step_size.shape)}."
             )
-        if (
-            read
-            and not torch.compiler.is_compiling()
-            and not bool(((step_size > 0) | ((step_size == 0) & still)).logical_and(step_size.isfinite()).all())
-        ):
+        if not read or torch.compiler.is_compiling() or not x.numel():
+            return
+        still = getattr(threat, "eps", None) is not None and budget(function, threat) == 0
+        if not bool(((step_size > 0) | ((step_size == 0) & still)).logical_and(step_size.isfinite()).all()):
             raise ValueError(f"{function}: every `step_size` must be positive and finite, got {step_size}.")
-        return
-    if isinstance(step_size, Tensor):
-        step_size = float(step_size)
-    if still is True and step_size == 0:
-        return
-    _check.number(function, "step_size", step_size, above=0.0)
-    low, high = getattr(threat, "bounds", (-math.inf, math.inf))
-    if isinstance(low, Tensor) or isinstance(high, Tensor) or not step_size > high - low or not x.numel():
+        step_size = step_size.max()
+    elif not _rests(step_size, threat):
+        _check.number(function, "step_size", step_size, above=0.0)
+    longest, (low, high) = float(step_size), getattr(threat, "bounds", (-math.inf, math.inf))
+    side = width((low, high))
+    if not longest > side or not x.numel():
         return
     eps = getattr(threat, "eps", None)  # a step of many budgets is a way to go straight to the edge
-    side = x.new_full((1, *x.shape[1:]), high - low, dtype=torch.float32)
-    if isinstance(eps, float | int) and step_size > 20.001 * eps and step_size > float(threat.norm(side).max()):
+    if eps is None or not longest > 20.001 * float(eps.max() if isinstance(eps, Tensor) else eps):
+        return
+    if longest > float(threat.norm(torch.full(x.shape, side, device=x.device)).max()):
         raise ValueError(
-            f"{function}: `step_size`={step_size:g} is further than across the input range {(low, high)}. It is in "
-            f"input units, not in 255ths: did you mean {step_size:g} / 255?"
+            f"{function}: `step_size`={longest:g} is further than across the input range "
+            f"({entries_text(low)}, {entries_text(high)}). It is in input units, not in 255ths: did you mean "
+            f"{longest:g} / 255?"
         )
+
+
+def _rests(step_size: Any, threat: Any) -> bool:
+    """Whether a step of no length is all that the threat allows."""
+    if not _check.is_number(step_size) or step_size != 0:
+        return False
+    eps = getattr(threat, "eps", None)
+    return eps is not None and not bool((eps > 0).any() if isinstance(eps, Tensor) else eps > 0)

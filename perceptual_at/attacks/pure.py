@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves
 from perceptual_at import _check
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.pgd import visible
+from perceptual_at.attacks.pgd import check_step_size, visible
+from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget
 from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own, leveled
@@ -80,12 +81,15 @@ def pure_pgd(
     """
     _check.tensor("pure_pgd", "start", start)
     check_arguments("pure_pgd", f, x, labels, threat, Terms(loss, None, start, judged=False), called="f")
+    ascended("pure_pgd", loss, labels, None)
     _check.count("pure_pgd", "steps", steps)
     _check_eval("pure_pgd", f)
     if step_size is None:
         step_size = 2.5 * budget("pure_pgd", threat) / steps
-    elif not isinstance(step_size, Tensor) and not torch.compiler.is_compiling():  # in a graph it may be an input
+    elif isinstance(step_size, Tensor) and not step_size.ndim:
         _check.number("pure_pgd", "step_size", step_size, above=0.0)
+    elif isinstance(step_size, Tensor) or not torch.compiler.is_compiling():  # in a graph a number may be an input
+        check_step_size("pure_pgd", step_size, x, threat, read=False)
 
     center = x.to(wide(x))
     point = start.to(center.dtype)

@@ -5,6 +5,7 @@ attack sums them, so that a sample's perturbation does not depend on who shares 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from perceptual_at import _check
 from perceptual_at._places import known, labelled, margins, over_places, right
 from perceptual_at._values import Value
 from perceptual_at.divergences import PerSampleLoss, kl_divergence
+from perceptual_at.victims import plain
 
 
 @_check.names_labels
@@ -134,7 +136,8 @@ def kl_to(reference_logits: Tensor) -> PerSampleLoss:
     $$ z \mapsto \mathrm{KL}\big( \mathrm{softmax}(z_{\mathrm{ref}}) \,\|\, \mathrm{softmax}(z) \big) $$
 
     Its gradient vanishes where the prediction equals the reference, so an attack on it must not start at the
-    clean input. Labels are ignored, except that dense ones `(B, *S)` say which places count.
+    clean input. Labels are ignored, except that dense ones `(B, *S)` say which places count; attacks refuse it with
+    `targets`.
 
     Args:
         reference_logits: shape `(B, K)`, or dense `(B, K, *S)`; held fixed.
@@ -208,8 +211,8 @@ class Towards:
     """The classes to leave, once they have been looked at."""
 
     def __init__(self, function: str, loss: Any, labels: Tensor) -> None:
-        self.function, self.loss, self.given = function, loss, labels
-        self.leaves = loss is dlr or loss is targeted_dlr
+        self.function, self.loss, self.given = function, loss, plain(labels)
+        self.leaves = _function(loss) in (dlr, targeted_dlr)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """One value per sample."""
@@ -233,11 +236,22 @@ def ascended(function: str, loss: Any, labels: Tensor, targets: Tensor | None) -
     if loss is None:
         raise TypeError(f"{function}: `loss` must be a function (outputs, labels) -> (B,), got None.")
     if targets is not None:
+        if isinstance(loss, _KLTo) or _function(loss) in (segpgd_loss, cospgd_loss):
+            named = "kl_to(...)" if isinstance(loss, _KLTo) else _function(loss).__name__
+            raise ValueError(
+                f"{function}: `loss`={named} leads away from what a model says, and turned round not towards "
+                "`targets`; take cross_entropy or margin, or drop `targets`."
+            )
         return Towards(function, loss, labels)
     if loss is targeted_dlr:
         raise ValueError(f"{function}: `loss`=targeted_dlr leads from a label to a target, so it needs `targets`.")
     own: PerSampleLoss = loss
     return own
+
+
+def _function(loss: Any) -> Any:
+    """The function whose options may have been bound."""
+    return _function(loss.func) if isinstance(loss, functools.partial) else loss
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -11,8 +11,10 @@ from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.pgd import Climb, climbed
+from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
 from perceptual_at.threats import Threat, budget, check_threat
+from perceptual_at.threats.entries import Bounds, box_over, checked_bounds
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, frozen
 
 
@@ -155,6 +157,7 @@ def friendly_pgd(
     name = "friendly_pgd"
     check_arguments(name, model, x, labels, threat, Terms(loss, None, start, model_mode, validate=validate))
     check_lane(name, model, model_mode, lane)
+    ascended(name, loss, labels, None)
     _check.count(name, "steps", steps)
     _check.number(name, "noise", noise, at_least=0.0)
     _random.check(name, generator, x)
@@ -287,8 +290,8 @@ def find_margins(
     name = "find_margins"
     _check.floating(name, x=x)
     _check.logits(name, clean_logits=clean_logits)
-    _check.labels(name, labels, classes=clean_logits.shape[1], x=x)
-    for what, value in (("attack", attack), ("ball", ball)):
+    labels = _check.labels(name, labels, classes=clean_logits.shape[1], x=x)
+    for what, value in (("model", model), ("attack", attack), ("ball", ball)):
         if not callable(value):
             raise TypeError(f"{name}: `{what}` must be a function, got {type(value).__name__}.")
     _refuse_own(name, attack, "threat", "loss")
@@ -314,7 +317,7 @@ def find_margins(
         steps=search_steps, bounds=bounds,
     )  # fmt: skip
     points = some + per_sample(reached.to(x.dtype), x) * directions
-    x_adv = x.index_copy(0, rows, points.clamp(*bounds) if clip else points)
+    x_adv = x.index_copy(0, rows, points.clamp(*_ends(name, bounds, some)) if clip else points)  # type: ignore[arg-type]
     return Margins(x_adv, margins.index_copy(0, rows, reached), right)
 
 
@@ -328,7 +331,7 @@ def bisect_margins(
     before_margin: Tensor,
     largest: float,
     steps: int = 10,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
 ) -> Tensor:
     """Where the soft logit margin changes its sign along a direction from each sample, by bisection from a guess.
 
@@ -341,7 +344,7 @@ def bisect_margins(
         before_margin: soft logit margins at those, shape `(B,)`.
         largest: end of the interval, which begins at 0.
         steps: number of forward passes; each halves the interval.
-        bounds: the points are clipped to them before the model sees them.
+        bounds: the points are clipped to them before the model sees them; numbers, or tensors as those of a threat.
 
     Returns:
         Distances `(B,)` in [0, largest].
@@ -364,14 +367,15 @@ def bisect_margins(
         tensor([0.9995])
     """
     name = "bisect_margins"
+    if not callable(model):
+        raise TypeError(f"{name}: `model` must be a function, got {type(model).__name__}.")
     _check.same_shape(name, x=x, directions=directions)
-    _check.labels(name, labels, x=x)
+    labels = _check.labels(name, labels, x=x)
     for what, value in (("before", before), ("before_margin", before_margin)):
         _check_margins(name, what, value, x)
     _check.number(name, "largest", largest, above=0.0)
     _check.count(name, "steps", steps)
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {bounds!r}.")
+    ends: Any = _ends(name, checked_bounds(name, bounds), x)
     distance, margin = before, before_margin
     low, high = torch.zeros_like(distance), torch.full_like(distance, largest)
     with torch.no_grad():
@@ -380,9 +384,14 @@ def bisect_margins(
             low = torch.where(inside, distance, low).maximum(low)
             high = torch.where(inside, high, distance).minimum(high)
             distance = (low + high) / 2
-            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*bounds)
+            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*ends)
             margin = soft_logit_margin(model(points), labels)
     return distance
+
+
+def _ends(name: str, bounds: Bounds, x: Tensor) -> Bounds:
+    """Bounds that points can be clamped to: two numbers or two tensors."""
+    return box_over(name, bounds, x) if any(isinstance(bound, Tensor) for bound in bounds) else bounds
 
 
 def _check_margins(function: str, name: str, value: Tensor, x: Tensor) -> None:
