@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,25 @@ def flag(function: str, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{function}: `{name}` must be True or False, got {_shown(value)}.")
+
+
+def path(function: str, name: str, value: Any) -> None:
+    """Require the name of a file or a folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{function}: `{name}` must be a path, got {_shown(value)}.")
+
+
+def text(function: str, **values: Any) -> None:
+    """Require words."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{function}: `{name}` must be a word, got {_shown(value)}.")
+
+
+def function_of_one(function: str, name: str, value: Any, what: str) -> None:
+    """Require a function of something, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{function}: `{name}` must be a function of {what}, got {_shown(value)}.")
 
 
 def module(function: str, value: Any) -> None:

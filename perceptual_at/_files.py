@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from perceptual_at import _check
+
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -53,8 +55,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def check_file(function: str, name: str, path: str | os.PathLike[str]) -> None:
     """Refuse a path at which there is something other than a file, without opening it: a device may never end."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{function}: `{name}` must be a path, got {type(path).__name__} {path!r}.")
+    _check.path(function, name, path)
     if Path(path).exists() and not stat.S_ISREG(Path(path).stat().st_mode):
         kind = "a folder" if Path(path).is_dir() else "no regular file"
         raise FileExistsError(f"{function}: `{name}` must be a file, but {os.fspath(path)!r} is {kind}.")

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from perceptual_at import _check
+
 _streams: dict[torch.device, tuple[int, torch.Generator]] = {}
 _QUANTILES = 65536
 
@@ -226,6 +228,22 @@ def source(function: str, generator: torch.Generator | None, device: torch.devic
             f"torch.Generator({str(device)!r})."
         )
     return generator
+
+
+def on_cpu(function: str, generator: torch.Generator | None) -> None:
+    """Require a generator on the CPU, or None."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+    if generator.device.type != "cpu":
+        raise ValueError(f"{function}: `generator` must be on the CPU, got {generator.device}.")
+
+
+def of_seed(function: str, seed: int) -> torch.Generator:
+    """A generator on the CPU that begins with a seed."""
+    _check.count(function, "seed", seed, at_least=-(2**63))
+    return torch.Generator().manual_seed(int(seed))
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ def random_crop_flip(
     if labels is not None:
         _check.indices("random_crop_flip", labels, read=False, x=x)
     _check_padding("random_crop_flip", padding, padding_mode, min(height, width))
+    padding = int(padding)
 
     def places(size: int) -> Tensor:
         """Which row (or column) of each image is shown at each place, `(B, size)`; may lie outside."""
@@ -175,7 +176,8 @@ def cutmix(
     Raises:
         ImportError: if torchvision is not installed.
         TypeError: if `x` is no tensor, or labels are not integers.
-        ValueError: if shapes do not fit, labels are out of range, or `alpha` is not positive.
+        ValueError: if shapes do not fit, labels are out of range, `alpha` is not positive, or the generator is not on
+            the CPU.
 
     Examples:
         >>> x, soft_labels = cutmix(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]), num_classes=3)
@@ -186,8 +188,7 @@ def cutmix(
     _check.count("cutmix", "num_classes", num_classes)
     _check.labels("cutmix", labels, classes=num_classes, x=x)
     _check.number("cutmix", "alpha", alpha, above=0)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"cutmix: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+    _random.on_cpu("cutmix", generator)
     mix = _torchvision("cutmix").CutMix(alpha=float(alpha), num_classes=num_classes)
     mixed, soft_labels = seeded(mix, generator)(x, labels.long())
     return mixed, soft_labels
@@ -323,14 +324,11 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
         >>> torch.equal(first, again)
         True
     """
-    if generator is None:
-        return transform
     if not callable(transform):
         raise TypeError(f"seeded: `transform` must be callable, got {type(transform).__name__}.")
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"seeded: `generator` must be a torch.Generator, got {type(generator).__name__}.")
-    if generator.device.type != "cpu":
-        raise ValueError(f"seeded: `generator` must be on the CPU, got {generator.device}.")
+    _random.on_cpu("seeded", generator)
+    if generator is None:
+        return transform
 
     def drawn(*inputs: Any) -> Any:
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
@@ -369,9 +367,8 @@ def _cutout_of_one_image(image: Tensor) -> Tensor:
 def _check_padding(function: str, padding: int, padding_mode: str, size: int) -> None:
     """Require a padding that the image has pixels for."""
     _check.choice(function, "padding_mode", padding_mode, ("constant", "reflect"))
-    if isinstance(padding, bool) or not isinstance(padding, int):
-        raise TypeError(f"{function}: `padding` must be an integer, got {padding!r}.")
-    if padding < 0 or (padding_mode == "reflect" and padding >= size):
+    _check.integer(function, "padding", padding)
+    if not 0 <= padding < 2**31 or (padding_mode == "reflect" and padding >= size):
         most = f", and below {size} to be reflected" if padding_mode == "reflect" else ""
         raise ValueError(f"{function}: `padding` must be at least 0{most}, got {padding}.")
 
@@ -381,7 +378,7 @@ def _crop_flip(function: str, size: int, padding: int, padding_mode: str, flip: 
     _check.count(function, "size", size)
     _check.flag(function, flip=flip)
     _check_padding(function, padding, padding_mode, size)
-    crop = v2.RandomCrop(size, padding=padding or None, padding_mode=padding_mode)
+    crop = v2.RandomCrop(int(size), padding=int(padding) or None, padding_mode=padding_mode)
     return [crop, v2.RandomHorizontalFlip()] if flip else [crop]
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from perceptual_at import _check
 from perceptual_at._extras import extra
-from perceptual_at._files import written_whole
+from perceptual_at._files import check_file, written_whole
 from perceptual_at.averaging import Weights
 from perceptual_at.victims.finding import bare
 
@@ -44,7 +45,8 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
         The checksum: SHA-256 over names, dtypes, shapes and bytes of the tensors.
 
     Raises:
-        TypeError: if `weights` is neither a module nor tensors by name.
+        TypeError: if `weights` is neither a module nor tensors by name, or `path` no path.
+        OSError: if `path` is something other than a file, or cannot be written.
         ImportError: if safetensors is not installed.
 
     Examples:
@@ -54,6 +56,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
         >>> len(checksum)
         64
     """
+    check_file("save_weights", "path", path)
     tensors = _tensors("save_weights", weights)
     save_file = _safetensors("save_weights").save_file
     checksum = weights_checksum(tensors)
@@ -80,7 +83,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
         both.
 
     Raises:
-        TypeError: if `model` is no module.
+        TypeError: if `model` is no module, `path` no path, or `strict` not True or False.
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole file of weights (the message says what it looks like), its checksum is wrong,
             names or shapes differ and `strict`, or nothing fits.
@@ -93,9 +96,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
         ...     load_weights(nn.Linear(2, 1), f"{folder}/a.safetensors", strict=False)
         Loaded(ignored=['mu'], missing=['weight'])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"load_weights: `model` must be a torch.nn.Module, got {type(model).__name__}.")
-    stored, own = _read("load_weights", path), bare(model).state_dict()
+    _check.module("load_weights", model)
+    _check.flag("load_weights", strict=strict)
+    own = bare(model).state_dict()
+    _check.initialised("load_weights", own)
+    stored = _read("load_weights", path)
     fitting = [name for name in own if name in stored and stored[name].shape == own[name].shape]
     ignored, missing = sorted(stored.keys() - set(fitting)), sorted(own.keys() - set(fitting))
     if strict and ignored == missing and ignored:
@@ -171,6 +176,7 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 def _read(function: str, path: str | os.PathLike[str]) -> Weights:
     """The body of `read_weights`; errors speak of `function`."""
+    _check.path(function, "path", path)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{function}: there is no file `{path}`.")
@@ -232,8 +238,14 @@ def _unpickled(function: str, path: Path, raw: bytes) -> Weights:
 def _tensors(function: str, weights: Any) -> Weights:
     """Tensors by name, on the CPU, contiguous and each with memory of its own."""
     named = bare(weights).state_dict() if isinstance(weights, nn.Module) else weights
-    if not isinstance(named, Mapping) or not all(isinstance(value, Tensor) for value in named.values()):
-        raise TypeError(f"{function}: `weights` must be a module or tensors by name, got {type(weights).__name__}.")
+    wanted = f"{function}: `weights` must be a module or tensors by name, got {type(weights).__name__}"
+    if not isinstance(named, Mapping):
+        raise TypeError(f"{wanted}.")
+    for name, value in named.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TypeError(f"{wanted} with {name!r}, which is {type(value).__name__}.")
+        _check.tensor(function, f"weights[{name!r}]", value)
+    _check.initialised(function, named)
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 

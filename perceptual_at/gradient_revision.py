@@ -42,7 +42,8 @@ def revise(
         robust: in the release of the KL under attack, in the paper of the adversarial cross entropy; the same names.
         share: of each tensor's entries that goes, in [0, 1): 0.3 for CURE's ResNet-18, 0.5 for its WideResNet-34-10.
             The code's option is a fraction too, though its README writes 30.
-        natural_weight: $a$, how much the clean gradient counts: 0.1, 0.3 for the paper's WideResNet-34-10.
+        natural_weight: $a$, how much the clean gradient counts: 0.1, 0.3 for the paper's WideResNet-34-10. Not used by
+            `"magnitude"`, nor is $b$.
         robust_weight: $b$, how much the other counts: $1 - a$ in the paper.
         form: what counts as important, and where.
         layers: which tensors are revised, `(position, name) -> bool`; None takes those of the form.
@@ -51,8 +52,8 @@ def revise(
         New gradients, by name.
 
     Raises:
-        TypeError: if the gradients are no tensors by name.
-        ValueError: if names or shapes differ, or a number is out of range.
+        TypeError: if the gradients are no tensors by name, or `layers` is no function.
+        ValueError: if names or shapes differ, a number is out of range, or a weight comes with `"magnitude"`.
 
     Source:
         Gowda et al. 2024 (CURE), Eq. 5, and its released code, `rgp_soft` and `rgp`.
@@ -65,17 +66,20 @@ def revise(
         >>> signed["conv1.weight"]
         tensor([0.0000, 0.0000, 2.0000, 0.5000])
     """
-    check_shares("revise", share, natural_weight, robust_weight)
+    check_shares("revise", share, natural_weight, robust_weight, layers)
     _check.choice("revise", "form", form, ("release", "paper", "magnitude"))
+    if form == "magnitude" and (natural_weight, robust_weight) != (0.1, 0.9):
+        raise ValueError("revise: `natural_weight` and `robust_weight` have no effect with form='magnitude'.")
     for what, given in (("gradients", gradients), ("natural", natural), ("robust", robust)):
         if not isinstance(given, Mapping):
             raise TypeError(f"revise: `{what}` must be tensors by parameter name, got {type(given).__name__}.")
         if given.keys() != gradients.keys():
-            odd = sorted(given.keys() ^ gradients.keys())[:5]
+            odd = sorted(map(str, given.keys() ^ gradients.keys()))[:5]
             raise ValueError(f"revise: `{what}` and `gradients` must have the same names, but differ in {odd}.")
     chosen = layers or _LAYERS[form]
     revised = {}
     for position, (name, gradient) in enumerate(gradients.items()):
+        _check.tensor("revise", f"gradients[{name!r}]", gradient)
         for what, value in (("natural", natural[name]), ("robust", robust[name])):
             _check.tensor("revise", f"{what}[{name!r}]", value)
             if value.shape != gradient.shape:
@@ -113,8 +117,15 @@ def _percentile(values: Tensor, share: float) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], place - low)
 
 
-def check_shares(function: str, share: float, natural_weight: float, robust_weight: float) -> None:
-    """Require the numbers of `revise` in their ranges."""
+def check_shares(
+    function: str,
+    share: float,
+    natural_weight: float,
+    robust_weight: float,
+    layers: Callable[[int, str], bool] | None,
+) -> None:
+    """Require the numbers of `revise` in their ranges, and a function that chooses layers."""
+    _check.function_of_one(function, "layers", layers, "the position and name of a tensor")
     if isinstance(share, int | float) and not isinstance(share, bool) and share >= 1:
         raise ValueError(f"{function}: `share` must lie in [0.0, 1), got {share!r}; did you mean {share / 100:g}?")
     _check.number(function, "share", share, at_least=0.0, below=1.0)

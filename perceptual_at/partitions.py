@@ -101,7 +101,8 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
     perturbation. A sample that is wrong on $x$ itself mostly gets the smallest one.
 
     Args:
-        path_logits: logits at each of the reductions, shape `(E, B, K)`, from one fixed model in eval mode.
+        path_logits: logits at each of the reductions, shape `(E, B, K)`, from one fixed model in eval mode. Logits with
+            NaN are wrong.
         labels: class indices `(B,)`.
         etas: the reductions, E numbers in (0, 1], growing.
 
@@ -135,6 +136,6 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
     if any(later <= earlier for earlier, later in itertools.pairwise(etas)):
         raise ValueError(f"{name}: `etas` must grow, got {tuple(etas)}.")
     labels = _check.labels(name, labels, classes=path_logits.shape[2], path_logits=path_logits[0])
-    wrong = path_logits.argmax(dim=2) != labels
+    withstood = right(path_logits.movedim(2, 1), labels)
     choices = torch.tensor(etas, dtype=path_logits.dtype, device=path_logits.device)[:, None]
-    return torch.where(wrong, choices, torch.ones_like(choices)).amin(dim=0)
+    return torch.where(~withstood, choices, torch.ones_like(choices)).amin(dim=0)

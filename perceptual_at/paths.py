@@ -24,7 +24,7 @@ def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
     Args:
         x: clean inputs, shape `(B, ...)`.
         x_adv: adversarial inputs, the same shape.
-        alpha: place on the path in [0, 1]; a tensor of shape `(B,)` gives each sample its own.
+        alpha: place on the path in [0, 1]; a tensor of shape `(B,)` gives each sample its own, and is taken as it is.
 
     Returns:
         Inputs of the shape of `x`.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
-from perceptual_at._places import known, labelled, over_places
+from perceptual_at._places import known, labelled, over_places, right
 from perceptual_at._rounding import wide
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 
@@ -120,9 +120,9 @@ def probability_margin(logits: Tensor, labels: Tensor, *, wrong_logits: Tensor |
         _check.same_shape(name, logits=logits, wrong_logits=wrong_logits)
     others = logits if wrong_logits is None else wrong_logits
     index = known(labels).unsqueeze(1)
-    right = logits.to(wide(logits)).softmax(dim=1).gather(1, index).squeeze(1)
-    wrong = others.to(wide(others)).softmax(dim=1).scatter(1, index, -math.inf).amax(dim=1)
-    return over_places(right - wrong, labelled(labels)).to(logits.dtype)
+    own = logits.to(wide(logits)).softmax(dim=1).gather(1, index).squeeze(1)
+    rival = others.to(wide(others)).softmax(dim=1).scatter(1, index, -math.inf).amax(dim=1)
+    return over_places(own - rival, labelled(labels)).to(logits.dtype)
 
 
 def margin_weights(
@@ -260,6 +260,10 @@ class StepsWithstood:
     Args:
         loss: what the attack ascends, `(logits, labels) -> (B,)`.
 
+    Raises:
+        TypeError: if `loss` is no function; in the attack, if labels are class probabilities.
+        ValueError: in the attack, if it does not keep the batch whole.
+
     Examples:
         >>> model = lambda x: torch.cat([x, 0.5 - x], dim=1)  # class 0 above 0.25
         >>> x, labels, withstood = torch.tensor([[0.5], [1.0]]), torch.tensor([0, 0]), StepsWithstood()
@@ -271,6 +275,10 @@ class StepsWithstood:
     """
 
     def __init__(self, loss: PerSampleLoss = cross_entropy) -> None:
+        if not callable(loss):
+            raise TypeError(
+                f"StepsWithstood: `loss` must be a function (logits, labels) -> (B,), got {type(loss).__name__}."
+            )
         self.loss = loss
         self.steps = 0
         """How often the attack asked."""
@@ -279,13 +287,18 @@ class StepsWithstood:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss per sample, after counting who is right."""
-        right = (logits.detach().argmax(dim=1) == labels).long()
-        if self.kappa is not None and self.kappa.shape != right.shape:
+        if labels.is_floating_point():
+            raise TypeError(
+                f"StepsWithstood: `labels` must be class indices, got class probabilities of shape "
+                f"{tuple(labels.shape)}, of which none is right."
+            )
+        correct = right(logits.detach(), labels).long()
+        if self.kappa is not None and self.kappa.shape != correct.shape:
             raise ValueError(
-                f"StepsWithstood: the attack asks for {right.shape[0]} samples after {self.kappa.shape[0]}; it must "
+                f"StepsWithstood: the attack asks for {correct.shape[0]} samples after {self.kappa.shape[0]}; it must "
                 "keep the batch whole, and each attack needs a counter of its own."
             )
-        self.kappa = right if self.kappa is None else self.kappa + right
+        self.kappa = correct if self.kappa is None else self.kappa + correct
         self.steps += 1
         return self.loss(logits, labels)
 

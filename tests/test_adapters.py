@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from perceptual_at import Lane, Linf, call_with, ema_update, evaluate, frozen, objectives, pgd, snapshot
-from perceptual_at.models import logits_of, normalized, tap
+from perceptual_at.models import (
+    CosineLinear,
+    DigitsCNN,
+    fold_classes,
+    from_joined,
+    logits_of,
+    normalized,
+    perceive_at,
+    perception_taps,
+    tap,
+    whole_batches,
+    with_cosine_logits,
+)
 from tests.strategies import integers, uniform
 
 
@@ -260,3 +272,48 @@ def test_arguments_are_checked_at_once():
         logits_of(network(), "logits", input_name=1)
     with pytest.raises(TypeError, match="logits_of: `fixed_inputs`"):
         logits_of(network(), "logits", fixed_inputs=[1])
+
+
+# Modes, dtypes and names ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_built_around_a_network_is_in_its_mode(training):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4)).train(training)
+    for made in (whole_batches(network, 4), from_joined(network, (4,)), fold_classes(network), logits_of(network, 0)):
+        assert made.training is training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_normalised_network_keeps_its_dtype(dtype):
+    model = normalized(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).to(dtype), (0.5,), (0.25,))
+    assert model(torch.rand(3, 1, 2, 2, dtype=dtype)).dtype == dtype
+
+
+def test_a_fixed_input_may_have_any_name():
+    class Named(nn.Module):
+        def forward(self, x, names):
+            return {"logits": x * names}
+
+    made = logits_of(Named(), "logits", fixed_inputs={"names": torch.tensor([2.0])})
+    assert made(torch.ones(1, 3)).tolist() == [[2.0, 2.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: logits_of(nn.Linear(2, 2), 0, fixed_inputs={1: 2}), TypeError, "logits_of: `fixed_inputs` .* key 1"),
+        (lambda: logits_of(nn.Linear(2, 2), 0, input_name="input", fixed_inputs={"input": 2}), ValueError,
+         "logits_of: `fixed_inputs` gives 'input'"),
+        (lambda: normalized(nn.Linear(2, 2), (0.5,), (0.0,)), ValueError, "^normalized: `std` must be positive"),
+        (lambda: normalized(nn.Linear(2, 2), "a", (1.0,)), TypeError, "^normalized: `mean` must hold"),
+        (lambda: with_cosine_logits(DigitsCNN(width=1), scale=0), ValueError, "^with_cosine_logits: `scale`"),
+        (lambda: CosineLinear(0, 2), ValueError, "^CosineLinear: `in_features` must be at least 1"),
+        (lambda: perceive_at(DigitsCNN(width=1), "third"), ValueError, "^perceive_at: `proxy` must be among"),
+        (lambda: perceive_at(None, "logits"), TypeError, "^perceive_at: `model`"),
+        (lambda: perception_taps(DigitsCNN(width=1), 5), TypeError, "^perception_taps: `proxies` must hold"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_is_refused_in_the_callers_words(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

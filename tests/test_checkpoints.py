@@ -316,3 +316,25 @@ def test_as_many_numbers_in_another_shape_are_another_layer(tmp_path):
     with pytest.raises(ValueError, match=r"'weight' has shape \(2, 3\) .* but \(3, 2\)"):
         load_weights(model, path)
     assert torch.equal(model.weight, before["weight"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: save_weights(None, nn.Linear(2, 1)), TypeError, "^save_weights: `path` must be a path"),
+        (lambda: save_weights("/", nn.Linear(2, 1)), FileExistsError, "^save_weights: `path` must be a file"),
+        (lambda: save_weights("a", {0: torch.ones(1)}), TypeError, "^save_weights: `weights` must be .* 0, which is"),
+        (lambda: save_weights("a", {"w": torch.eye(2).to_sparse()}), TypeError, r"^save_weights: `weights\['w'\]`"),
+        (lambda: save_weights("a", nn.LazyLinear(2)), ValueError, "^save_weights: .*'weight' is not initialised"),
+        (lambda: weights_checksum({"w": None}), TypeError, "^weights_checksum: .* 'w', which is NoneType"),
+        (lambda: load_weights(nn.Linear(2, 1), None), TypeError, "^load_weights: `path` must be a path"),
+        (lambda: load_weights(nn.Linear(2, 1), "a", strict="no"), TypeError, "^load_weights: `strict` must be True"),
+        (lambda: load_weights(nn.LazyLinear(2), "a"), ValueError, "^load_weights: .*'weight' is not initialised"),
+        (lambda: read_weights(3.5), TypeError, "^read_weights: `path` must be a path"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_or_no_weights_is_refused_before_anything_is_written(call, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        call()
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import datasets
 
 from perceptual_at.data import (
+    ImageFiles,
     TensorImages,
     channel_statistics,
     cifar10,
@@ -638,3 +639,74 @@ def test_nothing_in_a_numpy_archive_is_unpickled(tmp_path):
     assert zipfile.is_zipfile(path)
     with pytest.raises(ValueError, match=r"npz_images: .*is it damaged"):
         npz_images(path)
+
+
+# Numbers of NumPy, and what a function is given ---------------------------------------------------------------------
+
+
+def test_rows_may_be_numbered_by_numpy():
+    dataset = TensorImages(torch.rand(6, 1, 2, 2), torch.arange(6))
+    image, label = dataset[np.int64(-2)]
+    assert label == 4
+    assert torch.equal(image, dataset.images[4])
+    subset = Subset(dataset, np.array([5, 0]))  # as of sklearn's train_test_split
+    assert subset[0][1] == 5
+    assert next(iter(DataLoader(subset, 2)))[1].tolist() == [5, 0]
+    assert next(iter(loader(subset, np.int64(2))))[1].tolist() == [5, 0]
+    pair = (dataset.images, dataset.labels % 2)
+    for amount, seed in [(np.int64(2), np.int64(3)), (np.float32(1 / 3), 3), (torch.tensor(2), torch.tensor(3))]:
+        assert torch.equal(hold_out(pair, amount, seed=seed)[1][0], hold_out(pair, 2, seed=3)[1][0])
+
+
+def test_rows_of_image_files_may_be_a_mask():
+    files = ImageFiles(["a.png", "b.png", "c.png"], torch.tensor([0, 1, 2]), size=8)
+    chosen = files.rows(torch.tensor([True, False, True]))
+    assert [chosen.name(row) for row in range(2)] == ["a.png", "c.png"]
+    assert chosen.labels.tolist() == [0, 2]
+
+
+IMAGES, CLASSES = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: TensorImages(IMAGES, CLASSES, transform="flip"), TypeError, "TensorImages: `transform`"),
+        (lambda: TensorImages(IMAGES, CLASSES, classes="ab"), TypeError, "TensorImages: `classes` must be a list"),
+        (lambda: cifar10("nowhere", transform=3), TypeError, "cifar10: `transform` must be a function"),
+        (lambda: cifar10("nowhere", download="no"), TypeError, "cifar10: `download` must be True or False"),
+        (lambda: cifar10(None), TypeError, "cifar10: `root` must be a path"),
+        (lambda: image_folder("nowhere", transform=3), TypeError, "image_folder: `transform` must be a function"),
+        (lambda: image_folder("nowhere", size=(8, 8, 8)), ValueError, "image_folder: `size` must be one side"),
+        (lambda: image_folder("nowhere", size=2.5), TypeError, "image_folder: `size` must be an integer"),
+        (lambda: loader((IMAGES, CLASSES), 2), TypeError, "loader: `dataset` must be .* TensorDataset"),
+        (lambda: loader(TensorImages(IMAGES, CLASSES), 2, shuffle="no"), TypeError, "loader: `shuffle` must be True"),
+        (lambda: loader(TensorImages(IMAGES, CLASSES), 2, shuffle=True, generator=1), TypeError, "loader: `generator`"),
+        (lambda: loader(TensorImages(IMAGES[:0], CLASSES[:0]), 2, shuffle=True), ValueError, "`dataset` is empty"),
+        (lambda: hold_out((IMAGES, CLASSES), 2, seed="a"), TypeError, "hold_out: `seed` must be an integer"),
+        (lambda: channel_statistics((IMAGES * 255).int()), TypeError, "channel_statistics: `images` must be uint8"),
+        (lambda: ImageFiles(["a"], torch.tensor([0.5]), size=8), TypeError, "ImageFiles: `labels` must be integer"),
+        (lambda: ImageFiles(["a"], torch.tensor([1]), size=8, classes=["x"]), ValueError, "ImageFiles: `labels`"),
+        (lambda: ImageFiles(["a"], torch.tensor([1]), size=8, places=torch.tensor([[1, 0, 9]])), ValueError,
+         "ImageFiles: `places` must name one of 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_before_anything_is_read(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_an_archive_is_named_with_what_is_wrong_in_it(tmp_path):
+    np.savez(tmp_path / "far.npz", x_train=np.full((2, 2, 2), 3.5), y_train=np.arange(2))
+    with pytest.raises(ValueError, match=r"^npz_images: .*'x_train'.*far.npz`: floating-point `images` must"):
+        npz_images(tmp_path / "far.npz")
+    np.savez(tmp_path / "soft.npz", x_train=np.zeros((2, 2, 2)), y_train=np.zeros(2))
+    with pytest.raises(TypeError, match=r"^npz_images: .*soft.npz`: `labels` must be integer"):
+        npz_images(tmp_path / "soft.npz")
+    with pytest.raises(ValueError, match="npz_images: `layout` must be one of"):
+        npz_images(tmp_path / "far.npz", layout="last")
+
+
+def test_all_digits_have_no_seed():
+    with pytest.raises(ValueError, match="digits: `seed`=1 has no effect with `split`='all'"):
+        digits("all", seed=1)

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from perceptual_at.partitions import adaptive_eta
 from perceptual_at.sample_weights import (
+    StepsWithstood,
     entropy_weights,
     geometric_weights,
     margin_weights,
@@ -104,3 +106,18 @@ def test_as_many_are_chosen_as_asked_for(seed, count):
 def test_bad_input_is_refused(call, error, words):
     with pytest.raises(error, match=words.replace("` no", "`.* no")):
         call()
+
+
+def test_nan_is_no_prediction_that_withstands():
+    undefined = torch.tensor([[math.nan, 0.0], [1.0, 0.0]])
+    withstood, labels = StepsWithstood(), torch.tensor([0, 0])
+    withstood(undefined, labels)
+    assert withstood.kappa.tolist() == [0, 1]
+    assert adaptive_eta(undefined[None], labels, etas=[0.5]).tolist() == [0.5, 1.0]
+
+
+def test_a_counter_refuses_what_has_no_right_class():
+    with pytest.raises(TypeError, match="StepsWithstood: `labels` must be class indices"):
+        StepsWithstood()(torch.randn(2, 2), torch.full((2, 2), 0.5))
+    with pytest.raises(TypeError, match="StepsWithstood: `loss` must be a function"):
+        StepsWithstood("cw")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at.data.tensors import TensorImages
+from perceptual_at.data.tensors import TensorImages, check_transform
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -35,9 +35,15 @@ def npz_images(
 
     Raises:
         FileNotFoundError: if there is no such file.
+        TypeError: if the arrays hold no images and labels, `path` is no path, or `transform` no function.
         ValueError: if the file is damaged, lacks an array, the arrays do not fit, labels are negative, the layout is
             open, or bytes hold nothing but 0 and 1.
     """
+    _check.path("npz_images", "path", path)
+    _check.text("npz_images", split=split)
+    if layout is not None:
+        _check.choice("npz_images", "layout", layout, ("channels_first", "channels_last"))
+    check_transform("npz_images", transform)
     path = Path(path).expanduser()
     keys = (f"x_{split}", f"y_{split}")
     names, arrays = _read(path, keys)
@@ -57,7 +63,10 @@ def npz_images(
         )
     if not labels.is_floating_point() and labels.numel() and int(labels.min()) < 0:
         raise ValueError(f"npz_images: {keys[1]!r} in `{path}` holds the label {int(labels.min())}; they start at 0.")
-    return TensorImages(images, labels, transform=transform)
+    try:
+        return TensorImages(images, labels, transform=transform)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"npz_images: {keys} in `{path}`: {str(error).removeprefix('TensorImages: ')}") from error
 
 
 def _read(path: Path, keys: tuple[str, str]) -> tuple[list[str], list[Tensor]]:
@@ -86,8 +95,6 @@ def _channels_first(path: Path, key: str, images: Tensor, layout: Layout | None)
         return images.unsqueeze(1)
     if images.ndim != 4:
         return images
-    if layout is not None:
-        _check.choice("npz_images", "layout", layout, ("channels_first", "channels_last"))
     first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
     if layout is None and first == last:
         raise ValueError(

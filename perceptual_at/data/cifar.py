@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._extras import extra
-from perceptual_at.data.tensors import TensorImages
+from perceptual_at.data.tensors import TensorImages, check_transform
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 """Mean of each channel over CIFAR-10's training images, as ReBAT normalises (CIFAR-100 too)."""
@@ -81,7 +81,10 @@ def _cifar(
     download: bool,
     transform: Callable[[Tensor], Any] | None,
 ) -> TensorImages:
+    _check.path(function, "root", root)
     _check.choice(function, "split", split, ("train", "test"))
+    _check.flag(function, download=download)
+    check_transform(function, transform)
     datasets = extra(function, "torchvision.datasets", why="to read this data set")
     kind = getattr(datasets, name)
     root = Path(root).expanduser()

@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from perceptual_at import _check
 from perceptual_at._extras import extra
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -20,6 +21,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".
 _PLAIN = ("1", "L", "P", "RGB", "RGBX", "RGBA", "LA", "PA", "RGBa", "La")
 
 Size = int | tuple[int, int]
+
+
+def checked_size(function: str, size: Any) -> Size:
+    """Require a side, or height and width."""
+    sides = size if isinstance(size, tuple | list) else (size,)
+    if len(sides) != 2 and sides is size:
+        raise ValueError(f"{function}: `size` must be one side or height and width, got {size!r}.")
+    for side in sides:
+        _check.count(function, "size", side)
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0])
 
 
 def decode(function: str, source: Path | IO[bytes], named: str, *, size: Size | None, grey: bool = False) -> Tensor:

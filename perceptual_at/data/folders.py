@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at.data.decoding import Size, decode
+from perceptual_at.data.decoding import Size, checked_size, decode
 from perceptual_at.data.listing import Sample, class_files, same_classes
-from perceptual_at.data.tensors import TensorImages
+from perceptual_at.data.tensors import TensorImages, check_transform
 
 
 def image_folder(
@@ -46,9 +46,16 @@ def image_folder(
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no class folders, or a class has no image.
+        TypeError: if `root` is no path, `size` no integer, or `transform` no function.
         ValueError: if splits have different classes, images differ in size, or an image cannot be read.
-        ImportError: if torchvision is not installed.
+        ImportError: if Pillow is not installed.
     """
+    _check.path("image_folder", "root", root)
+    _check.text("image_folder", split=split)
+    _check.flag("image_folder", grey=grey, skip_damaged=skip_damaged)
+    check_transform("image_folder", transform)
+    if size is not None:
+        size = checked_size("image_folder", size)
     root = Path(root).expanduser()
     samples, classes = class_files("image_folder", root / split)
     if split != "train" and (root / "train").is_dir():
@@ -90,9 +97,11 @@ def tiny_imagenet(
     Raises:
         FileNotFoundError: if the folder or a part of it is missing; the message says what to put where.
         ValueError: if classes or counts are not as expected, or an image cannot be read.
-        ImportError: if torchvision is not installed.
+        ImportError: if Pillow is not installed.
     """
+    _check.path("tiny_imagenet", "root", root)
     _check.choice("tiny_imagenet", "split", split, ("train", "test"))
+    check_transform("tiny_imagenet", transform)
     _check.count("tiny_imagenet", "classes", classes)
     if images_per_class is None:
         images_per_class = 500 if split == "train" else 50
@@ -189,8 +198,6 @@ def _decoded(
     skip_damaged: bool = False,
 ) -> TensorImages:
     """Read all images into one tensor."""
-    for side in () if size is None else (size,) if isinstance(size, int) else size:
-        _check.count(function, "size", side)
     images: Tensor | None = None
     kept: list[int] = []
     damaged: list[tuple[Path, str]] = []

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 
 
 def mixed_rows(
@@ -36,7 +36,7 @@ def mixed_rows(
         For each batch the rows of the real and of the generated images.
 
     Raises:
-        TypeError: if a count is no integer.
+        TypeError: if a count is no integer or `generator` no generator.
         ValueError: if a count is not positive, `fraction` is outside [0, 1], or a batch takes more real rows than
             there are.
 
@@ -50,6 +50,7 @@ def mixed_rows(
     """
     for name, value in (("real", real), ("generated", generated), ("batch_size", batch_size)):
         _check.count("mixed_rows", name, value)
+    _random.on_cpu("mixed_rows", generator)
     _check.number("mixed_rows", "fraction", fraction, at_least=0, at_most=1)
     made = int(fraction * batch_size)
     taken = batch_size - made

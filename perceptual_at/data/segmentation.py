@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._check import NO_LABEL
 from perceptual_at._extras import extra
 from perceptual_at.data.sklearn_digits import digits
@@ -56,8 +56,8 @@ def digit_canvases(
         _check.count("digit_canvases", name, value)
     if size < 8:
         raise ValueError(f"digit_canvases: `size` must be at least 8, the side of a digit, got {size}.")
+    generator = _random.of_seed("digit_canvases", seed)
     pictures, classes = digits(split)
-    generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(pictures), (count, per_canvas), generator=generator)
     corners = torch.randint(size - 8 + 1, (count, per_canvas, 2), generator=generator)
     x, labels = torch.zeros(count, 1, size, size), torch.full((count, size, size), BACKGROUND)
@@ -89,9 +89,14 @@ def mask_folder(
 
     Raises:
         FileNotFoundError: if a folder is missing or empty, or an image has no mask or a mask no image.
+        TypeError: if `size` or `ignored` is no integer.
         ValueError: if a file cannot be read, is no mask of indices, or sizes differ.
         ImportError: if Pillow is not installed.
     """
+    _check.path("mask_folder", "root", root)
+    _check.text("mask_folder", split=split)
+    if ignored is not None:
+        _check.integer("mask_folder", "ignored", ignored)
     if size is not None:
         _check.count("mask_folder", "size", size)
     folder = Path(root).expanduser() / split

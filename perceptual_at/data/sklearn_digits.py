@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._extras import extra
 from perceptual_at.data.tensors import hold_out
 
@@ -20,13 +20,15 @@ def digits(split: Literal["train", "validation", "test", "all"] = "train", *, se
 
     Args:
         split: `"train"`, `"validation"`, `"test"`, or `"all"` 1,797 in the data set's own order.
-        seed: which split.
+        seed: which split; of no use to `"all"`.
 
     Returns:
         `(x, labels)`: float32 `(N, 1, 8, 8)` in [0, 1] (17 grey levels, 1/16 apart), and int64 `(N,)`.
 
     Raises:
         ImportError: if scikit-learn is not installed.
+        TypeError: if `seed` is no integer.
+        ValueError: if `split` is unknown, or `seed` comes with `"all"`.
 
     Examples:
         >>> x, labels = digits("test")
@@ -34,6 +36,9 @@ def digits(split: Literal["train", "validation", "test", "all"] = "train", *, se
         (torch.Size([360, 1, 8, 8]), torch.Size([360]))
     """
     _check.choice("digits", "split", split, ("train", "validation", "test", "all"))
+    _random.of_seed("digits", seed)
+    if split == "all" and seed != 0:
+        raise ValueError(f"digits: `seed`={seed} has no effect with `split`='all'; leave it out.")
     raw = extra("digits", "sklearn.datasets", why="for its images").load_digits()
     x = torch.from_numpy(raw.images).to(torch.float32).div(16).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()

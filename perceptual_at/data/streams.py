@@ -7,15 +7,16 @@ import tarfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceptual_at import _check
-from perceptual_at.data.decoding import SUFFIXES, Size, decode, decode_whole
+from perceptual_at.data.decoding import SUFFIXES, Size, checked_size, decode, decode_whole
 from perceptual_at.data.listing import class_files, same_classes
+from perceptual_at.data.tensors import check_classes
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -32,6 +33,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         classes: their names.
         grey: serve one channel instead of three.
         places: for archives, which of `paths` each image is in, at which byte, and how long: three integers `(N, 3)`.
+
+    Raises:
+        TypeError: if a path, `labels` or `places` are of another type, or `size` is no integer.
+        ValueError: if shapes do not fit, or labels are out of range.
 
     Examples:
         >>> files = ImageFiles(["a.png", "b.png"], torch.tensor([0, 1]), size=32, classes=["cat", "dog"])
@@ -50,16 +55,20 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         places: Tensor | None = None,
     ) -> None:
         _check.tensor("ImageFiles", "labels", labels)
-        for side in (size,) if isinstance(size, int) else size:
-            _check.count("ImageFiles", "size", side)
-        encoded = [str(path).encode("utf-8", "surrogateescape") for path in paths]
+        size = checked_size("ImageFiles", size)
+        _check.flag("ImageFiles", grey=grey)
+        if isinstance(paths, str | Tensor) or not isinstance(paths, Iterable):
+            raise TypeError(f"ImageFiles: `paths` must hold the names of files, got {type(paths).__name__}.")
+        encoded = [_encoded(path) for path in paths]
         # One buffer and its offsets: a list of texts would cost several times as much, and be copied by workers.
         self._names = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
         self._ends = torch.tensor([len(name) for name in encoded], dtype=torch.long).cumsum(0)
-        self._places = places
+        self._places = None if places is None else _checked_places(places, len(encoded))
         held = len(encoded) if places is None else len(places)
         if labels.shape != (held,):
             raise ValueError(f"ImageFiles: `labels` must be of shape ({held},), got {tuple(labels.shape)}.")
+        _check.labels("ImageFiles", labels, labels=labels)
+        check_classes("ImageFiles", classes, labels)
         self.labels, self.size, self.grey = labels, size, grey
         self.classes = None if classes is None else tuple(classes)
 
@@ -92,7 +101,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return self.rows(keep.nonzero().flatten())
 
     def rows(self, index: Tensor) -> "ImageFiles":
-        """The images of some rows, in that order."""
+        """The images of some rows, in that order; a mask of them counts as their numbers."""
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index
         places = self._places
         names = range(len(self._ends)) if places is not None else index.tolist()
         return ImageFiles(
@@ -131,6 +141,31 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return f"ImageFiles({len(self)} images served as {self.shape})"
 
 
+def _encoded(path: Any) -> bytes:
+    _check.path("ImageFiles", "paths", path)
+    return str(path).encode("utf-8", "surrogateescape")
+
+
+def _checked_places(places: Any, files: int) -> Tensor:
+    """Require a file, a first byte and a length for each image."""
+    _check.tensor("ImageFiles", "places", places)
+    if places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 3:
+        raise ValueError(
+            f"ImageFiles: `places` must be int64 of shape (N, 3), got {places.dtype} of shape {tuple(places.shape)}."
+        )
+    if len(places) and not (0 <= int(places[:, 0].min()) <= int(places[:, 0].max()) < files):
+        raise ValueError(f"ImageFiles: `places` must name one of {files} `paths` for each image.")
+    return places  # type: ignore[no-any-return]
+
+
+def _checked(function: str, root: Any, split: Any, size: Any, **flags: Any) -> Size:
+    """The size, and everything else that a function of folders or archives is given looked at."""
+    _check.path(function, "root", root)
+    _check.text(function, split=split)
+    _check.flag(function, **flags)
+    return checked_size(function, size)
+
+
 def stream_folder(
     root: str | Path, split: str = "train", *, size: Size, grey: bool = False, skip_damaged: bool = False
 ) -> ImageFiles:
@@ -150,9 +185,11 @@ def stream_folder(
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no class folders, or a class has no image.
+        TypeError: if `root` is no path or `size` no integer.
         ValueError: if splits have different classes.
-        ImportError: if torchvision is not installed.
+        ImportError: if `skip_damaged`, and Pillow is not installed.
     """
+    size = _checked("stream_folder", root, split, size, grey=grey, skip_damaged=skip_damaged)
     root = Path(root).expanduser()
     samples, classes = class_files("stream_folder", root / split)
     if split != "train" and (root / "train").is_dir():
@@ -188,9 +225,11 @@ def stream_tars(
 
     Raises:
         FileNotFoundError: if there are no archives, or no images in them.
+        TypeError: if `root` is no path or `size` no integer.
         ValueError: if one is damaged or compressed, a class is missing or no number, or names repeat.
-        ImportError: if Pillow is not installed.
+        ImportError: if `skip_damaged`, and Pillow is not installed.
     """
+    size = _checked("stream_tars", root, split, size, grey=grey, skip_damaged=skip_damaged)
     root = Path(root).expanduser()
     shards = sorted([*root.glob(f"{split}*.tar"), *(root / split).glob("*.tar")])
     if not shards:

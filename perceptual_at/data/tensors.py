@@ -1,5 +1,6 @@
 """Images held as one tensor: a data set that serves single samples and whole batches, and how to split it."""
 
+import numbers
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, TypeVar, cast, overload
 
@@ -9,6 +10,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -16,7 +18,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 
 
 class TensorImages(Dataset[Any]):
@@ -40,7 +42,7 @@ class TensorImages(Dataset[Any]):
         classes: the names of the classes, by label.
 
     Raises:
-        TypeError: if images or labels are of another type.
+        TypeError: if images or labels are of another type, or `transform` is no function.
         ValueError: if shapes do not fit, or floating-point images leave [0, 1].
 
     Examples:
@@ -59,6 +61,7 @@ class TensorImages(Dataset[Any]):
         transform: Callable[[Tensor], Any] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
+        check_transform("TensorImages", transform)
         _check.tensor("TensorImages", "images", images)
         if images.ndim != 4:
             raise ValueError(
@@ -76,8 +79,7 @@ class TensorImages(Dataset[Any]):
                     f"{high:.4g}. Divide pixel values by 255; leave normalisation to the model "
                     "(perceptual_at.models.Normalize)."
                 )
-        if classes is not None and labels.numel():
-            _check.label_range("TensorImages", int(labels.min()), int(labels.max()), len(classes))
+        check_classes("TensorImages", classes, labels)
         self.images = images
         self.labels = labels.long()
         self.transform = transform
@@ -87,7 +89,8 @@ class TensorImages(Dataset[Any]):
         return self.images.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Any:
-        if isinstance(index, int):
+        if isinstance(index, int | numbers.Integral):  # of NumPy too
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"TensorImages: index {index} is out of range for {len(self)} images.")
             return self._served(self.images[index]), int(self.labels[index])
@@ -110,6 +113,20 @@ class TensorImages(Dataset[Any]):
     def __repr__(self) -> str:
         kind = str(self.images.dtype).removeprefix("torch.")
         return f"TensorImages({len(self)} images {tuple(self.images.shape[1:])}, {kind})"
+
+
+def check_transform(function: str, transform: Any) -> None:
+    """Require a function of one image, or None."""
+    _check.function_of_one(function, "transform", transform, "one image")
+
+
+def check_classes(function: str, classes: Any, labels: Tensor) -> None:
+    """Require a name for every label, or None."""
+    if classes is None:
+        return
+    _check.names(function, "classes", classes)
+    if labels.numel():
+        _check.label_range(function, int(labels.min()), int(labels.max()), len(classes))
 
 
 def _unit_range(images: Any) -> Any:
@@ -143,27 +160,46 @@ def loader(
         batch_size: samples per batch.
         shuffle: a new order in each pass.
         drop_last: leave out a last batch that is not full.
-        generator: what draws the orders; torch's global generator if absent.
+        generator: what draws the orders, on the CPU; torch's global generator if absent.
 
     Returns:
         An iterable of `(x, labels)`, with `len` batches.
+
+    Raises:
+        TypeError: if `dataset` is no map-style data set, or another argument of another type.
+        ValueError: if `batch_size` is not positive, `generator` has no effect, or an empty data set is to be shuffled.
 
     Examples:
         >>> data = TensorImages(torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]))
         >>> [len(labels) for x, labels in loader(data, 2)]
         [2, 2, 1]
     """
+    given: Any = dataset
+    if isinstance(given, tuple | IterableDataset) or not _is_indexed(given):
+        hint = " Of a pair of tensors make one with TensorImages or TensorDataset." if isinstance(given, tuple) else ""
+        raise TypeError(
+            f"loader: `dataset` must be a map-style data set with a length, got {type(given).__name__}.{hint}"
+        )
     _check.count("loader", "batch_size", batch_size)
+    _check.flag("loader", shuffle=shuffle, drop_last=drop_last)
+    _random.on_cpu("loader", generator)
     if generator is not None and not shuffle:
         raise ValueError("loader: `generator` has no effect without `shuffle=True`; leave it out.")
     size = cast("Sized", dataset)
+    if shuffle and not len(size):
+        raise ValueError("loader: `dataset` is empty; there is nothing to shuffle.")
     sampler = RandomSampler(size, generator=generator) if shuffle else SequentialSampler(size)
-    batches = BatchSampler(sampler, batch_size, drop_last)
+    batches = BatchSampler(sampler, int(batch_size), drop_last)
     # At every pass DataLoader draws a seed for workers (there are none): not from the global random state.
     own = torch.Generator() if generator is None else generator
     if not _takes_lists(dataset):
         return DataLoader(dataset, batch_sampler=batches, generator=own)
     return DataLoader(dataset, sampler=batches, batch_size=None, generator=own)
+
+
+def _is_indexed(data: Any) -> bool:
+    """Whether something has a length and can be asked for its samples."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and getattr(data, "ndim", 1) > 0
 
 
 def _takes_lists(dataset: Any) -> bool:
@@ -204,6 +240,7 @@ def hold_out(data: Any, amount: float, *, seed: int = 0) -> tuple[Any, Any]:
         transform stays: give the held-out part `.with_transform(None)`), else `torch.utils.data.Subset`.
 
     Raises:
+        TypeError: if `data` is neither, or `amount` or `seed` no number.
         ValueError: if nothing or everything would be held out.
 
     Examples:
@@ -213,23 +250,8 @@ def hold_out(data: Any, amount: float, *, seed: int = 0) -> tuple[Any, Any]:
         tensor([5, 5, 5, 5])
     """
     size, labels = _labels_of(data)
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-        raise TypeError(
-            f"hold_out: `amount` must be a fraction (float) or a number of samples (int), got "
-            f"{type(amount).__name__} {amount!r}."
-        )
-    if isinstance(amount, float) and not 0 < amount < 1:
-        raise ValueError(
-            f"hold_out: a fractional `amount` must lie in (0, 1), got {amount!r}; give a number of samples "
-            "as an integer."
-        )
-    held = round(amount * size) if isinstance(amount, float) else amount
-    if not 0 < held < size:
-        raise ValueError(
-            f"hold_out: `amount` {amount!r} holds out {held} of {size} samples; both parts need at least one."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    mask = _stratified_mask(labels, held, generator)
+    held = _held(amount, size)
+    mask = _stratified_mask(labels, held, _random.of_seed("hold_out", seed))
     rest, kept = (~mask).nonzero().flatten(), mask.nonzero().flatten()
     if isinstance(data, tuple):
         return tuple((data[0][part], data[1][part]) for part in (rest, kept))  # type: ignore[return-value]
@@ -241,6 +263,28 @@ def hold_out(data: Any, amount: float, *, seed: int = 0) -> tuple[Any, Any]:
     return Subset(data, rest.tolist()), Subset(data, kept.tolist())
 
 
+def _held(amount: Any, size: int) -> int:
+    """How many of the samples an amount means."""
+    if not _check.is_number(amount):
+        raise TypeError(
+            f"hold_out: `amount` must be a fraction (float) or a number of samples (int), got "
+            f"{type(amount).__name__} {amount!r}."
+        )
+    amount = amount.item() if isinstance(amount, Tensor) else amount
+    whole = isinstance(amount, int | numbers.Integral)
+    if not whole and not 0 < amount < 1:
+        raise ValueError(
+            f"hold_out: a fractional `amount` must lie in (0, 1), got {amount!r}; give a number of samples "
+            "as an integer."
+        )
+    held = int(amount) if whole else round(float(amount) * size)
+    if not 0 < held < size:
+        raise ValueError(
+            f"hold_out: `amount` {amount!r} holds out {held} of {size} samples; both parts need at least one."
+        )
+    return held
+
+
 def _labels_of(data: Any) -> tuple[int, Tensor]:
     """The number of samples and their labels; where labels are unknown, all samples are of one class."""
     if isinstance(data, tuple):
@@ -250,7 +294,7 @@ def _labels_of(data: Any) -> tuple[int, Tensor]:
             _check.tensor("hold_out", name, value)
         _check.labels("hold_out", data[1], x=data[0])
         return data[0].shape[0], data[1].cpu()
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    if not _is_indexed(data):
         raise TypeError(
             f"hold_out: `data` must be a pair of tensors or a data set with a length, got {type(data).__name__}."
         )
@@ -299,6 +343,10 @@ def channel_statistics(images: Tensor | TensorImages) -> tuple[tuple[float, ...]
     Returns:
         `(mean, std)`, one number per channel each.
 
+    Raises:
+        TypeError: if `images` are neither uint8 nor floating point.
+        ValueError: if they are not of shape `(N, C, H, W)`, or there are none.
+
     Examples:
         >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
         ((0.5,), (0.5,))
@@ -309,6 +357,8 @@ def channel_statistics(images: Tensor | TensorImages) -> tuple[tuple[float, ...]
         raise ValueError(
             f"channel_statistics: `images` must have shape (N, C, H, W) and not be empty, got {tuple(stored.shape)}."
         )
+    if stored.dtype != torch.uint8 and not stored.is_floating_point():
+        raise TypeError(f"channel_statistics: `images` must be uint8 or floating point, got {stored.dtype}.")
     scale = 255.0 if stored.dtype == torch.uint8 else 1.0
     total = torch.zeros(stored.shape[1], dtype=torch.float64, device=stored.device)
     squares = torch.zeros_like(total)

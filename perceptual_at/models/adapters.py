@@ -21,14 +21,14 @@ class LogitsOf(nn.Module):
         super().__init__()
         self.model, self.output, self.input_name = model, output, input_name
         self.fixed = {name: value for name, value in fixed_inputs.items() if not isinstance(value, Tensor)}
-        self.fixed_names = tuple(name for name, value in fixed_inputs.items() if isinstance(value, Tensor))
-        for name in self.fixed_names:  # buffers move with the model; they are no weights to save
+        self.names = tuple(name for name, value in fixed_inputs.items() if isinstance(value, Tensor))
+        for name in self.names:  # buffers move with the model; they are no weights to save
             self.register_buffer(f"fixed_{name}", fixed_inputs[name], persistent=False)
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]  # torch's own
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        others = {**self.fixed, **{name: getattr(self, f"fixed_{name}") for name in self.fixed_names}}
+        others = {**self.fixed, **{name: getattr(self, f"fixed_{name}") for name in self.names}}
         if self.input_name is None:
             return _pick(self.model(x, **others), self.output)
         return _pick(self.model(**{self.input_name: x}, **others), self.output)
@@ -65,9 +65,10 @@ def logits_of(
         model itself load into it.
 
     Raises:
-        TypeError: if `model` is no module, or `output` neither a word nor an index; at the call, if what it names is
-            no floating-point tensor.
-        ValueError: at the call, if the model's output has nothing under that name or index.
+        TypeError: if `model` is no module, `output` neither a word nor an index, or `fixed_inputs` no dict by keyword;
+            at the call, if what `output` names is no floating-point tensor.
+        ValueError: if `fixed_inputs` gives what `input_name` takes; at the call, if the model's output has nothing
+            under that name or index.
 
     Examples:
         >>> class Pair(nn.Module):
@@ -92,6 +93,11 @@ def logits_of(
         raise TypeError(f"logits_of: `input_name` must be a word or None, got {type(input_name).__name__}.")
     if fixed_inputs is not None and not isinstance(fixed_inputs, Mapping):
         raise TypeError(f"logits_of: `fixed_inputs` must be a dict by keyword, got {type(fixed_inputs).__name__}.")
+    for name in fixed_inputs or {}:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(f"logits_of: `fixed_inputs` must be a dict by keyword, got the key {name!r}.")
+        if name == input_name:
+            raise ValueError(f"logits_of: `fixed_inputs` gives {name!r}, which `input_name` says the images go to.")
     adapter = LogitsOf(model, output, input_name, fixed_inputs or {})
     adapter.training = model.training  # not `.train()`: layers frozen by hand stay frozen
     return adapter

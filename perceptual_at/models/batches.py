@@ -45,7 +45,7 @@ def whole_batches(model: nn.Module, size: int) -> nn.Module:
         size: of the batches it takes.
 
     Returns:
-        A module.
+        A module, in the mode the model is in.
 
     Raises:
         TypeError: if `model` is no module or `size` no integer.
@@ -61,4 +61,6 @@ def whole_batches(model: nn.Module, size: int) -> nn.Module:
     """
     _check.module("whole_batches", model)
     _check.count("whole_batches", "size", size)
-    return WholeBatches(model, int(size))
+    whole = WholeBatches(model, int(size))
+    whole.training = model.training  # not `.train()`: layers frozen by hand stay frozen
+    return whole

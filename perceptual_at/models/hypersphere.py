@@ -24,8 +24,8 @@ class CosineLinear(nn.Module):
         `(..., in_features)` to `(..., out_features)`, in $[-s, s]$; zero features give zeros.
 
     Raises:
-        TypeError: if `scale` is no number.
-        ValueError: if `scale` is not positive.
+        TypeError: if a size is no integer or `scale` no number.
+        ValueError: if one of them is not positive.
 
     Source:
         Pang et al. 2020 (HE).
@@ -39,6 +39,8 @@ class CosineLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, scale: float = 15.0) -> None:
         super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            _check.count("CosineLinear", name, size)
         _check.number("CosineLinear", "scale", scale, above=0.0)
         self.in_features, self.out_features, self.scale = in_features, out_features, float(scale)
         self.weight = nn.Linear(in_features, out_features, bias=False).weight
@@ -80,6 +82,7 @@ def with_cosine_logits(model: nn.Module, *, scale: float = 15.0) -> nn.Module:
         True
     """
     _check.module("with_cosine_logits", model)
+    _check.number("with_cosine_logits", "scale", scale, above=0.0)
     copied = copy.deepcopy(model)
     linear = [name for name, part in copied.named_modules() if name and type(part) is nn.Linear]
     if not linear:

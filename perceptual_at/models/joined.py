@@ -77,7 +77,7 @@ def from_joined(model: nn.Module, *shapes: Sequence[int]) -> nn.Module:
         *shapes: of the inputs, in order, without the batch.
 
     Returns:
-        A module that takes one tensor `(B, N)`.
+        A module that takes one tensor `(B, N)`, in the mode the model is in.
 
     Raises:
         TypeError: if `model` is no module or a shape holds no whole numbers.
@@ -106,4 +106,6 @@ def from_joined(model: nn.Module, *shapes: Sequence[int]) -> nn.Module:
             raise TypeError(f"from_joined: `shapes[{place}]` must be a shape, got {shape!r}.")
         for size in shape:
             _check.count("from_joined", f"shapes[{place}]", size)
-    return FromJoined(model, shapes)
+    whole = FromJoined(model, shapes)
+    whole.training = model.training  # not `.train()`: layers frozen by hand stay frozen
+    return whole

@@ -48,17 +48,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
-            column = _channel_column(name, value)
-            if not bool(torch.isfinite(column).all()) or (name == "std" and bool((column <= 0).any())):
-                wanted = "positive and finite" if name == "std" else "finite"
-                raise ValueError(f"Normalize: `{name}` must be {wanted}, got {column.flatten().tolist()}.")
+        for name, column in zip(("mean", "std"), _channel_columns("Normalize", mean, std), strict=True):
             self.register_buffer(name, column)
-        if self.mean.shape != self.std.shape:
-            raise ValueError(
-                f"Normalize: `mean` holds {self.mean.shape[0]} channels but `std` holds {self.std.shape[0]}; "
-                "give one number per channel in both."
-            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the standardised images."""
@@ -72,21 +63,38 @@ class Normalize(nn.Module):
         )
 
 
-def _channel_column(name: str, value: Sequence[float] | Tensor) -> Tensor:
+def _channel_columns(
+    function: str, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as fresh tensors `(C, 1, 1)`, refused where they make no sense."""
+    columns = _channel_column(function, "mean", mean), _channel_column(function, "std", std)
+    for name, column in zip(("mean", "std"), columns, strict=True):
+        if not bool(torch.isfinite(column).all()) or (name == "std" and bool((column <= 0).any())):
+            wanted = "positive and finite" if name == "std" else "finite"
+            raise ValueError(f"{function}: `{name}` must be {wanted}, got {column.flatten().tolist()}.")
+    if columns[0].shape != columns[1].shape:
+        raise ValueError(
+            f"{function}: `mean` holds {columns[0].shape[0]} channels but `std` holds {columns[1].shape[0]}; "
+            "give one number per channel in both."
+        )
+    return columns
+
+
+def _channel_column(function: str, name: str, value: Sequence[float] | Tensor) -> Tensor:
     """Turn one number per channel into a fresh tensor `(C, 1, 1)`."""
     try:
         numbers = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"Normalize: `{name}` must hold one number per channel, got {value!r}.") from error
+        raise TypeError(f"{function}: `{name}` must hold one number per channel, got {value!r}.") from error
     if numbers.is_complex() or numbers.dtype == torch.bool:
-        raise TypeError(f"Normalize: `{name}` must hold one number per channel, got {numbers.dtype}.")
+        raise TypeError(f"{function}: `{name}` must hold one number per channel, got {numbers.dtype}.")
     if not numbers.is_floating_point():
         numbers = numbers.to(torch.get_default_dtype())
     if numbers.ndim == 3 and numbers.shape[1:] == (1, 1):
         numbers = numbers.flatten()
     if numbers.ndim != 1 or numbers.numel() == 0:
         raise ValueError(
-            f"Normalize: `{name}` must hold one number per channel, such as `(0.5,)` for grey images, got "
+            f"{function}: `{name}` must hold one number per channel, such as `(0.5,)` for grey images, got "
             f"shape {tuple(numbers.shape)}."
         )
     return numbers.clone().view(-1, 1, 1)
@@ -102,7 +110,7 @@ def normalized(model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[f
 
     Returns:
         `nn.Sequential` with the layers `normalize` and `model` (the given one, not a copy, in the mode it is
-        in), the first on the device of the model's parameters.
+        in), the first on the device and in the floating dtype of the model's parameters.
 
     Raises:
         TypeError: if `model` is no module; otherwise as `Normalize`.
@@ -116,10 +124,10 @@ def normalized(model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[f
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"normalized: `model` must be a torch.nn.Module, got {type(model).__name__}.")
-    layer = Normalize(mean, std)
+    layer = Normalize(*_channel_columns("normalized", mean, std))
     reference = next(model.parameters(), None)
     if reference is not None:
-        layer = layer.to(reference.device)
+        layer = layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
     whole = nn.Sequential(OrderedDict(normalize=layer, model=model))
     whole.training = layer.training = model.training  # not `.train()`: layers frozen by hand stay frozen
     return whole

@@ -105,7 +105,7 @@ class ResNet(nn.Module):
         `(B, in_channels, H, W)` in [0, 1] to logits `(B, num_classes)`.
 
     Raises:
-        TypeError: if a size is no integer.
+        TypeError: if a size is no integer, or `depths` no sequence.
         ValueError: if a size is not positive, the block unknown, or there are not four depths.
 
     Examples:
@@ -139,8 +139,10 @@ class ResNet(nn.Module):
             in_channels=in_channels,
             stem_stride=stem_stride,
         )
-        if len(depths) != 4:
-            raise ValueError(f"ResNet: `depths` must hold four numbers, one per stage, got {depths!r}.")
+        if not isinstance(depths, tuple | list) or len(depths) != 4:
+            raise (ValueError if isinstance(depths, tuple | list) else TypeError)(
+                f"ResNet: `depths` must hold four numbers, one per stage, got {depths!r}."
+            )
         for depth in depths:
             _check.count("ResNet", "depths", depth)
         kind, expansion = _BLOCKS[block]

@@ -1,11 +1,12 @@
 """Reading what a network computes on the way, by the names of its layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
+from perceptual_at import _check
 from perceptual_at._extras import extra
 
 
@@ -29,7 +30,7 @@ def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Modul
 
     Raises:
         ImportError: if torchvision is not installed.
-        TypeError: if `model` is no module or `layers` is a single string.
+        TypeError: if `model` is no module or `layers` holds no names.
         ValueError: if a layer is unknown or the model cannot be traced.
 
     Examples:
@@ -39,10 +40,8 @@ def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Modul
         >>> {name: tuple(value.shape) for name, value in outputs.items()}
         {'layer2': (2, 8, 4, 4), 'pool': (2, 8)}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"tap: `model` must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(layers, str) or not layers:
-        raise TypeError(f"tap: `layers` must hold at least one name, as in `[{layers or 'layer3'!r}]`.")
+    _check.module("tap", model)
+    _check_names("tap", "layers", layers, "layer3")
     names = dict(layers) if isinstance(layers, Mapping) else {name: name for name in layers}
     known = {name for name, _ in model.named_modules() if name}
     unknown = [name for name in names if name not in known]
@@ -52,14 +51,27 @@ def tap(model: nn.Module, layers: Sequence[str] | Mapping[str, str]) -> nn.Modul
             f"tap: `layers` names {unknown[0]!r}, which the model does not have. Its outermost layers are "
             f"{children}; `model.named_modules()` lists all."
         )
-    extraction = extra("tap", "torchvision.models.feature_extraction", why="to read inner layers")
+    return _tapped("tap", model, names)
+
+
+def _check_names(function: str, name: str, value: Any, example: str) -> None:
+    """Require at least one name, and not a single one by itself."""
+    if not isinstance(value, Sequence | Mapping) or isinstance(value, str) or not value:
+        hint = value if isinstance(value, str) and value else example
+        raise TypeError(f"{function}: `{name}` must hold at least one name, as in `[{hint!r}]`, got {value!r}.")
+    _check.text(function, **{f"{name}[{place}]": one for place, one in enumerate(value)})
+
+
+def _tapped(function: str, model: nn.Module, names: dict[str, str]) -> nn.Module:
+    """The network that returns the outputs of layers it has, under their names."""
+    extraction = extra(function, "torchvision.models.feature_extraction", why="to read inner layers")
     modes = {module: module.training for module in model.modules()}
     try:
         tapped = cast("nn.Module", extraction.create_feature_extractor(model, return_nodes=names))
         tapped.train(model.training)
     except (TraceError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"tap: torch.fx cannot trace `model` ({type(model).__name__}) up to {list(names)}: {error}. "
+            f"{function}: torch.fx cannot trace `model` ({type(model).__name__}) up to {list(names)}: {error}. "
             "Models whose forward pass branches on values, or that are wrapped in DistributedDataParallel or "
             "torch.compile, cannot be traced; give the network inside."
         ) from error
@@ -88,7 +100,7 @@ def perception_taps(
 
     Raises:
         ImportError: if torchvision is not installed.
-        TypeError: if `model` is no module or `proxies` is a single string.
+        TypeError: if `model` is no module or `proxies` holds no names.
         ValueError: if a proxy is unknown, or the model says nothing about its layers.
 
     Examples:
@@ -98,23 +110,24 @@ def perception_taps(
         >>> {name: tuple(value.shape) for name, value in outputs.items()}
         {'third_to_last': (2, 8, 4, 4), 'second_to_last': (2, 8), 'logits': (2, 10)}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"perception_taps: `model` must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(proxies, str) or not proxies:
-        raise TypeError(f"perception_taps: `proxies` must hold names, as in `({proxies or 'logits'!r},)`.")
+    _check.module("perception_taps", model)
+    _check_names("perception_taps", "proxies", proxies, "logits")
+    return _perception("perception_taps", "proxies", model, proxies)
+
+
+def _perception(function: str, name: str, model: nn.Module, proxies: Sequence[str]) -> nn.Module:
+    """The network that returns these proxies; errors speak of `function` and of its argument `name`."""
     for path, module in model.named_modules():
         layers: dict[str, str] | None = getattr(module, "perception_layers", None)
         if layers is None:
             continue
         unknown = [proxy for proxy in proxies if proxy not in layers]
         if unknown:
-            raise ValueError(
-                f"perception_taps: `proxies` must be among {', '.join(map(repr, layers))}, got {unknown[0]!r}."
-            )
+            raise ValueError(f"{function}: `{name}` must be among {', '.join(map(repr, layers))}, got {unknown[0]!r}.")
         prefix = f"{path}." if path else ""
-        return tap(model, {prefix + layers[proxy]: proxy for proxy in proxies})
+        return _tapped(function, model, {prefix + layers[proxy]: proxy for proxy in proxies})
     raise ValueError(
-        f"perception_taps: nothing in `model` ({type(model).__name__}) names its perception layers; choose "
+        f"{function}: nothing in `model` ({type(model).__name__}) names its perception layers; choose "
         'layers by name, as in `tap(model, {"fc": "logits", "avgpool": "second_to_last"})`, or give the '
         "class a dict `perception_layers`."
     )
@@ -135,7 +148,7 @@ def perceive_at(model: nn.Module, proxy: str) -> Callable[[Tensor], tuple[Tensor
 
     Raises:
         ImportError: if torchvision is not installed.
-        TypeError: if `model` is no module.
+        TypeError: if `model` is no module or `proxy` no word.
         ValueError: if the proxy is unknown, or the model says nothing about its layers.
 
     Source:
@@ -148,7 +161,9 @@ def perceive_at(model: nn.Module, proxy: str) -> Callable[[Tensor], tuple[Tensor
         >>> logits.shape, perception.shape
         (torch.Size([2, 10]), torch.Size([2, 8]))
     """
-    return _Perceive(perception_taps(model, ("logits", proxy)), proxy)
+    _check.module("perceive_at", model)
+    _check.text("perceive_at", proxy=proxy)
+    return _Perceive(_perception("perceive_at", "proxy", model, ("logits", proxy)), proxy)
 
 
 class _Perceive:

@@ -28,7 +28,7 @@ def trained(name: str) -> nn.Module:
     Raises:
         ValueError: if there is no network of that name, or its file is not the one that its card describes.
     """
-    card = trained_card(name)
+    card = _card("trained", name)
     path = FOLDER / f"{name}.safetensors"
     raw = path.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
@@ -54,11 +54,16 @@ def trained_card(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no network of that name.
     """
-    path = FOLDER / f"{name}.json"
+    return _card("trained_card", name)
+
+
+def _card(function: str, name: str) -> dict[str, Any]:
     names = sorted(card.stem for card in FOLDER.glob("*.json"))
-    if name not in names:
-        raise ValueError(f"trained: `name` must be one of {', '.join(map(repr, names)) or 'none yet'}, got {name!r}.")
-    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(
+            f"{function}: `name` must be one of {', '.join(map(repr, names)) or 'none yet'}, got {name!r}."
+        )
+    card: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return card
 
 

@@ -51,7 +51,7 @@ def pgd_at(model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: At
         >>> list(terms), loss.requires_grad
         (['cross_entropy'], True)
     """
-    x, labels = one_batch("pgd_at", views, labels)
+    x, labels = one_batch("pgd_at", model, views, labels)
     adv = forward(model, attacked("pgd_at", attack, model, x, labels))
     ce = cross_entropy(adv, labels).mean()
     return finish(ce, cross_entropy=ce)
@@ -104,7 +104,7 @@ def trades(
     """
     _check.flag("trades", repeat_clean_forward=repeat_clean_forward)
     _check.number("trades", "beta", beta, at_least=0.0)
-    x, labels = one_batch("trades", views, labels)
+    x, labels = one_batch("trades", model, views, labels)
     x_adv = kl_attacked("trades", attack, model, x, labels, noise, generator)
     clean, adv = forward(model, x), forward(model, x_adv)
     again = forward(model, x) if repeat_clean_forward else clean
@@ -155,7 +155,7 @@ def mart(
         True
     """
     _check.number("mart", "beta", beta, at_least=0.0)
-    x, labels = one_batch("mart", views, labels)
+    x, labels = one_batch("mart", model, views, labels)
     check_indices("mart", labels)
     x_adv = attacked("mart", attack, model, x, labels, start=gaussian_start("mart", x, noise, generator))
     clean, adv = forward(model, x), forward(model, x_adv)
@@ -205,7 +205,7 @@ def consistency_at(
     """
     _check.number("consistency_at", "consistency_weight", consistency_weight, at_least=0.0)
     _check.number("consistency_at", "consistency_temperature", consistency_temperature, above=0.0)
-    x, labels = one_batch("consistency_at", views, labels, expected=(2,))
+    x, labels = one_batch("consistency_at", model, views, labels, expected=(2,))
     adv = forward(model, attacked("consistency_at", attack, model, x, labels))
     ce = cross_entropy(adv, labels).mean()
     js = consistency_loss(*adv.chunk(2), temperature=consistency_temperature)

@@ -82,7 +82,7 @@ def run_base(
 ) -> Passes:
     """Run a base objective and tell what it ran; `term` is what will be added to it."""
     _check.module(function, model)
-    check_views(function, views, labels, expected=(1, 2))
+    check_views(function, model, views, labels, expected=(1, 2))
     objective = _resolved(function, base, options)
     if all(_check.unbound(attack, *given) for given in ((), ("start",), ("loss", "start"))):
         _check.attack(function, "`attack`", attack)  # no base could call it

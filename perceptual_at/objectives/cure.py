@@ -140,7 +140,7 @@ def cure_gradients(
         >>> int((model.weight.grad == 0).sum()), loss.requires_grad
         (3, False)
     """
-    check_shares("cure_gradients", share, natural_weight, robust_weight)
+    check_shares("cure_gradients", share, natural_weight, robust_weight, layers)
     options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
     loss, terms = _terms("cure_gradients", model, views, labels, attack, noise=noise, generator=generator, **options)
     trained = {name: value for name, value in bare(model).named_parameters() if value.requires_grad}
@@ -173,7 +173,7 @@ def _terms(
     _check.number(function, "weight", weight, at_least=0.0)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
     check_average(function, average, model)
-    x, labels = one_batch(function, views, labels)
+    x, labels = one_batch(function, model, views, labels)
     check_indices(function, labels)
     x_adv = kl_attacked(function, attack, model, x, labels, **noise)
     stable: list[Tensor] = []

@@ -97,7 +97,7 @@ def ducat(
     for name, value in (("clean_share", clean_share), ("adv_share", adv_share)):
         _check.number("ducat", name, value, at_least=0.0, at_most=1.0)
     _check.number("ducat", "consistency_temperature", consistency_temperature, above=0.0)
-    x, labels = one_batch("ducat", views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
+    x, labels = one_batch("ducat", model, views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
     check_indices("ducat", labels)
     source_of_noise("ducat", noise, generator, x)
     if base == "trades":

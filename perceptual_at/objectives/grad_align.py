@@ -64,7 +64,7 @@ def grad_align(
     """
     _check.number("grad_align", "weight", weight, at_least=0.0)
     check_threat("grad_align", threat)
-    x, labels = one_batch("grad_align", views, labels)
+    x, labels = one_batch("grad_align", model, views, labels)
     check_indices("grad_align", labels)
     generator = _random.source("grad_align", generator, x.device)
     x_adv = attacked("grad_align", attack, model, x, labels)

@@ -80,7 +80,7 @@ def hypersphere(
     _check.number("hypersphere", "beta", beta, at_least=0.0)
     _check.number("hypersphere", "scale", scale, above=0.0)
     _check.number("hypersphere", "margin", margin, at_least=0.0)
-    x, labels = one_batch("hypersphere", views, labels)
+    x, labels = one_batch("hypersphere", model, views, labels)
     check_indices("hypersphere", labels)
     start = gaussian_start("hypersphere", x, noise, generator)
     if base == "pgd_at":

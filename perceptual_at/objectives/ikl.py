@@ -90,7 +90,7 @@ def ikl(
     _check.number("ikl", "temperature", temperature, above=0.0)
     if sums is not None:
         _check_square("ikl", "sums", sums, "zeros to begin with")
-    x, labels = one_batch("ikl", views, labels)
+    x, labels = one_batch("ikl", model, views, labels)
     check_indices("ikl", labels)
     weights = None if table is None else _rows("ikl", table, labels)
     (reference,) = predictions(model, x)

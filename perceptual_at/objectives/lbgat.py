@@ -74,7 +74,7 @@ def lbgat(
     """
     _check.number("lbgat", "beta", beta, at_least=0.0)
     _check_teacher(teacher, model)
-    x, labels = one_batch("lbgat", views, labels)
+    x, labels = one_batch("lbgat", model, views, labels)
     check_indices("lbgat", labels)
     (reference,) = predictions(model, x)
     start = gaussian_start("lbgat", x, noise, generator)

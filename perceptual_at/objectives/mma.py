@@ -66,7 +66,7 @@ def mma(
         >>> torch.allclose(loss, terms["cross_entropy"])  # every point is the clean input
         True
     """
-    check_views("mma", views, labels, expected=(1,))
+    check_views("mma", model, views, labels, expected=(1,))
     check_indices("mma", labels)
     (x,) = views
     check_margins("mma", margins, largest, clean_weight, **{"views[0]": x})

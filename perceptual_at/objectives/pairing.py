@@ -78,7 +78,7 @@ def alp(
     _check.choice("alp", "supervise", supervise, ("both", "adversarial"))
     _check.choice("alp", "space", space, ("logits", "probabilities"))
     _check.number("alp", "smoothing", smoothing, at_least=0.0, at_most=1.0)
-    x, labels = one_batch("alp", views, labels)
+    x, labels = one_batch("alp", model, views, labels)
     check_indices("alp", labels)
     x_adv = attacked("alp", attack, model, x, labels)
     clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
@@ -146,8 +146,8 @@ def clp(
         raise ValueError(f"clp: `noise`={noise!r} has no effect with pairs='attacked'.")
     noise = 0.5 if noise is None else noise
     _check.number("clp", "noise", noise, at_least=0.0)
-    check_views("clp", views, labels, expected=(1, 2))
-    x, labels = one_batch("clp", views, labels)
+    check_views("clp", model, views, labels, expected=(1, 2))
+    x, labels = one_batch("clp", model, views, labels)
     check_indices("clp", labels)
     generator = _random.source("clp", generator, x.device)
     if pairs == "images":

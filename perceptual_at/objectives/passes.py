@@ -22,17 +22,19 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 
 def one_batch(
-    function: str, views: Sequence[Tensor], labels: Tensor, *, expected: tuple[int, ...] = (1, 2)
+    function: str, model: nn.Module, views: Sequence[Tensor], labels: Tensor, *, expected: tuple[int, ...] = (1, 2)
 ) -> tuple[Tensor, Tensor]:
     """The views as one batch, and the labels repeated once per view."""
-    check_views(function, views, labels, expected=expected)
+    check_views(function, model, views, labels, expected=expected)
     if len(views) == 1:
         return views[0], labels
     return torch.cat(tuple(views)), repeat(labels, "b ... -> (v b) ...", v=len(views))
 
 
-def check_views(function: str, views: Any, labels: Any, *, expected: tuple[int, ...]) -> None:
-    """Require as many views as expected, of one shape, with fitting labels."""
+def check_views(function: str, model: Any, views: Any, labels: Any, *, expected: tuple[int, ...]) -> None:
+    """Require something to call, and as many views as expected, of one shape, with fitting labels."""
+    if not callable(model):
+        raise TypeError(f"{function}: `model` must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(views, tuple | list) or len(views) not in expected:
         wanted = " or ".join({1: "(x,)", 2: "(x1, x2)"}[count] for count in expected)
         got = f"{len(views)} of them" if isinstance(views, tuple | list) else type(views).__name__
@@ -104,13 +106,21 @@ def predictions(
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
     with torch.no_grad(), frozen(model, model_mode="as_is" if as_is else "eval") as f:
-        return [f(x.clone()) if weights is None else call_with(model, weights, x.clone()) for x in inputs]
+        return [_logits(f(x.clone()) if weights is None else call_with(model, weights, x.clone())) for x in inputs]
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
     """Logits at `x`. The model gets a copy, because it may write to its input, which other terms still need."""
-    logits: Tensor = model(x if getattr(model, "copies", False) else x.clone())
-    return logits
+    return _logits(model(x if getattr(model, "copies", False) else x.clone()))
+
+
+def _logits(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"objectives: `model` must return a tensor of logits, got {type(output).__name__}; take them out with "
+            "perceptual_at.models.logits_of."
+        )
+    return output
 
 
 def finish(loss: Tensor, **terms: Tensor) -> Result:

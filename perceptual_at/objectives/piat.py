@@ -55,7 +55,7 @@ def piat(
     """
     _check.flag("piat", weighted=weighted)
     _check.number("piat", "weight", weight, at_least=0.0)
-    x, labels = one_batch("piat", views, labels)
+    x, labels = one_batch("piat", model, views, labels)
     check_indices("piat", labels)
     x_adv = attacked("piat", attack, model, x, labels)
     clean, adv = forward(model, x), forward(model, x_adv)

@@ -139,7 +139,7 @@ def raat(
     _check.choice(function, "supervise", supervise, ("both", "first"))
     if beta is not None and misclassified != "mart":
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with misclassified={misclassified!r}.")
-    x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    x, labels = one_batch(function, model, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     check_mask(function, mask, views[0], labels)
     rule = rule._replace(eta=per_row(function, eta, views))
@@ -264,7 +264,7 @@ def raat_plus_plus(
     check_options(function, weight, labels, rule, settings)
     _check.flag(function, repeat_clean_forward=repeat_clean_forward)
     _check.number(function, "beta", beta, at_least=0.0)
-    x, labels = one_batch(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    x, labels = one_batch(function, model, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     check_mask(function, mask, views[0], labels)
     rule = rule._replace(eta=per_row(function, eta, views))
@@ -367,7 +367,7 @@ def raat_sharp(
     check_options(function, weight, labels, rule, settings)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
     check_average(function, average, model)
-    check_views(function, views, labels, expected=(2,) if weight > 0 else (1, 2))
+    check_views(function, model, views, labels, expected=(2,) if weight > 0 else (1, 2))
     check_indices(function, labels)
     check_mask(function, mask, views[0], labels)
     rule = rule._replace(eta=per_row(function, eta, views[:1]))  # each view is attacked on its own
@@ -451,7 +451,7 @@ def dicar(
     """
     settings = Dicar(mix, mask, space, temperature, average_over)
     check_options("dicar", weight, labels, None, settings)
-    check_views("dicar", views, labels, expected=(2,))
+    check_views("dicar", model, views, labels, expected=(2,))
     check_mask("dicar", mask, views[0], labels)
     if mask is None:
         check_indices("dicar", labels)

@@ -60,7 +60,7 @@ def rebat(
         tensor(0.)
     """
     uses_average = _uses_average("rebat", average, beta, teacher_mode, model)
-    x, labels = one_batch("rebat", views, labels)
+    x, labels = one_batch("rebat", model, views, labels)
     x_adv = attacked("rebat", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
@@ -124,7 +124,7 @@ def rpat_plus_plus(
     """
     uses_average = _uses_average("rpat_plus_plus", average, beta, teacher_mode, model)
     _check.number("rpat_plus_plus", "alpha", alpha, above=0.0, at_most=1.0)
-    x, labels = one_batch("rpat_plus_plus", views, labels)
+    x, labels = one_batch("rpat_plus_plus", model, views, labels)
     x_adv = attacked("rpat_plus_plus", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()

@@ -103,7 +103,7 @@ def adr(
             "adr: `average` must be averaged weights, such as snapshot(model) moved by ema_update, got None."
         )
     check_average("adr", average, model)
-    x, labels = one_batch("adr", views, labels)
+    x, labels = one_batch("adr", model, views, labels)
     check_indices("adr", labels)
     generator = source_of_noise("adr", noise, generator, x)
     (teacher,) = predictions(model, x, weights=average)

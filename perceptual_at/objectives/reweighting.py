@@ -83,7 +83,7 @@ def gairat(
         True
     """
     check_geometry("gairat", steps, offset, form)
-    x, labels = one_batch("gairat", views, labels)
+    x, labels = one_batch("gairat", model, views, labels)
     check_indices("gairat", labels)
     if kappa is None:
         own: Any = None
@@ -181,7 +181,7 @@ def mail(
     recommended = (10.0, -0.5) if base == "pgd_at" else (2.0, 0.0)
     slope, bias = recommended[0] if slope is None else slope, recommended[1] if bias is None else bias
     check_sigmoid("mail", slope, bias, scale)
-    x, labels = one_batch("mail", views, labels)
+    x, labels = one_batch("mail", model, views, labels)
     check_indices("mail", labels)
     if base == "trades":
         x_adv = kl_attacked("mail", attack, model, x, labels, noise, generator)
@@ -250,7 +250,7 @@ def ewat(
         True
     """
     _check.choice("ewat", "form", form, ("one_plus", "proportional"))
-    x, labels = one_batch("ewat", views, labels)
+    x, labels = one_batch("ewat", model, views, labels)
     check_indices("ewat", labels)
     adv = forward(model, attacked("ewat", attack, model, x, labels))
     loss = (entropy_weights(adv, form=form) * cross_entropy(adv, labels)).mean()
@@ -301,7 +301,7 @@ def sovr(
     """
     _check.number("sovr", "weight", weight, at_least=0.0)
     _check.number("sovr", "share", share, at_least=0.0, at_most=1.0)
-    x, labels = one_batch("sovr", views, labels)
+    x, labels = one_batch("sovr", model, views, labels)
     check_indices("sovr", labels)
     adv = forward(model, attacked("sovr", attack, model, x, labels))
     switched = smallest_margins(adv, labels, share=share)

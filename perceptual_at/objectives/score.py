@@ -82,7 +82,7 @@ def score(
         raise ValueError(f"score: `beta`={beta!r} has no effect with base='pgd_at'.")
     beta = 4.0 if beta is None else beta
     check_score("score", beta, slack, slack_on)
-    x, labels = one_batch("score", views, labels)
+    x, labels = one_batch("score", model, views, labels)
     if base == "pgd_at":
         x_adv = attacked("score", attack, model, x, labels, loss=_error)
         adv = forward(model, x_adv)

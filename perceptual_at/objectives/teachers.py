@@ -81,7 +81,7 @@ def hat(
     check_teacher("hat", "helper", helper, "a network trained without attacks")
     for name, value in (("reach", reach), ("beta", beta), ("weight", weight)):
         _check.number("hat", name, value, at_least=0.0)
-    x, labels = one_batch("hat", views, labels)
+    x, labels = one_batch("hat", model, views, labels)
     check_indices("hat", labels)
     if base == "trades":
         x_adv = kl_attacked("hat", attack, model, x, labels, noise, generator)
@@ -157,7 +157,7 @@ def kd(
         _check.number("kd", "weights", value, at_least=0.0)
     _check.number("kd", "temperature", temperature, above=0.0)
     _check.choice("kd", "form", form, ("cross_entropy", "kl"))
-    x, labels = one_batch("kd", views, labels)
+    x, labels = one_batch("kd", model, views, labels)
     x_adv = attacked("kd", attack, model, x, labels)
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()

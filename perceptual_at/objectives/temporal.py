@@ -82,7 +82,7 @@ def te(
     _check.choice("te", "base", base, ("pgd_at", "trades"))
     _check.number("te", "weight", weight, at_least=0.0)
     _check.number("te", "beta", beta, at_least=0.0)
-    check_views("te", views, labels, expected=(1,))
+    check_views("te", model, views, labels, expected=(1,))
     check_indices("te", labels)
     (x,) = views
     if targets is not None:

@@ -45,7 +45,7 @@ def standard(
         >>> torch.allclose(loss, nn.functional.cross_entropy(model(x), labels))
         True
     """
-    x, labels = one_batch("standard", views, labels)
+    x, labels = one_batch("standard", model, views, labels)
     ce = cross_entropy(forward(model, x), labels).mean()
     return finish(ce, cross_entropy=ce)
 
@@ -90,7 +90,7 @@ def random_noise(
         (['cross_entropy'], True)
     """
     check_threat("random_noise", threat)
-    x, labels = one_batch("random_noise", views, labels)
+    x, labels = one_batch("random_noise", model, views, labels)
     generator = _random.source("random_noise", generator, x.device)
     ce = cross_entropy(forward(model, threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)
