@@ -693,6 +693,9 @@ def test_undefined_logits_are_an_error_on_clean_inputs_and_wrong_on_adversarial_
 
 
 def test_malformed_batches_and_names_are_refused():
+    def noise(model, x, labels, generator=None):
+        return x + torch.randn(x.shape, generator=generator)
+
     index = torch.arange(4)
     bad = {
         "`x` contains NaN": lambda: quiet(threshold, [(X * torch.nan, LABELS)], {}),
@@ -712,6 +715,9 @@ def test_malformed_batches_and_names_are_refused():
         ),
         r"attack 'double' must return inputs of torch.float32, .*x_adv.to\(x.dtype\)": lambda: quiet(
             threshold, LOADER, {"double": lambda model, x, labels: x.double()}
+        ),
+        "attack 'noise' was given a `SampleGenerator` .* bind a torch.Generator": lambda: quiet(
+            threshold, LOADER, {"noise": noise}
         ),
         "K >= 2": lambda: quiet(lambda x: x, LOADER, {}),
         "labels` must lie in": lambda: quiet(threshold, [(X, LABELS + 1)], {}),

@@ -397,6 +397,10 @@ def test_outputs_that_are_no_logits_and_labels_out_of_range_are_refused():
         "K >= 2": lambda: sanity_checks(lambda x: model(x)[:, :1], x, labels * 0, THREAT),
         "`labels` must be integer": lambda: sanity_checks(model, x, labels.float(), THREAT),
         "`model` must be callable": lambda: sanity_checks(None, x, labels, THREAT),
+        "`black_box` must be a function": lambda: sanity_checks(nn.Flatten(), x, labels, THREAT, black_box="square"),
+        "`black_box` cannot be called .* 'threat'": lambda: sanity_checks(
+            nn.Flatten(), x, labels, THREAT, black_box=pgd
+        ),
         "`queries` must be at least 1": lambda: all_checks(model, x, labels, THREAT, queries=0),
     }
     for words, call in calls.items():
@@ -452,6 +456,32 @@ def test_losses_that_differ_by_chance_or_little_pass():
     assert not of(500, 1, 38, 461).passed
     assert "margin does better" in of(500, 1, 38, 461).advice
     assert of(500, 38, 1, 461).passed  # then the accuracy under the cross entropy is the smaller one
+
+
+def test_outputs_with_nan_are_said_and_everything_else_is_of_the_other_samples():
+    def above(x):
+        return torch.cat([x, 0.5 - x], dim=1).where(x < 0.8, math.nan)
+
+    x, labels = torch.tensor([[0.75], [0.375], [0.125], [0.9]]), torch.tensor([0, 0, 1, 0])
+    undefined, *others = (
+        one for one in sanity_checks(above, x, labels, Linf(torch.full((4,), 0.01)), steps=2, queries=5)
+        if one.name not in ("modes", "inputs", "normalization")
+    )  # fmt: skip
+    assert str(undefined).startswith("outputs FAILED: the model gives NaN for 1 of 4 inputs. Suggests a division")
+    assert {one.name for one in others} >= {"deterministic", "batches", "gradients", "more_steps", "black_box"}
+    assert not failed(one for one in others if one.name in ("deterministic", "batches", "gradients"))
+    found = sanity_checks(lambda x: x * math.nan, x.expand(4, 2), labels, Linf(0.01))
+    assert [one.name for one in found if not one.passed] == ["outputs"]
+
+
+def test_a_black_box_attack_that_returns_something_else_is_named_and_may_write_to_its_inputs():
+    model, x, labels = nn.Flatten(), torch.tensor([[0.75, 0.25], [0.25, 0.75]]), torch.tensor([0, 1])
+    results = {}
+    for name, attack in {"nothing": lambda *_: None, "in place": lambda model, x, labels: x.fill_(0.5)}.items():
+        found = sanity_checks(model, x, labels, Linf(0.01), steps=2, black_box=attack)
+        (results[name],) = (one for one in found if one.name == "black_box")
+    assert "`black_box(model, x, labels)` must be a torch.Tensor, got NoneType" in results["nothing"].found
+    assert "broke 0 of 2, an attack without gradients 1, 1 of them alone" in results["in place"].found
 
 
 def test_a_few_samples_for_the_black_box_alone_are_no_masking():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._random import SampleGenerator
+from perceptual_at._shapes import rows
 from perceptual_at.attacks.pgd import pgd
 from perceptual_at.attacks.square import square
 from perceptual_at.attacks.targets import margin
@@ -56,7 +57,7 @@ def sanity_checks(
     The model runs in eval mode, but for the check of its modes, and is left as found. It costs about `30 * steps`
     gradients per sample, and `queries` forward passes for each that the black-box attack does not break. A check whose
     premise does not hold for this model or threat says so and decides nothing; one that ends with an error is a failed
-    one.
+    one. Samples for which the model gives NaN are one too, and the other checks are of the rest.
 
     Args:
         model: maps inputs to logits `(B, K)`, or dense ones `(B, K, *S)` for the checks without attacks.
@@ -100,6 +101,12 @@ def sanity_checks(
         with frozen(model) as borrowed, in_step(borrowed) as f:
             outputs = _outputs(f, x)
             check_outputs("sanity_checks", outputs, labels)
+            defined = ~rows(outputs).isnan().any(dim=1)
+            if not bool(defined.all()):
+                found.append(_check_defined(defined))
+                if not bool(defined.any()):
+                    return tuple(found)
+                x, labels, outputs, threat = x[defined], labels[defined], outputs[defined], select(threat, defined)
             found.append(_guarded("deterministic", check_deterministic, f, x))
             found.append(_guarded("batches", check_batches, f, x))
             found.append(_guarded("probabilities", check_probabilities, f, x))
@@ -173,7 +180,9 @@ class _Sample:
         return self._attacks(self.model, self.threat.scaled(2.0)).broken(self.steps)
 
     def _by(self, attack: Attack) -> Tensor:
-        return _broken(self.model, _points(attack(self.model, self.x, self.labels)), self.labels)
+        found = _points(attack(self.model, self.x.clone(), self.labels.clone()))  # which an attack may write to
+        _check.same_shape("sanity_checks", x=self.x, **{"black_box(model, x, labels)": found})
+        return _broken(self.model, found, self.labels)
 
     def _moved(self, source: Model) -> Tensor:
         with frozen(source) as borrowed, in_step(borrowed) as g:
@@ -302,6 +311,16 @@ def _outputs(model: Model, x: Tensor) -> Any:
         return model(x.clone())  # which a model may write to
 
 
+def _check_defined(defined: Tensor) -> Check:
+    """Outputs with NaN, of which the other checks know nothing to say."""
+    count = int((~defined).sum())
+    return Check(
+        "outputs", False, count / len(defined), f"the model gives NaN for {count} of {len(defined)} inputs",
+        "a division by zero, the logarithm of a negative number or an overflow in the model",
+        "find the first layer that gives NaN; the other checks are of the other samples alone",
+    )  # fmt: skip
+
+
 def _guarded(name: str, check: Callable[..., Check], *arguments: Any, **options: Any) -> Check:
     """A check; what ends it is its result."""
     try:
@@ -337,9 +356,11 @@ def _check_call(
     model: Any, x: Any, labels: Any, threat: Any, steps: Any, queries: Any, black_box: Any, transfer_from: Any,
     level: Any, seed: Any,
 ) -> None:  # fmt: skip
-    for name, value in (("model", model), ("black_box", black_box), ("transfer_from", transfer_from)):
+    for name, value in (("model", model), ("transfer_from", transfer_from)):
         if not callable(value) and (name == "model" or value is not None):
             raise TypeError(f"sanity_checks: `{name}` must be callable, got {type(value).__name__}.")
+    if black_box is not None:
+        _check.attack("sanity_checks", "`black_box`", black_box)
     _check.floating("sanity_checks", x=x)
     _check.tensor("sanity_checks", "labels", labels)
     if labels.ndim < 2:

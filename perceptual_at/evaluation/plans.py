@@ -73,7 +73,16 @@ class Plan:
             given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
         for name, loss in self.losses.items():
             given[name] = _taken(self.name, "loss", index, functools.partial(_loss_rows, loss, index))
-        found: Any = self.attack(model, x.clone(), labels.clone(), **given)  # which an attack may write to
+        try:
+            found: Any = self.attack(model, x.clone(), labels.clone(), **given)  # which an attack may write to
+        except TypeError as error:
+            if not (self.takes_generator and SampleGenerator.__name__ in str(error)):
+                raise
+            raise TypeError(
+                f"evaluate: attack {self.name!r} was given a `SampleGenerator` as its `generator`, one stream per "
+                "sample, which torch's own functions do not take; draw by its methods, or bind a torch.Generator: "
+                "functools.partial(attack, generator=torch.Generator())."
+            ) from error
         verdict = found if isinstance(found, Verdict) else None
         x_adv = found if verdict is None else verdict.x_adv
         _check.same_shape("evaluate", x=x, **{f"attacks[{self.name!r}]": x_adv})
