@@ -116,7 +116,14 @@ def of_the_module(net):
     return by_another
 
 
+def of_a_file(net):
+    FILE.net = net
+    return lambda x: FILE.net(x)
+
+
+FILE = types.ModuleType("my_models")
 HIDDEN = {
+    "file of models": of_a_file,
     "lambda": lambda net: lambda x: net(x),
     "partial": lambda net: functools.partial(lambda f, x: f(x), net),
     "keyword of a partial": lambda net: functools.partial(lambda x, f: f(x), f=net),
@@ -368,6 +375,20 @@ def test_training_of_a_model_sharded_over_two_processes_goes_on(kind, tmp_path):
     finally:
         for process in processes.processes:
             process.kill()
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd search", "fgsm", "apgd", "square"])
+def test_a_loss_may_write_to_what_it_is_given(name):
+    def loss(logits, labels):
+        labels[labels == labels[0]] = 0
+        logits -= 1e6 * functional.one_hot(labels, 5)  # by these all would be misclassified
+        return logits[:, 1]
+
+    net, labels = training_net(), classes_of()
+    before = labels.clone()
+    verdict = ATTACKS[name](net, images(), labels, THREAT, loss=loss, verdict=True)
+    assert torch.equal(labels, before)
+    assert torch.equal(verdict.success, net.eval()(verdict.x_adv).argmax(dim=1) != labels)
 
 
 # Borrowers at once, and interrupts ----------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def friendly_pgd(
 
     def watched(logits: Tensor, aims: Tensor) -> Tensor:
         wrong.append(logits.detach().argmax(dim=1) != aims)
-        return loss(logits, aims)
+        return loss(logits, aims.clone())  # which it may write to
 
     stopped = torch.zeros_like(labels, dtype=torch.bool)
     with frozen(model, model_mode=model_mode, lane=lane) as f:

@@ -286,7 +286,10 @@ class Victim:
         self.function, self.loan, self.model, self.eot = function, loan, model, terms.eot
         self.exact: Model = model.exact if isinstance(model, FastModel) else model
         self.aimed = terms.targets is not None
-        self.classes = terms.judged or getattr(terms.loss, "__module__", "").startswith(OWN)
+        own = terms.loss is None or getattr(terms.loss, "__module__", "").startswith(OWN)
+        self.guarded = not own
+        """Whether the loss is the user's own, which may write to what it is given."""
+        self.classes = terms.judged or (own and terms.loss is not None)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
         self.writes = self.reentrant = self.output_checked = False
         self.sizes = _SIZES.get()
@@ -318,7 +321,7 @@ class Victim:
             if raw.dtype == torch.float16:
                 logits = logits.detach().requires_grad_()
         try:
-            values = loss(logits, labels)
+            values = loss(*(self._copies(logits, labels) if self.guarded else (logits, labels)))
         except (RuntimeError, ValueError) as error:
             self._explain("loss", error, x)
             raise
@@ -345,7 +348,8 @@ class Victim:
             passes = []
             for _ in range(self.eot):
                 logits = self._logits(self.model, x)
-                passes.append((loss(logits, labels), logits))
+                given = self._copies(logits, labels) if self.guarded else (logits, labels)
+                passes.append((loss(*given), logits))
             check_values(self.function, passes[0][0], len(x))
             if self.soft:
                 self._check_soft_labels()
@@ -398,6 +402,10 @@ class Victim:
             return grad
 
         return logits.detach(), pull_back
+
+    def _copies(self, outputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
+        """Outputs and labels that a loss may write to: what is judged by is not handed out."""
+        return outputs.clone() if isinstance(outputs, Tensor) else outputs, labels.clone()
 
     def _logits(self, model: Model, x: Tensor) -> Any:
         return _widened(self._output(model, x.clone()))

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,7 +32,8 @@ def callable_of(model: Any) -> Any:
 def modules_of(model: Any) -> list[nn.Module]:
     """The outermost modules in a callable: itself, or what its partials, closures, attributes and containers hold.
 
-    A name that a function looks up among the globals counts if it is a module there, or something that holds one.
+    A name that a function looks up among the globals counts if it is a module there, or something that holds one; of a
+    module of Python's, such as the user's own file of models, what the function names.
     """
     if isinstance(model, nn.Module):
         return [model]
@@ -80,8 +81,12 @@ def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
     if _is_foreign(function.__module__):
         return
     yield from vars(function).values()  # also what a decorator wrapped
-    for name in _global_names(function.__code__):
-        yield function.__globals__.get(name)
+    names = _names(function.__code__)
+    for name in names.looked_up:
+        thing = function.__globals__.get(name)
+        if isinstance(thing, types.ModuleType) and not _is_foreign(thing.__name__):
+            yield from (vars(thing).get(attribute) for attribute in names.all)
+        yield thing
 
 
 def _held_by_object(thing: Any) -> Iterator[Any]:
@@ -100,12 +105,22 @@ def _held_by_object(thing: Any) -> Iterator[Any]:
                 yield value
 
 
-def _global_names(code: types.CodeType) -> set[str]:
-    """Names that the code, or code inside it, looks up among the globals."""
-    names = {entry.argval for entry in dis.get_instructions(code) if entry.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+class _Names(NamedTuple):
+    """Names in code, and those of them that are looked up among the globals."""
+
+    all: set[str]
+    looked_up: set[str]
+
+
+def _names(code: types.CodeType) -> _Names:
+    """The names in code, and in code inside it."""
+    looked_up = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names = _Names(set(code.co_names), looked_up)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
+            inner = _names(constant)
+            names.all.update(inner.all)
+            names.looked_up.update(inner.looked_up)
     return names
 
 
