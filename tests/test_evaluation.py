@@ -898,6 +898,40 @@ def test_scores_and_undefined_checks_come_back_from_json_equal_and_as_other_read
         json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
 
 
+DAMAGE = {
+    "costs": {"pgd": {"hours": 1}}, "checks": [{"name": "one"}], "classes": None, "attacks": {"pgd": 3},
+    "verdicts": {"clean": "01", "pgd": "1"}, "labels": [0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_report_is_named_by_its_path(tmp_path, name):
+    path = tmp_path / "report.json"
+    Evaluation(torch.tensor([True, False]), {}).to_json(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: DAMAGE[name]}))
+    with pytest.raises(ValueError, match=r"^Evaluation.from_json: .*report.json' is damaged"):
+        Evaluation.from_json(path)
+
+
+def test_what_no_report_can_hold_is_named(tmp_path):
+    right = torch.tensor([True, False])
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    passes = torch.ones(3, 2, dtype=torch.bool)
+    calls = {
+        "Evaluation: `costs": lambda: Evaluation(right, {}, costs={"pgd": 3}),
+        "Evaluation: `attacks": lambda: Evaluation(right, {}, attacks={"pgd": "a call"}),
+        "Evaluation: `repeated` must hold 'clean'": lambda: Evaluation(right, {"a": right}, repeated={"a": passes}),
+        "Evaluation: `repeated": lambda: Evaluation(right, {}, repeated={"clean": passes.long()}),
+        "Evaluation.to_json: .* JSON": lambda: Evaluation(right, {}, provenance={"a": right}).to_json(tmp_path / "a"),
+        "Evaluation.to_json: `path`": lambda: Evaluation(right, {}).to_json(None),
+        "Evaluation.interval: `confidence`": lambda: Evaluation(right, {}).interval("clean", confidence=95),
+        "Evaluation.from_json: .* is no JSON file": lambda: Evaluation.from_json(tmp_path / "deep.json"),
+    }
+    for words, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+            call()
+
+
 def test_an_evaluation_keeps_its_own_and_takes_no_text_for_a_list():
     labels = torch.tensor([0, 1])
     result = Evaluation(torch.tensor([True, False]), {}, labels=labels, index=labels, classes=["crane", "crane", "cat"])

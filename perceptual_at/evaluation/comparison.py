@@ -148,7 +148,8 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
     """
     for name, value in (("a", a), ("b", b)):
         _check_evaluation("compare", name, value)
-    if not isinstance(names, tuple | list) or len(names) != 2:
+    _check.names("compare", "names", names)
+    if len(names) != 2:
         raise TypeError(f"compare: `names` must be a pair, got {names!r}.")
     places_a, places_b = _matched(a, b)
     shared = [name for name in a.robust if name in b.robust]

@@ -131,6 +131,7 @@ class Record:
 
 def write_report(path: str | os.PathLike[str], derived: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Write the fields of an evaluation, and numbers that follow from them for who reads without this library."""
+    check_file("Evaluation.to_json", "path", path)
     own = dict(fields)
     for name in ("robust", "suspicious", "repeated"):
         own[name] = {key: _plain(values) for key, values in own[name].items()}
@@ -139,8 +140,12 @@ def write_report(path: str | os.PathLike[str], derived: Mapping[str, Any], field
         own[name] = None if own[name] is None else own[name].tolist()
     verdicts = {"clean": own.pop("correct"), **own.pop("robust")}
     content = {"format": _REPORT, **derived, "verdicts": verdicts, **own}
+    try:
+        text = json.dumps(content, indent=1)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Evaluation.to_json: `attacks` and `provenance` must hold what JSON can: {error}.") from error
     with written_whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     place = os.fspath(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Evaluation.from_json: {place!r} is no JSON file: {error}.") from error
     if not isinstance(content, dict) or content.get("format") not in (_REPORT, _OLD_REPORT):
         raise ValueError(f"Evaluation.from_json: {place!r} was not written by Evaluation.to_json.")

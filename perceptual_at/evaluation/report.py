@@ -109,12 +109,16 @@ class Evaluation(Value):
                 _check.labels("Evaluation", value, correct=correct, name=name)
                 object.__setattr__(self, name, value.detach().clone())
         repeated = dict(_mapping("repeated", self.repeated))
+        if repeated and "clean" not in repeated:
+            raise ValueError(f"Evaluation: `repeated` must hold 'clean', got {', '.join(map(repr, repeated))}.")
         for name, passes in repeated.items():
             if not isinstance(passes, Tensor) or passes.ndim != 2 or passes.shape[1] != len(correct):
                 raise ValueError(
                     f"Evaluation: `repeated[{name!r}]` must be of shape (repeats, {len(correct)}), got "
                     f"{tuple(passes.shape) if isinstance(passes, Tensor) else type(passes).__name__}."
                 )
+            if passes.dtype != torch.bool and not passes.is_floating_point():
+                raise TypeError(f"Evaluation: `repeated[{name!r}]` must be boolean or scores, got {passes.dtype}.")
             repeated[name] = passes if passes.dtype == torch.bool else passes.double()
         frozen = {
             "correct": correct, "robust": robust, "suspicious": suspicious, "repeated": repeated,
@@ -122,6 +126,12 @@ class Evaluation(Value):
         }  # fmt: skip
         for name, value in frozen.items():
             object.__setattr__(self, name, FrozenDict(value) if isinstance(value, dict) else value)
+        for name, kind in (("costs", Cost), ("attacks", Mapping)):
+            for key, value in getattr(self, name).items():
+                if not isinstance(value, kind):
+                    raise TypeError(
+                        f"Evaluation: `{name}[{key!r}]` must be a {kind.__name__}, got {type(value).__name__}."
+                    )
         for name in ("classes", "warnings"):
             _check.names("Evaluation", name, getattr(self, name))
         for check in self.checks:
@@ -184,6 +194,7 @@ class Evaluation(Value):
 
     def interval(self, name: str, *, confidence: float = 0.95) -> Interval:
         """What an accuracy may be on other samples of the same kind: Wilson's interval; for scores, that of a mean."""
+        _check.number("Evaluation.interval", "confidence", confidence, above=0.0, below=1.0)
         verdicts = self.verdicts(name)
         if verdicts.dtype == torch.bool:
             return wilson_interval(int(verdicts.sum()), len(verdicts), confidence=confidence)
@@ -281,9 +292,12 @@ class Evaluation(Value):
             ValueError: if the file is of another kind, or damaged.
         """
         fields = read_report(path)
-        fields["costs"] = {name: Cost(**cost) for name, cost in fields["costs"].items()}
-        fields["checks"] = tuple(Check(**{**check, "value": float(check["value"])}) for check in fields["checks"])
-        return cls(**fields)
+        try:
+            fields["costs"] = {name: Cost(**cost) for name, cost in fields["costs"].items()}
+            fields["checks"] = tuple(Check(**{**check, "value": float(check["value"])}) for check in fields["checks"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"Evaluation.from_json: {os.fspath(path)!r} is damaged: {error!r}.") from error
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []
