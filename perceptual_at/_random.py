@@ -44,14 +44,13 @@ class SampleGenerator:
 
     def __init__(self, seed: int, index: Tensor | Sequence[int], *, stream: int = 0) -> None:
         for name, value in (("seed", seed), ("stream", stream)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"SampleGenerator: `{name}` must be an integer, got {type(value).__name__} {value!r}.")
+            _check.integer("SampleGenerator", name, value)
         index = torch.as_tensor(index)
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise TypeError(f"SampleGenerator: `index` must be integers of shape (B,), got {index.dtype}.")
         if index.ndim != 1:
             raise ValueError(f"SampleGenerator: `index` must be of shape (B,), got shape {tuple(index.shape)}.")
-        self.seed, self.index, self.stream = seed, index.long(), stream
+        self.seed, self.index, self.stream = int(seed), index.long(), int(stream)
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -73,7 +72,7 @@ class SampleGenerator:
 
     def fork(self, stream: int) -> "SampleGenerator":
         """Other numbers for the same samples: one stream per restart, per attack, per step."""
-        return SampleGenerator(self.seed, self.index, stream=_mixed(self.stream, stream))
+        return SampleGenerator(self.seed, self.index, stream=_mixed(self.stream, int(stream)))
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:
         """64 random bits per entry, as integers; the first dimension of `shape` runs over the samples."""

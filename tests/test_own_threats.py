@@ -14,6 +14,8 @@ from perceptual_at import (
     evaluate,
     fab,
     fgsm,
+    friendly_pgd,
+    n_fgsm,
     pgd,
     sanity_checks,
     square,
@@ -119,6 +121,19 @@ def test_attacks_stay_inside_and_find_something(threat, attack):
     assert found.x_adv.dtype == X.dtype
     assert (threat.norm(found.x_adv - X) <= threat.eps * (1 + 1e-5)).all()
     assert found.success.any()
+
+
+@pytest.mark.parametrize("threat", THREATS.values(), ids=THREATS)
+def test_attacks_for_training_take_them_with_starts_and_numbers_of_each_sample(threat):
+    numbers = SampleGenerator(0, torch.arange(8))
+    for start in ("random", X.clone()):
+        x_adv = friendly_pgd(Counting(), X, LABELS, threat, steps=2, noise=0.001, generator=numbers, start=start)
+        assert x_adv.dtype == X.dtype
+        assert (threat.norm(x_adv - X) <= threat.eps * (1 + 1e-5)).all()
+    noisy = n_fgsm(Counting(), X, LABELS, threat, generator=numbers)
+    assert noisy.dtype == X.dtype
+    assert torch.equal(noisy, n_fgsm(Counting(), X, LABELS, threat, generator=numbers))
+    assert apgd(Counting(), X, LABELS, threat, steps=3, start=X.clone()).dtype == X.dtype
 
 
 @pytest.mark.parametrize("threat", THREATS.values(), ids=THREATS)

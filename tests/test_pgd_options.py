@@ -1,5 +1,6 @@
 """Targets, momentum, averaged passes, budgets per sample, and what a verdict says."""
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from perceptual_at import L1, L2, Linf, cw, fgsm, margin, pgd
+from perceptual_at import L1, L2, Linf, SampleGenerator, apgd, cw, fab, fgsm, margin, pgd, square
+from perceptual_at.attacks import friendly_pgd, n_fgsm, surrogate_pgd
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import select
 from tests.strategies import DTYPES, clean_inputs, dtype_name, dtypes, generator, normal, seeds, threats, uniform, words
@@ -360,6 +362,29 @@ def test_steps_may_differ_by_sample_too():
             Pointwise(), x[i : i + 1], labels[i : i + 1], LINF, step_size=float(sizes[i]), start="clean", steps=3
         )
         assert torch.equal(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("as_given", [numpy.int64, torch.tensor], ids=["numpy", "tensor"])
+def test_counts_may_be_of_numpy_or_tensors(as_given):
+    x, labels, two = images(), classes_of(), as_given(2)
+    for attack in (apgd, surrogate_pgd, fab, square, pgd):
+        steps = "queries" if attack is square else "steps"
+        numbers = {"generator": SampleGenerator(as_given(0), torch.arange(6))}
+        found = attack(Net(), x, labels, LINF, restarts=two, **{steps: two}, **numbers)
+        numbers = {"generator": SampleGenerator(0, torch.arange(6))}
+        assert torch.equal(found, attack(Net(), x, labels, LINF, restarts=2, **{steps: 2}, **numbers))
+    found = friendly_pgd(Net(), x, labels, LINF, patience=two, start="clean")
+    assert torch.equal(found, friendly_pgd(Net(), x, labels, LINF, patience=2, start="clean"))
+
+
+@pytest.mark.parametrize("factor", [numpy.float32(2), numpy.int64(2), torch.tensor(2.0), torch.tensor(2)], ids=repr)
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+def test_a_budget_is_scaled_by_numbers_of_every_kind(kind, factor):
+    assert repr(kind(0.125).scaled(factor)) == repr(kind(0.25))
+    assert type(kind(0.125).scaled(factor).eps) is float
+    assert kind(torch.full((6,), 0.125)).scaled(factor) == kind(torch.full((6,), 0.25))
+    x_adv = n_fgsm(Net(), images(), classes_of(), kind(0.125), noise=factor, generator=generator(0))
+    assert torch.equal(x_adv, n_fgsm(Net(), images(), classes_of(), kind(0.125), noise=2.0, generator=generator(0)))
 
 
 def test_budgets_can_be_selected_scaled_and_shown():

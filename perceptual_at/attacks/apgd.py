@@ -18,7 +18,7 @@ from perceptual_at.attacks.pgd import visible
 from perceptual_at.attacks.targets import ascended, likely_targets, loss_of, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
-from perceptual_at.threats import Threat, around, budget, budgets, check_threat, select
+from perceptual_at.threats import Threat, around, budget, budgets, check_threat, projected, select
 from perceptual_at.threats import start as start_of
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened, plain
 
@@ -296,7 +296,7 @@ def _climb(
         if first is None:
             point = start_of("apgd", ascent.threat, ascent.center, numbers, far=True)
         else:
-            point = ascent.threat.project(first.to(ascent.center.dtype), ascent.center)
+            point = projected(ascent.threat, first.to(ascent.center.dtype), ascent.center)
         ascent.begin(point, fresh=first is None and not larger)
         counts = factor == 1  # points of the larger balls are no result
         for index in range(length + 1):

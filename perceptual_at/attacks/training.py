@@ -13,7 +13,8 @@ from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.pgd import Climb, climbed
 from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
-from perceptual_at.threats import Threat, budget, check_threat
+from perceptual_at.threats import Threat, budget, check_threat, projected
+from perceptual_at.threats import start as start_of
 from perceptual_at.threats.entries import Bounds, box_over, checked_bounds
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, frozen
 
@@ -78,7 +79,11 @@ def n_fgsm(
     _check.number("n_fgsm", "noise", noise, above=0.0)
     check_threat("n_fgsm", threat)
     _random.check("n_fgsm", generator, x)
-    start = threat.scaled(noise).random_start(x.detach(), generator=generator)
+    noisy = threat.scaled(noise)
+    if isinstance(generator, SampleGenerator) and not getattr(noisy, "draws_per_sample", False):
+        start = start_of("n_fgsm", noisy, x.detach(), generator)
+    else:
+        start = noisy.random_start(x.detach(), generator=generator)
     terms = Terms(loss, None, start, model_mode, lane, validate=validate, judged=False, even=True)
     climb = Climb(steps=1, step_size=budget("n_fgsm", threat))
     return cast("Tensor", climbed("n_fgsm", model, x, labels, threat.scaled(noise + 1), terms, climb))
@@ -164,9 +169,9 @@ def friendly_pgd(
     left = _patience(name, patience, x)
     center = x.detach()
     if isinstance(start, Tensor):
-        point = threat.project(start.detach(), center)
+        point = projected(threat, start.detach(), center)
     else:
-        point = threat.random_start(center, generator=_numbers(generator, 0)) if start == "random" else center
+        point = start_of(name, threat, center, generator) if start == "random" else center
     if not len(x):
         return point
     if step_size is None:
@@ -187,24 +192,22 @@ def friendly_pgd(
             if noise:
                 draws = _random.draws(name, _numbers(generator, step + 1), x)
                 shaken = moved.to(wide(x)) + noise * draws.normal(tuple(x.shape), dtype=wide(x))
-                moved = threat.project(shaken, center)
+                moved = projected(threat, shaken, center)
             point = torch.where(per_sample(stopped, x), point, moved)
     return point
 
 
 def _patience(function: str, patience: int | Tensor, x: Tensor) -> Tensor:
     """Steps that each sample may still go on, `(B,)`."""
-    if not isinstance(patience, Tensor):
-        if isinstance(patience, bool) or not isinstance(patience, int):
-            raise TypeError(f"{function}: `patience` must be an integer, got {type(patience).__name__} {patience!r}.")
-        _check.number(function, "patience", patience, at_least=0)
-        return torch.full((x.shape[0],), patience, device=x.device)
+    if not isinstance(patience, Tensor) or not patience.ndim:
+        _check.count(function, "patience", patience, at_least=0)
+        return torch.full((x.shape[0],), int(patience), device=x.device)
     _check.labels(function, patience, name="patience", x=x)
     return patience.long()
 
 
 def _numbers(generator: Generator | None, purpose: int) -> Generator | None:
-    """Numbers for the start (0) and for each step; those of a sample have no state and are told apart by purpose."""
+    """Numbers for each step, from 1; those of a sample have no state and are told apart by purpose."""
     return generator.fork(purpose) if isinstance(generator, SampleGenerator) else generator
 
 

@@ -26,6 +26,7 @@ from perceptual_at.threats.threat import budgets as budgets
 from perceptual_at.threats.threat import check_excess as check_excess
 from perceptual_at.threats.threat import check_threat as check_threat
 from perceptual_at.threats.threat import is_threat as is_threat
+from perceptual_at.threats.threat import projected as projected
 from perceptual_at.threats.threat import start as start
 
 __all__ = ["L1", "L2", "Ascent", "Ball", "Linf", "Threat", "around", "ascent", "select"]

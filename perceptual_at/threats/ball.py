@@ -111,7 +111,8 @@ class Ball:
     def scaled(self: Self, factor: float) -> Self:
         """The same threat with `factor` times the budget."""
         _check.number(f"{type(self).__name__}.scaled", "factor", factor, above=0.0)
-        return self._with(eps=self.eps * factor)
+        plain = type(factor) in (int, float, torch.SymFloat)  # others would spoil the repr
+        return self._with(eps=self.eps * (factor if plain else float(factor)))
 
     def select(self: Self, rows: Tensor) -> Self:
         """The threat for some samples of its batch, by index or mask."""

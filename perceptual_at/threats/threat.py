@@ -90,6 +90,11 @@ def around(threat: Threat, x: Tensor) -> Callable[[Tensor], Tensor]:
     return (lambda point: _fitting(threat, "project", x, point, x)) if own is None else own(x)
 
 
+def projected(threat: Threat, point: Tensor, x: Tensor) -> Tensor:
+    """`threat.project`, in shape and dtype of `x` whoever wrote it."""
+    return _fitting(threat, "project", x, point, x)
+
+
 class Ascent(NamedTuple):
     """Ascent around centres that stay; made by `ascent`."""
 
