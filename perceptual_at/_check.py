@@ -70,6 +70,13 @@ def initialised(function: str, tensors: Mapping[str, Any]) -> None:
             )
 
 
+def called(function: str, **values: Any) -> None:
+    """Require what can be called."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{function}: `{name}` must be callable, got {type(value).__name__}.")
+
+
 def floating(function: str, **tensors: Tensor) -> None:
     """Require tensors of a floating dtype with a batch dimension."""
     for name, value in tensors.items():

@@ -18,7 +18,7 @@ from perceptual_at.metrics import Score, judge
 from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
-from perceptual_at.threats import Threat
+from perceptual_at.threats import Threat, check_threat
 from perceptual_at.victims import Model, frozen, in_step
 
 Strength = Literal["full", "reduced", "clean"]
@@ -121,10 +121,9 @@ def perception_gap(
         >>> perception_gap(nn.Identity(), [(batch[0], torch.tensor([1.0, 0.5]))], noise, score=near).defended
         tensor([0.8750, 0.8750])
     """
-    if not callable(perturb):
-        raise TypeError(
-            f"perception_gap: `perturb` must be a function (model, x, labels) -> x_adv, got {type(perturb).__name__}."
-        )
+    given = {"model": model, "perceive": perceive, "score": score}
+    _check.called("perception_gap", **{name: one for name, one in given.items() if name == "model" or one is not None})
+    _check.attack("perception_gap", "`perturb`", perturb)
     _check.loader("perception_gap", loader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with frozen(model) as borrowed, in_step(borrowed) as f:
@@ -178,6 +177,7 @@ def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[flo
                 [0.2500],
                 [1.0000]])
     """
+    _check.called("perception_path", model=model)
     _check.same_shape("perception_path", x=x, x_adv=x_adv)
     alphas = list(_check.numbers_of("perception_path", "alphas", alphas, at_least=0.0, at_most=1.0))
     if not alphas:
@@ -219,6 +219,8 @@ def random_noise(
         >>> bool(((noisy - x).abs() <= 0.25).all())
         True
     """
+    _check.floating("random_noise", x=x)
+    check_threat("random_noise", threat)
     _random.check("random_noise", generator, x)
     return threat.random_start(x.detach(), generator=generator)
 
@@ -262,6 +264,8 @@ def perturbed_by_group(
     name = "perturbed_by_group"
     _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
     _check.same_shape(name, x=x, x_adv=x_adv, reduced=reduced)
+    if not isinstance(partition, Partition):
+        raise TypeError(f"{name}: `partition` must be what `boundary_partition` gives, got {type(partition).__name__}.")
     inputs = {"full": x_adv, "reduced": reduced, "clean": x}
     chosen = x_adv
     for group, strength in (("boundary", boundary), ("interior", interior), ("misclassified", misclassified)):
@@ -323,6 +327,7 @@ def attacked_by_group(
     name = "attacked_by_group"
     _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
     _check.number(name, "eta", eta, at_least=0.0, at_most=1.0)
+    _check.called(name, model=model)
     _check.floating(name, x=x)
     _check.labels(name, labels, x=x)
     _check.attack(name, "`attack`", attack)

@@ -39,7 +39,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> accuracy(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
         tensor(1.)
     """
-    correct = pixel_accuracy(logits, labels)
+    correct = _shares("accuracy", logits, labels)
     return correct.sum() / max(1, correct.shape[0])
 
 
@@ -64,8 +64,12 @@ def pixel_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> pixel_accuracy(logits, torch.tensor([[0, 1, 1]]))
         tensor([1.])
     """
-    _check.logits("pixel_accuracy", logits=logits)
-    labels = _check.indices("pixel_accuracy", labels, logits=logits)
+    return _shares("pixel_accuracy", logits, labels)
+
+
+def _shares(function: str, logits: Tensor, labels: Tensor) -> Tensor:
+    _check.logits(function, logits=logits)
+    labels = _check.indices(function, labels, logits=logits)
     return over_places(right(logits, labels).float(), labelled(labels))
 
 

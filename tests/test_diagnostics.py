@@ -7,8 +7,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from perceptual_at import Linf, pgd
-from perceptual_at.diagnostics import attacked_by_group, catastrophic_overfitting, perception_gap, perception_path
+from perceptual_at import Linf, accuracy, pgd
+from perceptual_at.diagnostics import (
+    attacked_by_group,
+    catastrophic_overfitting,
+    perception_gap,
+    perception_path,
+    perturbed_by_group,
+    random_noise,
+)
+from perceptual_at.evaluation import bootstrap_interval, still_adversarial
 
 exactly = functools.partial(assert_close, rtol=0, atol=0)
 X, LABELS = torch.linspace(0.05, 0.95, 24).reshape(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -75,6 +83,20 @@ def test_loaders_and_places_are_named_and_empty_batches_do_no_harm():
             Careful(), [(X, LABELS, LABELS)], up
         ),
         "perception_gap: `loader` must give pairs .* got Tensor": lambda: perception_gap(Careful(), [X], up),
+        "perception_gap: `model` must be callable": lambda: perception_gap(None, [(X, LABELS)], up),
+        "perception_gap: `score` must be callable": lambda: perception_gap(Careful(), [(X, LABELS)], up, score="mean"),
+        "perception_gap: `perceive` must be callable": lambda: perception_gap(
+            Careful(), [(X, LABELS)], up, perceive="penultimate"
+        ),
+        "perception_gap: `perturb` cannot be called .* 'threat'": lambda: perception_gap(Careful(), [(X, LABELS)], pgd),
+        "perception_path: `model` must be callable": lambda: perception_path("net", X, X, [0.5]),
+        "random_noise: `threat` must be a threat model": lambda: random_noise(None, X, LABELS, 0.1),
+        "random_noise: `x` must be": lambda: random_noise(None, X.tolist(), LABELS, Linf(0.1)),
+        "perturbed_by_group: `partition` must be": lambda: perturbed_by_group(X, X, X, (LABELS == 0, LABELS == 1)),
+        "attacked_by_group: `model` must be callable": lambda: attacked_by_group(None, X, LABELS, up),
+        "accuracy: `labels` must be": lambda: accuracy(X.flatten(1), LABELS.double()),
+        "still_adversarial: `model` must be callable": lambda: still_adversarial(None, X, LABELS),
+        "bootstrap_interval: `seed` must be": lambda: bootstrap_interval(X.flatten(), seed=10**30),
         "perception_path: `alphas` must be a sequence of numbers": lambda: perception_path(Careful(), X, X, 0.5),
         "perception_path: `x_adv` has shape": lambda: perception_path(Careful(), X, X[:2], [0.5]),
         "catastrophic_overfitting: `single_step` must be a sequence": lambda: catastrophic_overfitting(None, [0.1]),

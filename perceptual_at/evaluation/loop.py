@@ -330,8 +330,7 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
 
 
 def _check_call(model: Any, loader: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
-    if not callable(model):
-        raise TypeError(f"evaluate: `model` must be callable, got {type(model).__name__}.")
+    _check.called("evaluate", model=model)
     _check.loader("evaluate", loader)
     if not isinstance(attacks, Mapping):
         raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")

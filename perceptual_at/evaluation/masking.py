@@ -356,9 +356,7 @@ def _check_call(
     model: Any, x: Any, labels: Any, threat: Any, steps: Any, queries: Any, black_box: Any, transfer_from: Any,
     level: Any, seed: Any,
 ) -> None:  # fmt: skip
-    for name, value in (("model", model), ("transfer_from", transfer_from)):
-        if not callable(value) and (name == "model" or value is not None):
-            raise TypeError(f"sanity_checks: `{name}` must be callable, got {type(value).__name__}.")
+    _check.called("sanity_checks", model=model, **({} if transfer_from is None else {"transfer_from": transfer_from}))
     if black_box is not None:
         _check.attack("sanity_checks", "`black_box`", black_box)
     _check.floating("sanity_checks", x=x)

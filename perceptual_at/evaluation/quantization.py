@@ -95,6 +95,7 @@ def still_adversarial(model: Model, x_adv: Tensor, labels: Tensor) -> Tensor:
         >>> still_adversarial(model, quantize(x_adv, x_adv, Linf(0.01)), labels)  # 64 / 255 > 1/4
         tensor([False, False])
     """
+    _check.called("still_adversarial", model=model)
     _check.floating("still_adversarial", x_adv=x_adv)
     with torch.no_grad(), frozen(model) as f:
         logits = f(x_adv.clone())  # which a model may write to

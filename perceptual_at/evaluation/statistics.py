@@ -214,7 +214,7 @@ def bootstrap_interval(
     _check.tensor(name, "values", values)
     _check.count(name, "draws", draws)
     _check.number(name, "confidence", confidence, above=0.0, below=1.0)
-    _check.integer(name, "seed", seed)
+    _check.count(name, "seed", seed, at_least=-(2**63))
     if statistic is not None and not callable(statistic):
         raise TypeError(f"{name}: `statistic` must be a function of drawn rows, got {type(statistic).__name__}.")
     if statistic is None and values.ndim > 1:

@@ -26,7 +26,8 @@ _SMOOTH = (
     "_native_multi_head_attention", "celu", "elu", "exp", "gelu", "glu", "hardswish", "log_softmax", "logsigmoid",
     "mish", "multi_head_attention_forward", "normalize", "scaled_dot_product_attention", "selu", "sigmoid", "silu",
     "sin", "cos", "softmax", "softplus", "softsign", "square", "sqrt", "tanh", "layer_norm", "group_norm",
-    "instance_norm", "log",
+    "instance_norm", "log", "log1p", "log2", "log10", "logsumexp", "expm1", "erf", "tan", "atan", "arctan", "sinh",
+    "cosh", "rsqrt", "rms_norm", "local_response_norm", "softmin", "cosine_similarity", "hardshrink", "threshold",
 )  # fmt: skip
 _MANY_INPUTS = ("max_pool", "maximum", "minimum", "amax", "amin", "fractional_max_pool")
 
@@ -40,6 +41,11 @@ def _bends(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[floa
     if name == "hardtanh":
         given = dict(zip(("min_val", "max_val"), args[1:3], strict=False)) | kwargs
         return (float(given.get("min_val", -1)), float(given.get("max_val", 1)))
+    if name == "hardsigmoid":
+        return (-3.0, 3.0)
+    if name == "softshrink":
+        end = float(args[1] if len(args) > 1 else kwargs.get("lambd", 0.5))
+        return (-end, end)
     if name in ("clamp", "clip"):
         given = dict(zip(("min", "max"), args[1:3], strict=False)) | kwargs
         bounds = (given.get("min"), given.get("max"))
@@ -62,7 +68,10 @@ class _Activations(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").removesuffix("_")
         if self.function is not None and name in _SMOOTH:
-            raise ValueError(f"{self.function}: `h` applies `{name}`, so it is not piecewise linear.")
+            raise ValueError(
+                f"{self.function}: `h` applies `{name}`, so it is not piecewise linear without jumps; use "
+                "`slope_variation`, which works for any map."
+            )
         if self.function is not None and (name in ("max", "min") or any(part in name for part in _MANY_INPUTS)):
             raise ValueError(
                 f"{self.function}: `h` applies `{name}`, whose bends depend on several units at once and are not "
@@ -129,9 +138,10 @@ def kinks(h: Map, x: Tensor, delta: Tensor) -> tuple[Kinks, ...]:
     $$ t_j \in (0, 1), \qquad g'(t_j^+) - g'(t_j^-) $$
 
     Exact up to rounding, for any architecture of affine layers with ReLU, leaky ReLU, PReLU, ReLU6, hard
-    tanh, absolute values and clamps by constants: residual connections, convolutions, average pooling and
-    batch norm in eval mode included. A kink to which the output is blind appears with a jump of zero.
-    Products of units and rarer smooth functions are not noticed; `kink_identity` then fails. Use float64.
+    tanh, hard sigmoid, soft shrinkage, absolute values and clamps by constants: residual connections,
+    convolutions, average pooling and batch norm in eval mode included. A kink to which the output is blind
+    appears with a jump of zero. Products of units and rarer smooth functions are not noticed;
+    `kink_identity` then fails. Use float64.
 
     Args:
         h: a piecewise-linear map `(B, ...) -> (B, ...)`, in eval mode.
@@ -227,9 +237,9 @@ def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17
     all its layers (RAAT, Definition 1) exactly when the count is zero. Two points miss the units that flip
     and flip back; 17 have found every kink of the networks we tried.
 
-    ReLU, leaky ReLU, PReLU, ReLU6, hard tanh, absolute values and clamps are counted, as modules or as
-    functions. Smooth activations have no pieces, and changes of the winner inside a max-pooling window are
-    not counted.
+    ReLU, leaky ReLU, PReLU, ReLU6, hard tanh, hard sigmoid, soft shrinkage, absolute values and clamps are
+    counted, as modules or as functions. Smooth activations have no pieces, and changes of the winner inside a
+    max-pooling window are not counted.
 
     Args:
         h: any map `(B, ...) -> (B, ...)` with such activations, in eval mode, not compiled.

@@ -161,6 +161,26 @@ def test_the_residual_is_the_weighted_sum_of_the_kinks(seed, name, alpha, scale)
     assert identity.error <= 1e-11 * max(1.0, net(torch.cat([x, x + delta])).abs().max().item())
 
 
+@pytest.mark.parametrize(("activation", "alphas", "jumps"), [
+    (nn.Hardsigmoid(), [1 / 8, 7 / 8], [8 / 6, -8 / 6]),
+    (nn.Softshrink(0.25), [3.75 / 8, 4.25 / 8], [-8.0, 8.0]),
+    (lambda x: nn.functional.softshrink(x), [3.5 / 8, 4.5 / 8], [-8.0, 8.0]),
+], ids=["hard sigmoid", "soft shrinkage", "function"])  # fmt: skip
+def test_activations_with_two_bends(activation, alphas, jumps):
+    x, delta = f64([[-4.0]]), f64([[8.0]])
+    (found,) = theory.kinks(activation, x, delta)
+    assert_close(found.alphas, f64(alphas))
+    assert_close(found.jumps.flatten(), f64(jumps), rtol=1e-6, atol=1e-6)
+    # The sixth in torch's derivative of the hard sigmoid is one of float32.
+    assert theory.kink_identity(activation, x, delta, [0.2, 0.5]).error <= 1e-8
+
+
+@pytest.mark.parametrize("name", ["expm1", "erf", "atan", "log1p"])
+def test_functions_that_are_smooth_have_no_kinks(name):
+    with pytest.raises(ValueError, match=f"kinks: `h` applies `{name}`, so it is not piecewise linear"):
+        theory.kinks(getattr(torch, name), f64([[1.0]]), f64([[1.0]]))
+
+
 @given(SEEDS)
 @examples(5)
 def test_the_identity_holds_for_convolutions_batch_norm_and_average_pooling(seed):
