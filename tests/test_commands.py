@@ -606,3 +606,59 @@ def test_every_attack_that_is_named_is_one_and_has_a_meaning():
     for name in ("fgsm2", "nosuch", "pgdx", "pgd0", "pgd020", ""):
         with pytest.raises(ValueError, match="knows fgsm, pgd, cw, apgd"):
             named_attack(name, threat)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pgd_at", "--strong-steps", "7"], "--strong-steps has no effect without --strong-attack-from"),
+        (["pgd_at", "--peak-at", "0.3"], "--peak-at has no effect with --schedule steps"),
+        (["pgd_at", "--schedule", "cosine", "--factor", "3"], "--factor has no effect with --schedule cosine"),
+        (["pgd_at", "--augment", "none", "--padding", "2"], "--padding has no effect where images are not shifted"),
+        (["pgd_at", "--data", "tars", "--padding", "2"], "with --augment resized_crop"),
+        (["pgd_at", "--augment", "none", "--no-flip"], "--flip has no effect with --augment none"),
+        (["pgd_at", "--smoothing-over", "all"], "--smoothing-over has no effect without --smoothing"),
+        (["rpat", "--concentration", "0.3"], "--concentration has no effect with --objective rpat"),
+        (["n_fgsm", "--step-size", "0.1"], "--step-size has no effect with --attack n_fgsm"),
+        (["free_at", "--lane", "fp32"], "--lane has no effect with --attack free"),
+        (
+            ["pgd_at", "--objective", "standard", "--eps-ramp", "3"],
+            "--eps-ramp has no effect with --objective standard",
+        ),
+    ],
+)
+def test_options_without_effect_beside_others_are_refused(words, message):
+    from perceptual_at.commands.reading import settings_of
+
+    with pytest.raises(ValueError, match=message):
+        settings_of(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rebat", "--augment", "none"],  # reflects at the edge by itself
+        ["grad_align", "--schedule", "cosine"],  # says where its own schedule peaks
+        ["rpat", "--alpha", "beta", "--concentration", "0.3"],
+        ["raat", "--concentration", "0.3"],
+        ["pgd_at", "--data", "tars", "--augment", "shift", "--padding", "2"],
+    ],
+)
+def test_what_a_recipe_brings_is_not_the_callers(words):
+    from perceptual_at.commands.reading import settings_of
+
+    assert settings_of(words)
+
+
+@pytest.mark.parametrize("recipe", ["pgd_at", "raat"])
+def test_images_are_shown_as_they_are_on_request(recipe):
+    from perceptual_at.commands.reading import settings_of
+    from perceptual_at.commands.steps import Sources, views_of
+
+    x, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    sources = Sources(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), 4)
+    views, _ = views_of(settings_of([recipe, "--augment", "none"]), sources, x, labels)
+    assert len(views) == (2 if recipe == "raat" else 1)
+    assert all(torch.equal(view, x) for view in views)
+    moved, _ = views_of(settings_of([recipe]), sources, x, labels)
+    assert not torch.equal(moved[0], x)

@@ -251,7 +251,7 @@ def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, me
 
 MEASURE = """
 import sys, torch
-from perceptual_at.commands import rates, report
+from perceptual_at.commands import companions, rates, report
 from perceptual_at import frozen, snapshot
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
@@ -271,17 +271,18 @@ rows = rates.rows_of_epoch(0, len(run.parts.train), 8, 0)[0]
 x, labels = run.parts.train[rows.chunk(ranks)[rank]]
 loss, _ = train.Step(settings, run.sources, x, labels, epoch=0, average=None)(run.model)
 run.accelerator.backward(loss)
+companions.share_gradients(run)
 seen["gradients"] = {name: p.grad.clone() for name, p in run.bare.named_parameters()}
 torch.save(seen, f"{settings.running.out}-{ranks}-{rank}.pt")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pgd_at", "rpat", "consistency_at"])
+@pytest.mark.parametrize("recipe", ["pgd_at", "rpat", "rpat --perceive second_to_last", "consistency_at"])
 def test_two_processes_have_the_gradients_and_counts_of_one(runner, tmp_path, recipe):
     still = ["--start", "clean", "--padding", "0", "--no-flip", "--eval-batch", "10", "--out", tmp_path / "seen"]
     for processes in (1, 2):
-        runner.run([recipe, *TINY, *still], processes=processes, code=MEASURE)
+        runner.run([*recipe.split(), *TINY, *still], processes=processes, code=MEASURE)
     one, *two = (torch.load(tmp_path / f"seen-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for found in two:
         assert torch.equal(found["correct"], one["correct"])  # 64 verdicts: 7 batches, the last one smaller

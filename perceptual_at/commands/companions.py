@@ -380,7 +380,8 @@ def share_gradients(run: "Run") -> None:
     """The mean over all processes of gradients that did not pass through the distributed wrapper."""
     if run.accelerator.num_processes == 1:
         return
-    around = run.settings.network.dummies or run.settings.method.objective == "cure"
+    method = run.settings.method
+    around = run.settings.network.dummies or method.objective == "cure" or method.perceive not in (None, "logits")
     for parameter in [*(run.bare.parameters() if around else ()), *trained_along(run.kept)]:
         if parameter.grad is not None:
             parameter.grad.copy_(run.accelerator.reduce(parameter.grad, "mean"))

@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from perceptual_at.commands import method
+from perceptual_at.commands.effects import refuse_idle
 from perceptual_at.commands.recipes import FAMILIES, RECIPES
 from perceptual_at.commands.recipes.rows import row_named, settings_of_row
 from perceptual_at.commands.settings import Method, Settings
@@ -66,6 +67,7 @@ def settings_of(arguments: Sequence[str]) -> Settings:
 def _read(words: list[str], start: Settings) -> Settings:
     settings = parse(words, Settings, start, PROGRAM)
     method.check(settings)
+    refuse_idle(start, settings)
     return settings
 
 

@@ -83,7 +83,7 @@ class Data:
     """Processes that decode streamed images."""
     augment: Literal["shift", "resized_crop", "none"] | None = None
     """`shift` moves and mirrors batches; `resized_crop` crops each image at random and scales it, as for ImageNet
-    (streams, where it is the default)."""
+    (streams, where it is the default); `none` shows images as they are."""
     extra: Path | None = None
     """More images to train on, generated or unlabelled: an .npz file with x_train, and y_train unless --init labels."""
     extra_share: float = 0.5

@@ -111,8 +111,8 @@ class Step:
         options = self.keywords | changes
         if self.dummies:  # the loss is made of all 2K outputs, which are folded for everybody else
             model = getattr(bare(model), "model")  # noqa: B009
-        if self.perceive not in (None, "logits"):
-            options["perceive"] = models.perceive_at(model, self.perceive)
+        if self.perceive not in (None, "logits"):  # the tapped network runs outside of a distributed wrapper
+            options["perceive"] = models.perceive_at(bare(model), self.perceive)
         return (function or self.function)(model, self.views, self.labels, self.attack, **options)
 
     def trial(self, model: nn.Module) -> Tensor:
@@ -131,10 +131,12 @@ class Step:
 def views_of(
     settings: Settings, sources: Sources, x: Tensor | tuple[Tensor, ...], labels: Tensor
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Augmented views of a batch, and their labels; images that came as views are taken as they are."""
+    """Views of a batch, augmented as the settings say, and their labels; what came as views is taken as it is."""
     method, data = settings.method, settings.data
     if isinstance(x, tuple):
         views = x
+    elif data.augment == "none":
+        views = (x,) * (1 + two_views(method))
     else:
         shifted = functools.partial(
             random_crop_flip, padding=data.padding, padding_mode=data.padding_mode, flip=data.flip,
