@@ -662,3 +662,20 @@ def test_images_are_shown_as_they_are_on_request(recipe):
     assert all(torch.equal(view, x) for view in views)
     moved, _ = views_of(settings_of([recipe]), sources, x, labels)
     assert not torch.equal(moved[0], x)
+
+
+def test_a_network_is_normalised_by_images_from_all_over_the_training_set():
+    from perceptual_at.commands import networks
+    from perceptual_at.commands.images import Splits
+    from perceptual_at.commands.settings import Network
+    from perceptual_at.data import TensorImages
+
+    pixels = torch.linspace(0, 1, 1000)[:, None, None, None].expand(-1, 1, 8, 8).clone()
+    pixels[[0, -1]] = 0.0  # which alone would have no spread
+    images = TensorImages(pixels, torch.arange(1000) % 10)
+    parts = Splits(images, images, images, 10, (1, 8, 8))
+    task = networks.Task(1, 10, parts.sample())
+    made = networks.network(Network(model="digits_cnn", width=2, normalize="own"), task, seed=0)
+    assert made.normalize.mean.item() == pytest.approx(0.5, abs=0.02)
+    assert made.normalize.std.item() == pytest.approx(12**-0.5, abs=0.02)
+    networks.tried(made, task, "digits_cnn")

@@ -111,7 +111,8 @@ class Network:
     stem_stride: int = 1
     """2 halves images at once, as the papers' code does for Tiny-ImageNet (residual networks of this package)."""
     normalize: Literal["none", "cifar10", "imagenet", "own"] = "none"
-    """Shift and scale in the first layer, by these images' statistics or by the training images' own."""
+    """Shift and scale in the first layer, by these images' statistics or by the training images' own (of 256 spread
+    over all of them)."""
     init: Path | None = None
     """Weights to start from; what fits by name and shape is taken, the rest listed."""
     freeze: tuple[str, ...] = ()
