@@ -539,6 +539,19 @@ def test_a_model_without_slope_keeps_its_inputs(threat, target_classes):
     assert torch.equal(verdict.x_adv, x)
 
 
+@pytest.mark.parametrize("threat", [Linf(0.3), L2(1.0), L1(3.0)], ids=repr)
+def test_steps_keep_their_precision_under_autocast(threat):
+    def model(x):  # of products that autocast leaves alone
+        return torch.stack([x[:, :5].square().sum(dim=1), x[:, 5:].square().sum(dim=1)], dim=1)
+
+    x = uniform(3, 8, 10).float()
+    labels = model(x).argmax(dim=1)
+    found = fab(model, x, labels, threat, steps=5, early_stop=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(fab(model, x, labels, threat, steps=5, early_stop=False), found, rtol=0, atol=1e-6)
+    assert not torch.equal(found, x)
+
+
 def test_an_empty_batch_stays_empty():
     x = torch.zeros(0, 3)
     verdict = fab(linear(), x, torch.zeros(0, dtype=torch.long), Linf(0.1), verdict=True)

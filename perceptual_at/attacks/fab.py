@@ -301,7 +301,7 @@ class _Trip:
         """The next points: steps onto the boundary from here and from the clean input, mixed."""
         here, clean = rows(self.point), rows(self.center)
         both = torch.stack([here, clean])
-        gaps = torch.stack([gap, gap + torch.linalg.vecdot(normal, here - clean)])
+        gaps = torch.stack([gap, gap + _dot(normal, here - clean)])
         shift = self.space.shift(both, normal, gaps)
         length, clean_length = _length(shift, self.threat.p).clamp_min(1e-8)
         share = (length / (length + clean_length)).clamp_max(settings.clean_share)
@@ -391,6 +391,13 @@ class _Space(NamedTuple):
 def _best_but(logits: Tensor, classes: Tensor) -> Tensor:
     """The class of the largest logit apart from one."""
     return logits.scatter(1, classes[:, None], -torch.inf).argmax(dim=1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows; autocast would have them in half precision."""
+    if torch.is_autocast_enabled(a.device.type):
+        return (a * b).sum(dim=-1)
+    return torch.linalg.vecdot(a, b)
 
 
 def _length(value: Tensor, order: float) -> Tensor:

@@ -19,8 +19,8 @@ An attack opens it once. All checks of its inputs happen there, with one wait fo
 
 Inside, gradients are on and inference mode is off. `misclassified`, `classified` and `undefined` read logits: NaN is no
 prediction, so such a sample is none of the first two. Gradients come in the dtype to compute in (`victim.width`, at
-least float32), with 0 where they are undefined; infinite ones are larger than all finite ones, and small enough for
-their norms not to overflow.
+least float32), with 0 where they are undefined; infinite ones are larger than finite ones get (10^15 in float32), and
+small enough for their norms not to overflow.
 
 Other rooms, which only ask for logits, write
 
