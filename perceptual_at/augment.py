@@ -64,8 +64,8 @@ def random_crop_flip(
         generator: what draws, on the device of `x`; torch's global generator if absent.
 
     Returns:
-        New images of the shape and dtype of `x`, and with `labels` a pair of these and the new labels. Gradients flow
-        back to the pixels shown.
+        New images of the shape and dtype of `x`, and with `labels` a pair of these and the new labels, int64. Gradients
+        flow back to the pixels shown.
 
     Raises:
         TypeError: if `x` is no tensor, `padding` no integer, or `generator` no generator.
@@ -85,7 +85,7 @@ def random_crop_flip(
     _check.flag("random_crop_flip", flip=flip)
     batch, _, height, width = x.shape
     if labels is not None:
-        _check.indices("random_crop_flip", labels, read=False, x=x)
+        labels = _check.indices("random_crop_flip", labels, read=False, x=x)  # int64: bytes cannot hold -100
     _check_padding("random_crop_flip", padding, padding_mode, min(height, width))
     padding = int(padding)
 

@@ -317,3 +317,24 @@ def test_a_fixed_input_may_have_any_name():
 def test_what_cannot_be_built_is_refused_in_the_callers_words(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_zero_features_have_zero_cosines(dtype):
+    layer = CosineLinear(3, 2).to(dtype)
+    features = torch.zeros(2, 3, dtype=dtype).requires_grad_()
+    logits = layer(features)
+    logits.sum().backward()
+    assert not logits.any()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("around", [fold_classes, lambda model: whole_batches(model, 4)])
+def test_an_output_that_is_no_tensor_is_named(around):
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    for rows in (2, 4):
+        with pytest.raises(TypeError, match=r"`model` must return a tensor, got tuple; .*logits_of"):
+            around(Pair())(torch.rand(rows, 4))

@@ -333,3 +333,11 @@ def test_without_torchvision_the_transforms_say_what_to_install(monkeypatch):
         with pytest.raises(ImportError, match=rf"{name}: torchvision is needed .*pip install torchvision"):
             call()
     assert random_crop_flip(X).shape == cutout(X).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int64], ids=str)
+def test_labels_of_every_kind_of_integer_leave_the_image_as_none(dtype):
+    x, labels = torch.rand(8, 1, 6, 6), torch.full((8, 6, 6), 3).to(dtype)
+    _, moved = random_crop_flip(x, labels=labels, generator=torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.int64
+    assert set(moved.unique().tolist()) == {-100, 3}

@@ -1,6 +1,8 @@
 """Pieces that all networks share."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from perceptual_at import _check
 
@@ -13,6 +15,16 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
 def pool() -> nn.Sequential:
     """The mean over all places, `(B, C, H, W)` to `(B, C)`."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def check_logits(function: str, output: Any) -> Tensor:
+    """Require that a network gave a tensor."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{function}: `model` must return a tensor, got {type(output).__name__}; take it out with "
+            "perceptual_at.models.logits_of."
+        )
+    return output
 
 
 def check_sizes(function: str, **sizes: int) -> None:

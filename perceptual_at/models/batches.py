@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at.models._parts import check_logits
 
 
 class WholeBatches(nn.Module):
@@ -22,11 +23,9 @@ class WholeBatches(nn.Module):
     def _whole(self, part: Tensor) -> Tensor:
         missing = self.size - len(part)
         if not missing:
-            outputs: Tensor = self.model(part)
-            return outputs
+            return check_logits("whole_batches", self.model(part))
         filled = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])
-        outputs = self.model(filled)
-        return outputs[: len(part)]
+        return check_logits("whole_batches", self.model(filled))[: len(part)]
 
     def extra_repr(self) -> str:
         """Show the size when the model is printed."""

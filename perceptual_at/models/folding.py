@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at.models._parts import check_logits
 
 Rule = Literal["max", "sum"]
 
@@ -19,7 +20,7 @@ class FoldedClasses(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of K classes."""
-        logits: Tensor = self.model(x)
+        logits = check_logits("fold_classes", self.model(x))
         if logits.ndim < 2 or logits.shape[1] % 2 or logits.shape[1] < 4:
             raise ValueError(
                 f"fold_classes: the model must have two outputs per class, (B, 2 K), got shape {tuple(logits.shape)}."

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,12 +48,16 @@ class CosineLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the scaled cosines."""
-        directions = functional.normalize(self.weight, dim=1)
-        return self.scale * functional.linear(functional.normalize(features, dim=-1), directions)
+        return self.scale * functional.linear(_directions(features), _directions(self.weight))
 
     def extra_repr(self) -> str:
         """Show the sizes when the model is printed."""
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}"
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """Vectors of length one; zero vectors stay, in float16 too, where torch's smallest length would be 0."""
+    return functional.normalize(vectors, dim=-1, eps=1e-3 if vectors.dtype == torch.float16 else 1e-12)
 
 
 def with_cosine_logits(model: nn.Module, *, scale: float = 15.0) -> nn.Module:
