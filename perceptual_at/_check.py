@@ -27,6 +27,8 @@ def tensor(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
     if value.layout != torch.strided:
         raise TypeError(f"{function}: `{name}` must be a dense tensor, got {value.layout}; call `.to_dense()` first.")
+    if value.is_nested:
+        raise TypeError(f"{function}: `{name}` must be a tensor of one shape, got a nested one; pad it first.")
 
 
 def flag(function: str, **values: Any) -> None:
@@ -84,6 +86,8 @@ def floating(function: str, **tensors: Tensor) -> None:
         if not value.is_floating_point():
             hint = " Scale images to [0, 1] first, e.g. `x.float() / 255`." if value.dtype == torch.uint8 else ""
             raise TypeError(f"{function}: `{name}` must be a floating-point tensor, got {value.dtype}.{hint}")
+        if value.dtype.itemsize < 2:
+            raise TypeError(f"{function}: `{name}` must have sixteen bits at least, got {value.dtype}.")
         if value.ndim < 1:
             raise ValueError(f"{function}: `{name}` must have a batch dimension, got a scalar tensor.")
 

@@ -384,6 +384,11 @@ def test_malformed_calls_are_refused(options, error, message):
         apgd(Net(), x, labels, Linf(0.1), **options)
 
 
+def test_rho_is_refused_where_steps_do_not_go_by_it():
+    with pytest.raises(ValueError, match=r"^apgd: `rho`=0.5 has no effect in L1"):
+        apgd(Net(), images(), classes_of(), L1(1.0), rho=0.5)
+
+
 def test_a_start_and_larger_balls_exclude_each_other():
     x = images()
     with pytest.raises(ValueError, match=r"^apgd: `from_larger_eps` has no effect with a given `start`"):

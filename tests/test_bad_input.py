@@ -576,6 +576,16 @@ def test_an_attack_refuses_an_option_before_it_runs_the_model_and_in_its_own_nam
     assert not calls
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ATTACKS)
+def test_tensors_that_only_hold_data_or_have_no_one_shape_are_named(name):
+    w = World()
+    eight, nested = w.x.to(torch.float8_e4m3fn), torch.nested.as_nested_tensor(list(w.x), layout=torch.strided)
+    for x, message in ((eight, "sixteen bits at least"), (nested, "of one shape, got a nested one")):
+        with pytest.raises(TypeError, match=rf"^{name}: `x` must .*{message}"):
+            getattr(attacks, name)(w.model, x, w.labels, THREAT)
+
+
 @pytest.mark.parametrize("name", ["pgd", "fgsm", "cw"])
 def test_a_generator_that_is_none_is_refused_where_nothing_is_drawn_too(name):
     w = World()

@@ -29,7 +29,7 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # The schedule of Croce and Hein 2020, Sec. 3: shares of all steps.
 _FIRST_CHECK, _LEAST_CHECK, _SOONER = 0.22, 0.06, 0.03
-_MOMENTUM = 0.75
+_MOMENTUM = _RHO = 0.75
 # And of Croce and Hein 2021, Sec. 3.3, for L1.
 _CHECK_L1, _FIRST_SHARE, _DENSER, _SHRINK, _SMALLEST = 0.04, 0.2, 1.5, 1.5, 10.0
 _PHASES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -84,7 +84,7 @@ def apgd(
     target_classes: int | None = None,
     start: Literal["random"] | Tensor = "random",
     restarts: int = 1,
-    rho: float = 0.75,
+    rho: float = _RHO,
     from_larger_eps: bool = False,
     eot: int = 1,
     early_stop: bool = True,
@@ -121,7 +121,7 @@ def apgd(
             where there are fewer); None attacks without a target.
         start: `"random"`, or a tensor to start from.
         restarts: number of runs, per target class.
-        rho: share of steps that must have raised the loss.
+        rho: share of steps that must have raised the loss; none in `L1`, where steps follow how sparse the point is.
         from_larger_eps: only with `L1`: 30 % of the steps at three times the budget, 30 % at twice, the rest at the
             budget itself, each from the best point of the one before.
         eot: passes to average over in each step, for models that are random.
@@ -212,6 +212,8 @@ def _check_call(
         raise ValueError(
             f"{name}: `restarts`={restarts} has no effect with a fixed start; pass start='random' or drop it."
         )
+    if rho != _RHO and hasattr(threat, "sparse"):
+        raise ValueError(f"{name}: `rho`={rho} has no effect in L1, where steps shrink with sparseness; drop it.")
     if from_larger_eps and not hasattr(threat, "sparse"):
         raise ValueError(f"{name}: `from_larger_eps` is for L1 threat models, got {threat!r}.")
     if from_larger_eps and isinstance(start, Tensor):

@@ -397,7 +397,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Products of rows; autocast would have them in half precision."""
     if torch.is_autocast_enabled(a.device.type):
         return (a * b).sum(dim=-1)
-    return torch.linalg.vecdot(a, b)
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
 
 
 def _length(value: Tensor, order: float) -> Tensor:

@@ -552,6 +552,8 @@ def check_arguments(
         and isinstance(labels, Tensor)
         and isinstance(threat, Ball)
         and x.is_floating_point()
+        and x.dtype.itemsize > 1
+        and not x.is_nested
         and labels.dtype == torch.int64
         and x.ndim > 0
         and labels.shape == x.shape[:1]
