@@ -247,6 +247,15 @@ def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, 
     assert left == set()
 
 
+@pytest.fixture
+def interrupts():
+    """Interrupts are heard, also where the tests are a background job of a script, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_signals_end_in_one_line_that_says_how_to_go_on(capsys, monkeypatch):
     from perceptual_at.commands import train
 

@@ -253,7 +253,7 @@ def test_reentrant_checkpoints_are_refused_where_parameters_would_get_gradients(
 
 
 def test_recurrent_layers_on_a_gpu_stay_in_train_mode_without_dropout(monkeypatch):
-    from perceptual_at.victims import door
+    from perceptual_at.victims import switching
 
     net = nn.LSTM(2, 3, num_layers=2, dropout=0.5, batch_first=True).eval()
     seen = []
@@ -262,7 +262,7 @@ def test_recurrent_layers_on_a_gpu_stay_in_train_mode_without_dropout(monkeypatc
         seen.append((net.training, net.dropout))
         return net(x)[0][:, -1]
 
-    monkeypatch.setattr(door, "_on_cudnn", lambda part: True)
+    monkeypatch.setattr(switching, "_on_cudnn", lambda part: True)
     pgd(model, torch.rand(4, 5, 2), torch.tensor([0, 1, 2, 0]), THREAT, steps=2)
     assert set(seen) == {(True, 0.0)}
     assert (net.training, net.dropout) == (False, 0.5)
@@ -546,7 +546,7 @@ def interrupted_at(number, call):
 
     def trace(frame, event, argument):
         nonlocal lines
-        if not frame.f_code.co_filename.endswith(("door.py", "frozen.py", "finding.py")):
+        if not frame.f_code.co_filename.endswith(("door.py", "frozen.py", "finding.py", "switching.py")):
             return None
         if event == "line":
             lines += 1

@@ -23,6 +23,7 @@ from perceptual_at.threats import Ball, Threat, box, check_excess
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
+from perceptual_at.victims.switching import UNUSUAL, in_eval_mode, ordinary, switch_back, trains_itself, unusual
 from perceptual_at.victims.terms import OWN, Model, ModelMode, Terms, check_each, check_lane, check_logits, check_values
 from perceptual_at.victims.twins import FastModel
 
@@ -90,7 +91,7 @@ class Loan:
             model = inner.module if isinstance(inner, DistributedDataParallel) else model
             held = itertools.filterfalse(is_lazy, itertools.chain(model.parameters(), model.buffers()))
             if any(map(Tensor.is_inference, held)):
-                model = _ordinary(model)
+                model = ordinary(model)
             self.modules = [model]
         else:
             model = callable_of(model)
@@ -105,8 +106,8 @@ class Loan:
                     if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
                         changes.append((part, "training", None))
                         trains = True
-                    if isinstance(part, _UNUSUAL):
-                        changes += _unusual(part, evaluating)
+                    if isinstance(part, UNUSUAL):
+                        changes += unusual(part, evaluating)
                 # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
                 # none of theirs in any case.
                 freezes = not (
@@ -134,7 +135,7 @@ class Loan:
                     try:
                         module.eval()
                     except NotImplementedError:  # an exported part cannot be switched
-                        _evaluate(parts)
+                        in_eval_mode(parts)
                 for owner, name, value in changes:
                     if value is not None:
                         setattr(owner, name, value)
@@ -153,8 +154,8 @@ class Loan:
                     continue
                 if len(held.holders) == 1:
                     try:
-                        if self.switches and held.name == "training" and _trains_itself(held.owner):
-                            _train(held.owner, held.before)
+                        if self.switches and held.name == "training" and trains_itself(held.owner):
+                            switch_back(held.owner, held.before)
                     finally:
                         setattr(held.owner, held.name, held.before)
                         _HELD.pop(key, None)
@@ -164,53 +165,6 @@ class Loan:
             release()
         if self.fast is not None:
             self.fast.release()
-
-
-def _ordinary(model: nn.Module) -> nn.Module:
-    """A copy of a module with tensors that were made in inference mode, which autograd cannot save."""
-    with torch.inference_mode(False), contextlib.suppress(Exception):  # what cannot be copied fails in its own words
-        return copy.deepcopy(model)
-    return model
-
-
-def _trains_itself(part: nn.Module) -> bool:
-    """Whether a module has a `train` of the user's own, which may do more than to set flags: choose a branch, merge."""
-    own = vars(part).get("train", getattr(type(part), "train", None))
-    return (getattr(own, "__module__", None) or "torch").split(".")[0] != "torch"
-
-
-def _train(part: nn.Module, mode: bool) -> None:
-    """Let a module switch by its own `train`, whose flags others may still need as they are."""
-    flags = [(inner, inner.training) for inner in part.modules() if hasattr(inner, "training")]
-    try:
-        part.train(mode)
-    finally:
-        for inner, flag in flags:
-            inner.training = flag
-
-
-_UNUSUAL = (DistributedDataParallel, nn.RNNBase)
-
-
-def _unusual(part: nn.Module, evaluating: bool) -> list[tuple[Any, str, Any]]:
-    """What else has to be changed of parts that are attacked in a way of their own."""
-    if isinstance(part, DistributedDataParallel):  # inside of something; an attack has no gradients to exchange
-        return [(part, "require_backward_grad_sync", False), (part, "require_forward_param_sync", False)]
-    if evaluating and _on_cudnn(part):
-        # cuDNN has no backward pass of recurrent layers in eval mode. Without dropout both modes compute the same.
-        return [(part, "dropout", 0.0), (part, "training", True)]
-    return []
-
-
-def _on_cudnn(part: nn.Module) -> bool:
-    return any(parameter.is_cuda for parameter in part.parameters())
-
-
-def _evaluate(parts: list[nn.Module]) -> None:
-    """Eval mode for all parts that can be switched."""
-    for part in parts:
-        if "train" not in vars(part):
-            part.training = False
 
 
 # Through the door --------------------------------------------------------------------------------------------------
