@@ -328,7 +328,7 @@ def attack(function: str, what: str, value: Any, *options: str) -> None:
 
 
 def unbound(value: Any, *options: str) -> TypeError | None:
-    """What is missing or too much if an attack is called with some options."""
+    """What is missing or too much if something of three arguments, as an attack has, is called with some options."""
     try:
         inspect.signature(value).bind(None, None, None, **dict.fromkeys(options))
     except ValueError:  # of what has no signature

@@ -199,7 +199,7 @@ def has_generator(kind: str) -> bool:
     """Whether torch can make generators for devices of this type."""
     try:
         torch.Generator(kind)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # which of them depends on the device
         return False
     return True
 
@@ -217,8 +217,7 @@ def source(function: str, generator: torch.Generator | None, device: torch.devic
         if device not in _streams or _streams[device][0] != seed:
             _streams[device] = seed, torch.Generator(device).manual_seed(seed)
         return _streams[device][1]
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+    of_torch(function, generator)
     home = generator.device
     same_index = None in (home.index, device.index) or home.index == device.index
     if home.type != device.type or not same_index:
@@ -229,13 +228,16 @@ def source(function: str, generator: torch.Generator | None, device: torch.devic
     return generator
 
 
+def of_torch(function: str, generator: torch.Generator | None) -> None:
+    """Require a generator of torch, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
+
+
 def on_cpu(function: str, generator: torch.Generator | None) -> None:
     """Require a generator on the CPU, or None."""
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
-    if generator.device.type != "cpu":
+    of_torch(function, generator)
+    if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"{function}: `generator` must be on the CPU, got {generator.device}.")
 
 

@@ -288,8 +288,7 @@ class TwoViews:
     """
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
-        if not callable(transform):
-            raise TypeError(f"TwoViews: `transform` must be callable, got {type(transform).__name__}.")
+        _check.called("TwoViews", transform=transform)
         self.transform = transform
 
     def __call__(self, image: Any) -> tuple[Any, Any]:
@@ -324,8 +323,7 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
         >>> torch.equal(first, again)
         True
     """
-    if not callable(transform):
-        raise TypeError(f"seeded: `transform` must be callable, got {type(transform).__name__}.")
+    _check.called("seeded", transform=transform)
     _random.on_cpu("seeded", generator)
     if generator is None:
         return transform

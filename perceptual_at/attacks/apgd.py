@@ -1,8 +1,6 @@
 """Auto-PGD: projected gradient ascent that chooses its step size by itself."""
 
-import contextlib
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -224,14 +222,11 @@ def _check_loss(loss: Any, target_classes: Any) -> None:
     """Require a loss that takes the class to move to, where there is one."""
     if target_classes is None or not callable(loss):
         return
-    with contextlib.suppress(ValueError):  # of what has no signature
-        try:
-            inspect.signature(loss).bind(None, None, None)
-        except TypeError as error:
-            raise TypeError(
-                "apgd: `loss` must be a function (logits, labels, targets) -> (B,) with `target_classes`, such as "
-                f"targeted_dlr, got {getattr(loss, '__name__', loss)!r}: {error}."
-            ) from error
+    if error := _check.unbound(loss):  # three things, as an attack takes
+        raise TypeError(
+            "apgd: `loss` must be a function (logits, labels, targets) -> (B,) with `target_classes`, such as "
+            f"targeted_dlr, got {getattr(loss, '__name__', loss)!r}: {error}."
+        ) from error
 
 
 class _Aim:

@@ -54,7 +54,7 @@ class Start(NamedTuple):
     def network(self, *, seed: int = 0, **changes: Any) -> nn.Module:
         """Another network for the same images."""
         chosen = dataclasses.replace(self.settings.network, **changes)
-        task = networks.Task(self.parts.shape[0], self.parts.classes, self.parts.sample())
+        task = networks.task_of(self.parts, chosen)
         return networks.network(chosen, task, seed=self.settings.running.seed + seed)
 
 

@@ -386,7 +386,7 @@ def main(wishes: Wishes) -> list[pat.Evaluation | None]:
     with joined_processes(cpu=wishes.running.cpu) as processes:
         try:
             return [evaluated(target, wishes, processes) for target in targets_of(wishes)]
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # torch's: a network without `forward`, an operation a device lacks
             raise Stopped(str(error)) from error
 
 

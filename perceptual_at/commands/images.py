@@ -98,13 +98,9 @@ class Splits:
             name: fingerprint(part) for name, part in (parts | ({"extra": self.extra} if self.extra else {})).items()
         }
 
-    def sample(self) -> Tensor:
-        """Training images in [0, 1], evenly spread from the first to the last, 256 of them at most."""
-        return self._sample
-
-    @functools.cached_property
-    def _sample(self) -> Tensor:
-        rows = torch.linspace(0, len(self.train) - 1, max(2, min(len(self.train), 256))).long().tolist()
+    def sample(self, most: int = 256) -> Tensor:
+        """Training images in [0, 1], evenly spread from the first to the last."""
+        rows = torch.linspace(0, len(self.train) - 1, max(2, min(len(self.train), most))).long().tolist()
         return torch.stack([as_floats(self.train[row][0]) for row in rows])
 
 

@@ -103,7 +103,7 @@ def prepare(settings: Settings) -> Run:
             parts = splits(settings)
         if len(parts.train) < optimisation.batch:
             raise Stopped(f"--batch {optimisation.batch} is more than the {len(parts.train)} images to train on.")
-        task = networks.Task(parts.shape[0], parts.classes, parts.sample())
+        task = networks.task_of(parts, settings.network)
         model = networks.network(settings.network, task, seed=running.seed)
         if settings.network.init is not None:
             line = networks.initialise(model, settings.network.init)

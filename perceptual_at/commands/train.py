@@ -202,7 +202,7 @@ def finish(run: Run) -> None:
     """Save the best and the final weights, test both once, in full precision, and write down what came of it."""
     settings, out = run.settings, run.settings.running.out
     chosen = settings.evaluation
-    task = networks.Task(run.parts.shape[0], run.parts.classes, run.parts.sample())
+    task = networks.task_of(run.parts, settings.network)
     plain = networks.network(settings.network, task, seed=settings.running.seed).to(run.accelerator.device)
     final = run.evaluated()
     best = final if run.best is None else run.best

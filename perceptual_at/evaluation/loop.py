@@ -353,8 +353,8 @@ def _check_places(device: Any, classes: Any, record: Any) -> None:
             raise TypeError(f"evaluate: `device` must be a torch.device or its name, got {device!r}.") from error
     if classes is not None:
         _check.names("evaluate", "classes", classes)
-    if record is not None and not isinstance(record, str | os.PathLike):
-        raise TypeError(f"evaluate: `record` must be the path of a file, got {type(record).__name__}.")
+    if record is not None:
+        _check.path("evaluate", "record", record)
 
 
 def _check_classes(classes: Sequence[str] | None, run: Measurement) -> None:

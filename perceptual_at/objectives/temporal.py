@@ -94,12 +94,13 @@ def te(
             "batch's rows of the memory with memories.ensemble_targets(ensemble, index)."
         )
     ascended: PerSampleLoss = cross_entropy
-    source_of_noise("te", 0.001 if noise is None else noise, generator, x)
+    size = 0.001 if noise is None else noise
+    generator = source_of_noise("te", size, generator, x)
     if base == "trades":
         toward = kl_to(predictions(model, x)[0])
         ascended = _scaled(toward, beta) if held is not None else toward
     options: dict[str, Any] = {} if base == "pgd_at" and noise is None else {
-        "start": gaussian_start("te", x, 0.001 if noise is None else noise, generator)
+        "start": gaussian_start("te", x, size, generator)
     }  # fmt: skip
     if base == "trades" or held is not None:
         options["loss"] = ascended if held is None else _with_term(ascended, held, weight)

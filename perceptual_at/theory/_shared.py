@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
 from perceptual_at._shapes import per_sample
 
@@ -160,11 +160,8 @@ def bound_of(function: str, name: str, value: float | Tensor | None, x: Tensor) 
 
 def torch_generator(function: str, generator: torch.Generator | None) -> torch.Generator:
     """The generator given, or one with a fixed seed."""
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"{function}: `generator` must be a torch.Generator, got {type(generator).__name__}.")
-    return generator
+    _random.of_torch(function, generator)
+    return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def segment(x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:

@@ -163,11 +163,11 @@ class Ball:
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Random point at the edge of the set, where `random_start` may be anywhere in it."""
-        raise NotImplementedError
+        raise NotImplementedError  # every norm has its own
 
     def norm(self, delta: Tensor) -> Tensor:
         """Length of each sample's perturbation, shape `(B,)`."""
-        raise NotImplementedError
+        raise NotImplementedError  # every norm has its own
 
     def units(self, x: Tensor) -> Units | None:
         """How much the entries of a sample count; None where all count alike."""

@@ -47,8 +47,7 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
         ...     model.training
         False
     """
-    if not callable(model):
-        raise TypeError(f"frozen: `model` must be callable, got {type(model).__name__}.")
+    _check.called("frozen", model=model)
     _check.choice("frozen", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("frozen", model, model_mode, lane)
     loan = Loan(model, model_mode, lane)

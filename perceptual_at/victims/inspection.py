@@ -91,10 +91,10 @@ def nothing_to_gain(
     with torch.inference_mode(False), torch.no_grad():
         x = x.detach().clone()
         first = model(x.clone())
-        digits = torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
+        before, digits = margins(first, labels), torch.finfo(first.dtype).eps * (1 + rows(first).abs().amax(dim=1))
         for number in range(rounds):
             for point in far_and_wide(x, threat, numbers.fork(number)):
-                gained = margins(model(point.to(x.dtype).clone()), labels) - margins(first, labels)
+                gained = margins(model(point.to(x.dtype).clone()), labels) - before
                 nowhere = nowhere & (gained <= 4 * digits)
             if not bool(nowhere.any()):
                 break
