@@ -179,16 +179,9 @@ def pgd(
         >>> pgd(model, x, labels, Linf(0.25), start="clean", targets=torch.tensor([0]))  # be surely of class 0
         tensor([[0.7500]])
     """
+    stops = early_stop is not False  # what is no truth value is refused behind the door
     terms = Terms(
-        loss,
-        targets,
-        start,
-        model_mode,
-        lane,
-        eot,
-        validate,
-        judged=verdict is not False or early_stop is not False,
-        even=early_stop is False,
+        loss, targets, start, model_mode, lane, eot, validate, judged=stops or verdict is not False, even=not stops
     )
     climb = Climb(steps, step_size, momentum, restarts, keep, early_stop, verdict, generator)
     return climbed("pgd", model, x, labels, threat, terms, climb)
@@ -362,6 +355,7 @@ def cw(
         >>> cw(model, torch.tensor([[0.5]]), torch.tensor([0]), Linf(0.25))
         tensor([[0.2500]])
     """
+    stops = early_stop is not False
     terms = Terms(
         margin,
         targets,
@@ -369,8 +363,8 @@ def cw(
         model_mode,
         lane,
         validate=validate,
-        judged=verdict is not False or early_stop is not False,
-        even=early_stop is False,
+        judged=stops or verdict is not False,
+        even=not stops,
     )
     climb = Climb(steps, step_size, 0.0, restarts, keep, early_stop, verdict, generator)
     return climbed("cw", model, x, labels, threat, terms, climb)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from perceptual_at import _check
+from perceptual_at import _check, _random
 from perceptual_at.theory._shared import torch_generator
 
 
@@ -360,8 +360,7 @@ def sample_estimators(
     _check.number(name, "sigma", sigma, above=0)
     for argument, value in (("unlabeled", unlabeled), ("labeled", labeled), ("runs", runs)):
         _check.count(name, argument, value)
-    if generator is not None:
-        torch_generator(name, generator)
+    _random.of_torch(name, generator)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=theta.dtype, device=theta.device)
