@@ -274,7 +274,13 @@ def test_rpat_with_raat_is_the_sum_of_the_two():
     logits = model(x), model(interpolate(x, x_adv, 0.5)), model(x_adv)
     assert_close(both, raat + 3 * robust_perception_loss(*logits, form="interpolation"))
     assert list(more) == [*terms, "robust_perception"]
-    with pytest.raises(TypeError, match=r"rpat: `strength` has no effect with base='raat'"):
+    for source in ("paper", "release"):  # `temperature` is DICAR's
+        own = objectives.preset("raat", source)
+        raat, _ = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, **own)
+        both, more = objectives.rpat_raat(model, views, labels, fixed_attack(x_adv), mix=0.7, weight=0.0, **own)
+        assert_close(both, raat)
+        assert own.items() <= objectives.preset("rpat_raat", source).items()
+    with pytest.raises(TypeError, match=r"rpat_raat: `strength` has no effect with base='raat'"):
         objectives.rpat_raat(model, views, labels, fixed_attack(x_adv), mix=0.7, strength=1.0)
 
 

@@ -83,7 +83,7 @@ def run_base(
     """Run a base objective and tell what it ran; `term` is what will be added to it."""
     _check.module(function, model)
     check_views(function, model, views, labels, expected=(1, 2))
-    objective = _resolved(function, base, options)
+    objective = resolved(function, base, options)
     if all(_check.unbound(attack, *given) for given in ((), ("start",), ("loss", "start"))):
         _check.attack(function, "`attack`", attack)  # no base could call it
     noted = _Noted(model, perceive)
@@ -131,7 +131,7 @@ def _watched(attack: Attack, model: nn.Module, calls: list[tuple[Tensor, Tensor]
     return functools.partial(call, *attack.args, **attack.keywords) if isinstance(attack, functools.partial) else call
 
 
-def _resolved(function: str, base: Base, options: dict[str, Any]) -> Callable[..., Result]:
+def resolved(function: str, base: Base, options: dict[str, Any]) -> Callable[..., Result]:
     """The base as a function, with its options known to it."""
     objective: Callable[..., Result]
     if callable(base):

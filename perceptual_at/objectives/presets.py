@@ -24,6 +24,9 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "release": {**_RELEASED_DICAR, "beta": 6.0, "repeat_clean_forward": True},
     },
     "raat_sharp": {"paper": _PAPER_DICAR, "release": _RELEASED_DICAR},
+    "rpat_raat": {
+        "paper": {**_PAPER_DICAR, "form": "quotient"}, "release": {**_RELEASED_DICAR, "form": "interpolation"},
+    },
     "dicar": {source: {name: value for name, value in chosen.items() if name != "boundary"}
               for source, chosen in (("paper", _PAPER_DICAR), ("release", _RELEASED_DICAR))},
     "cure": {"paper": {"beta": 1.0}, "release": {"beta": 5.0}},
@@ -31,7 +34,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # What differs in the others is not among their keywords, or could not be read.
     **{name: {"paper": {}, "release": {}} for name in (
         "adr", "alp", "clp", "ducat", "ewat", "gairat", "grad_align", "hat", "hypersphere", "ikl", "lbgat", "mail",
-        "mma", "piat", "rpat_raat", "score", "sovr", "te",
+        "mma", "piat", "score", "sovr", "te",
     )},
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from perceptual_at import _check
 from perceptual_at.divergences import Criterion, Divergence
 from perceptual_at.losses import robust_perception_loss
 from perceptual_at.losses.robust_perception import comparison
-from perceptual_at.objectives.combination import Base, logits_as_perception, run_base
+from perceptual_at.objectives.combination import Base, logits_as_perception, resolved, run_base
 from perceptual_at.objectives.passes import Attack, Perceive, Result, finish
 from perceptual_at.objectives.raat import raat
 from perceptual_at.paths import interpolate
@@ -131,7 +131,7 @@ def rpat_raat(
             is `1 - alpha`, that of RPAT_SOTAs is `alpha`. Draw it once per batch with `draw_beta` for the ablation of
             Fig. 4b.
         form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
-        **raat_options: other keywords of `raat`.
+        **raat_options: other keywords of `raat`, as `temperature`, which divides DICAR's logits.
 
     Returns:
         `(loss, terms)` with RAAT's terms and `robust_perception`.
@@ -156,4 +156,6 @@ def rpat_raat(
     if mix is not None:
         _check.number("rpat_raat", "mix", mix, at_least=0.0, at_most=1.0)
     base = functools.partial(raat, mix=mix, weight=dicar_weight)
-    return rpat(model, views, labels, attack, base=base, weight=weight, alpha=alpha, form=form, **raat_options)
+    resolved("rpat_raat", base, raat_options)
+    base = functools.partial(base, **raat_options)  # `temperature` is DICAR's, not that of robust perception
+    return rpat(model, views, labels, attack, base=base, weight=weight, alpha=alpha, form=form)
