@@ -1,4 +1,4 @@
-"""Do the methods help? Twelve ways of training on CIFAR-10 with their controls, in two regimes, three seeds or more.
+"""Do the methods help? Eighteen ways of training on CIFAR-10 with their controls, two regimes, three seeds or more.
 
     python benchmarks/cifar10_evidence.py run --root FOLDER --work WORK          # everything, in the declared order
     python benchmarks/cifar10_evidence.py run ... --only small/raat/0            # one run
@@ -77,7 +77,7 @@ def train(place: Place, job: Job) -> None:
         training.save(run, folder / "state.pt")
         say(job, f"epoch {run.epoch}/{run.epochs}", run.log[-1], run.seconds)
     began = time.perf_counter()
-    networks = {"best": (run.best, run.best_epoch), "final": (run.model.state_dict(), run.epoch)}
+    networks = {"best": (run.best, run.best_epoch), "final": (run.judged.state_dict(), run.epoch)}
     found: dict[str, Any] = {}
     for which, (weights, epoch) in networks.items():
         checksum = save_weights(folder / f"{which}.safetensors", weights)

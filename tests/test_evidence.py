@@ -151,6 +151,53 @@ def test_arms_of_a_seed_begin_alike_and_see_the_same_images(scripts, folder, tmp
     assert all(torch.equal(a, b) for a, b in zip(views, other_views, strict=True))
 
 
+@pytest.mark.parametrize("name", ["pgd_at_awp", "pgd_at_average", "rpat_relative", "rpat_raat_weight_0", "rpat_raat",
+                                  "raat_adaptive"])  # fmt: skip
+def test_later_arms_train_and_go_on_after_a_kill(name, scripts, folder, tmp_path):
+    design, training = scripts["design"], scripts["training"]
+    parts = scripts["images"].split(
+        scripts["images"].decoded(folder, tmp_path / "images.npz"), None, design.QUICK, "small"
+    )
+    job = design.Job("small", name, 0)
+    ends = []
+    for broken in (False, True):
+        run = training.begin(job, design.QUICK, parts, "cpu")
+        for _ in range(2):
+            training.train_epoch(run)
+            scripts["measuring"].select(run)
+            if broken:
+                training.save(run, tmp_path / "state.pt")
+                run = training.begin(job, design.QUICK, parts, "cpu", tmp_path / "state.pt")
+        ends.append((run.judged.state_dict(), [line["terms"] for line in run.log]))
+    (weights, terms), (again, same) = ends
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+    assert terms == same
+    judged, last = (torch.cat([p.flatten() for p in net.parameters()]) for net in (run.judged, run.model))
+    assert torch.equal(judged, last) == (name != "pgd_at_average")
+
+
+def test_steps_at_perturbed_weights_attack_once_and_end_near_where_they_began(scripts, folder, tmp_path):
+    design, training = scripts["design"], scripts["training"]
+    cache = scripts["images"].decoded(folder, tmp_path / "images.npz")
+    parts = scripts["images"].split(cache, None, design.QUICK, "small")
+    run = training.begin(design.Job("small", "pgd_at_awp", 0), design.QUICK, parts, "cpu")
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+    x, labels, _ = next(scripts["images"].batches(parts.train, size=4))
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    seen = []
+
+    def attack(model, x, labels, **_):
+        seen.append([value.detach().clone() for value in model.parameters()])
+        return x
+
+    training.step(run, (x,), labels, attack, {})
+    assert len(seen) == 1
+    assert all(torch.equal(*pair) for pair in zip(seen[0], before.values(), strict=True))  # not yet perturbed
+    for name, value in run.model.named_parameters():
+        torch.testing.assert_close(value.detach(), before[name], rtol=1e-5, atol=1e-6)
+
+
 def test_the_share_of_the_gradient_is_that_of_the_term(scripts):
     training, design = scripts["training"], scripts["design"]
     torch.manual_seed(0)
@@ -203,7 +250,9 @@ def test_every_run_comes_once_and_seeds_before_regimes_before_further_arms(scrip
     design = scripts["design"]
     blocks = list(design.order(3))
     jobs = [job for block in blocks for job in block]
-    assert len(set(jobs)) == len(jobs) == 2 * 3 * len(design.ARMS)
+    assert len(set(jobs)) == len(jobs) == 3 * sum(len(arm.regimes) for arm in design.ARMS.values())
+    assert all(set(design.ARMS[arm].regimes) == {"all", "small"} for arm in design.CORE)
+    assert (*design.CORE, *design.MORE, *design.LATER) == tuple(design.ARMS)
     assert [(block[0].regime, block[0].seed) for block in blocks[:6]] == [
         (regime, seed) for regime in ("all", "small") for seed in range(3)
     ]
@@ -214,7 +263,7 @@ def test_every_run_comes_once_and_seeds_before_regimes_before_further_arms(scrip
     assert trained == [*jobs[:core], *design.sweep(), *jobs[core:]]
     assert sorted(job for kind, job in work if kind == "attack") == sorted(jobs)  # the sweep needs none
     for one in scripts["hypotheses"].HYPOTHESES:
-        assert {one.arm, one.control} <= set(design.ARMS)
+        assert all(set(one.regimes) <= set(design.ARMS[name].regimes) for name in (one.arm, one.control))
         assert one.column in scripts["numbers"].COLUMNS
 
 
@@ -292,7 +341,7 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         empty = {name: write({"runs": []}) for name, (_, write) in tables.items()}
         entry = whole[1]["runs"][0]
         assert f"| PGD-AT | 1 | {entry['best']['test']['clean']:.2f} |" in shown["evidence_all_best"]
-        assert "2 of 72 declared runs have finished." in shown["evidence_state"]
+        assert "2 of 84 declared runs have finished." in shown["evidence_state"]
         assert "| RAAT | all | `dicar` |" in shown["evidence_terms"]
         assert "not run yet" in shown["evidence_hypotheses"]
         swept = json.loads(json.dumps(whole[1]))
@@ -300,7 +349,7 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         chosen = scripts["numbers"].held_out(entry := swept["runs"][1])
         assert f"| {chosen['clean']:.2f} | {chosen['pgd10']:.2f} |" in tables["evidence_sweep"][1](swept)
         assert chosen["pgd10"] == max(line["held_out"]["pgd10"] for line in entry["log"])
-        assert "1 of 72 declared runs have finished." in tables["evidence_state"][1](swept)
+        assert "1 of 84 declared runs have finished." in tables["evidence_state"][1](swept)
         assert "RPAT, weight 100" not in tables["evidence_all_best"][1](swept)
         assert (
             shown["evidence_sweep"]

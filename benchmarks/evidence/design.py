@@ -51,7 +51,9 @@ QUICK = Design(
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A way of training. Objectives are those of `perceptual_at.objectives`, with the released code's choices."""
+    """A way of training. Objectives are those of `perceptual_at.objectives`, with the released code's choices, and
+    `raat_adaptive` of `evidence.training`.
+    """
 
     title: str
     objective: str
@@ -62,12 +64,18 @@ class Arm:
     regulariser: str | None = None
     """Name of its term, and the keyword that is its weight in the loss."""
     weight: float = 1.0
+    regimes: tuple[str, ...] = ("all", "small")
+    perturbation: float = 0.0
+    """Size of an adversarial weight perturbation in every step; 0 for none."""
+    decay: float = 0.0
+    """Of the moving average of the weights that is judged in place of the last ones; 0 judges those."""
 
 
 _RELEASE = preset("rpat", "release")
 _RPAT = {"silenced": {"weight": 0.0}, "regulariser": "robust_perception"}
 _RAAT = preset("raat", "release")
 _DICAR = {"silenced": {"weight": 0.0}, "regulariser": "dicar", "views": 2}
+_ALL: dict[str, Any] = {"regimes": ("all",)}
 
 ARMS: dict[str, Arm] = {
     "pgd_at": Arm("PGD-AT", "pgd_at"),
@@ -82,11 +90,24 @@ ARMS: dict[str, Arm] = {
     "consistency_at_rpat": Arm(
         "Consistency-AT + RPAT", "rpat", preset("rpat", "release", base="consistency_at"), views=2, **_RPAT
     ),
-    "raat_without_bound": Arm("RAAT without BOUND", "raat", {**_RAAT, "bound": False}, **_DICAR),
-    "raat_without_dicar": Arm("RAAT without DICAR", "raat", {**_RAAT, "weight": 0.0}, views=2),
-    "trades": Arm("TRADES", "trades", preset("trades", "release"), silenced={"beta": 0.0}, regulariser="kl", weight=6),
-    "mart": Arm("MART", "mart", silenced={"beta": 0.0}, regulariser="weighted_kl", weight=6),
-}
+    "raat_without_bound": Arm("RAAT without BOUND", "raat", {**_RAAT, "bound": False}, **_DICAR, **_ALL),
+    "raat_without_dicar": Arm("RAAT without DICAR", "raat", {**_RAAT, "weight": 0.0}, views=2, **_ALL),
+    "trades": Arm(
+        "TRADES", "trades", preset("trades", "release"), silenced={"beta": 0.0}, regulariser="kl", weight=6, **_ALL
+    ),
+    "mart": Arm("MART", "mart", silenced={"beta": 0.0}, regulariser="weighted_kl", weight=6, **_ALL),
+    "pgd_at_awp": Arm("PGD-AT + AWP", "pgd_at", perturbation=0.01),
+    "pgd_at_average": Arm("PGD-AT, averaged weights", "pgd_at", decay=0.999),
+    "rpat_relative": Arm("RPAT, relative form", "rpat", {**_RELEASE, "form": "relative"}, **_RPAT, **_ALL),
+    "rpat_raat_weight_0": Arm(
+        "RAAT, RPAT's passes, weight 0", "rpat_raat", {**_RAAT, "weight": 0.0}, views=2,
+        silenced={"dicar_weight": 0.0}, regulariser="dicar", **_ALL,
+    ),
+    "rpat_raat": Arm("RPAT + RAAT", "rpat_raat", _RAAT, views=2, **_RPAT, **_ALL),
+    "raat_adaptive": Arm("RAAT, adaptive eta", "raat_adaptive", _RAAT, **_DICAR, **_ALL),
+}  # fmt: skip
+ETAS = (0.1, 0.25, 0.5, 0.75)
+"""What adaptive eta chooses from."""
 SWEPT_WEIGHTS = (10, 100, 1000)
 SWEEP: dict[str, Arm] = {
     f"rpat_weight_{weight}": Arm(
@@ -97,7 +118,8 @@ SWEEP: dict[str, Arm] = {
 """RPAT's term at more than its published weight, which is 0.02 % of the loss and 0.4 % of the gradient here. One seed
 on all images, looked at on the held-out images alone; no arm of the experiment."""
 CORE = tuple(ARMS)[:8]
-MORE = tuple(ARMS)[8:]
+MORE = tuple(ARMS)[8:12]
+LATER = tuple(ARMS)[12:]
 REGIMES = ("all", "small")
 
 
@@ -119,7 +141,8 @@ def sweep() -> list[Job]:
 
 def order(seeds: int = SEEDS) -> Iterator[list[Job]]:
     """All runs in blocks, in the order in which they are made: the core arms seed by seed, then the others."""
-    for arms in (CORE, MORE):
+    for arms in (CORE, MORE, LATER):
         for regime in REGIMES:
             for seed in range(seeds):
-                yield [Job(regime, arm, seed) for arm in arms]
+                if block := [Job(regime, arm, seed) for arm in arms if regime in ARMS[arm].regimes]:
+                    yield block

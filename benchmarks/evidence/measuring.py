@@ -39,10 +39,11 @@ def select(run: Run) -> None:
     """Judge the epoch on the held-out images, and keep its weights if none withstood PGD-10 better."""
     began = clock()
     ten = functools.partial(attacks(run.design)["pgd20"], steps=10)
-    result = judged(run.model, batches(run.images.held_out, device=run.device), {"pgd10": ten}, run.design)
+    model = run.judged
+    result = judged(model, batches(run.images.held_out, device=run.device), {"pgd10": ten}, run.design)
     run.log[-1]["held_out"] = percent(result)
     if all(result.robust_accuracy["pgd10"] * 100 >= line["held_out"]["pgd10"] - 1e-9 for line in run.log):
-        run.best, run.best_epoch = pat.snapshot(run.model), run.epoch
+        run.best, run.best_epoch = pat.snapshot(model), run.epoch
     spend(run, began)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import perceptual_at as pat
-from evidence.design import ARMS, SWEEP, Arm, Design, Job
+from evidence.design import ARMS, ETAS, SWEEP, Arm, Design, Job
 from evidence.images import Images, batches
-from perceptual_at import models, objectives
+from perceptual_at import models, objectives, weight_perturbation
 from perceptual_at._files import written_whole
 from perceptual_at.augment import random_crop_flip
 
@@ -32,6 +32,8 @@ class Run:
     device: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Averaged weights, where the arm judges those."""
     epoch: int = 0
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -46,6 +48,15 @@ class Run:
     def epochs(self) -> int:
         return self.design.epochs(self.job.regime)
 
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is measured: the one in training, or a copy with the averaged weights."""
+        if not self.average:
+            return self.model
+        averaged = copy.deepcopy(self.model)
+        averaged.load_state_dict(self.average)
+        return averaged
+
 
 def begin(job: Job, design: Design, images: Images, device: str, state: Path | None = None) -> Run:
     """A run before its first epoch, or after the last one in `state`."""
@@ -54,6 +65,8 @@ def begin(job: Job, design: Design, images: Images, device: str, state: Path | N
         model.parameters(), lr=design.rate, momentum=design.momentum, weight_decay=design.weight_decay
     )
     run = Run(job, design, images, device, model, optimizer)
+    if run.arm.decay:
+        run.average = pat.snapshot(model)
     if state is not None and state.exists():
         held = torch.load(state, map_location=device, weights_only=True)
         model.load_state_dict(held.pop("model"))
@@ -64,7 +77,7 @@ def begin(job: Job, design: Design, images: Images, device: str, state: Path | N
 
 def save(run: Run, state: Path) -> None:
     """Everything that the next epoch depends on; all random numbers follow from seed and epoch."""
-    held = {name: getattr(run, name) for name in ("epoch", "log", "best", "best_epoch", "seconds")}
+    held = {name: getattr(run, name) for name in ("epoch", "log", "average", "best", "best_epoch", "seconds")}
     held |= {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
     with written_whole(state) as beside:
         torch.save(held, beside)
@@ -132,13 +145,10 @@ def train_epoch(run: Run) -> None:
             for view in range(arm.views)
         )
         options = options_of(arm, draws["noise"])
-        if arm.objective == "raat":
+        if "raat" in arm.objective:
             options["mix"] = pat.draw_beta(fold="max", generator=mixes)
         before = copy.deepcopy(run.model) if number in (per_epoch // 2, per_epoch - 1) and arm.silenced else None
-        loss, terms = getattr(objectives, arm.objective)(run.model, views, labels, attack, **options)
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
+        loss, terms = step(run, views, labels, attack, options)
         if before is not None:
             weighed.append(gradient_share(before, arm, views, labels, attack.x_adv, options))
         for name, value in {"loss": loss.detach(), **terms}.items():
@@ -147,6 +157,43 @@ def train_epoch(run: Run) -> None:
     run.epoch += 1
     spend(run, began)
     run.log.append({"epoch": run.epoch, "rate": figures(lr), "terms": terms, **shares(arm, terms, weighed)})
+
+
+def step(
+    run: Run, views: Sequence[Tensor], labels: Tensor, attack: Callable[..., Tensor], options: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of the optimiser, where the weights are at their worst nearby if the arm says so."""
+    arm = run.arm
+    answered = weight_perturbation.once(attack) if arm.perturbation else attack
+    compute = functools.partial(objective_of(arm), run.model, views, labels, answered, **options)
+    if arm.perturbation:
+        moved = weight_perturbation.ascend(run.model, lambda: compute()[0], size=arm.perturbation)
+    loss, terms = compute()
+    run.optimizer.zero_grad()
+    loss.backward()
+    run.optimizer.step()
+    if arm.perturbation:
+        weight_perturbation.restore(run.model, moved, form="awp")
+    if arm.decay:
+        run.average = pat.ema_update(run.average, run.model, decay=arm.decay)
+    return loss, terms
+
+
+def objective_of(arm: Arm) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """The objective of an arm."""
+    return raat_adaptive if arm.objective == "raat_adaptive" else getattr(objectives, arm.objective)
+
+
+def raat_adaptive(
+    model: nn.Module, views: Sequence[Tensor], labels: Tensor, attack: Callable[..., Tensor], **options: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """RAAT whose reduction is chosen for each image: the smallest of a few that breaks it."""
+    x, twice = torch.cat(list(views)), labels.repeat(len(views))
+    x_adv = attack(model, x, twice)
+    with torch.no_grad(), pat.frozen(model) as f:
+        path = torch.stack([f(pat.interpolate(x, x_adv, eta)) for eta in ETAS])
+    eta = pat.adaptive_eta(path, twice, etas=ETAS)
+    return objectives.raat(model, views, labels, lambda *_, **__: x_adv, eta=eta, **options)
 
 
 def clock() -> tuple[float, float]:
@@ -178,7 +225,7 @@ def gradient_share(
     for silent in (False, True):
         given = {**options, **(arm.silenced or {})} if silent else options
         spent = copy.deepcopy(model)  # running statistics, which decide RAAT's partition, move in every pass
-        loss, _ = getattr(objectives, arm.objective)(spent, views, labels, lambda *_, **__: x_adv, **given)
+        loss, _ = objective_of(arm)(spent, views, labels, lambda *_, **__: x_adv, **given)
         parts = torch.autograd.grad(loss, list(spent.parameters()), allow_unused=True, materialize_grads=True)
         found.append(torch.cat([part.flatten() for part in parts]).double())
     whole, rest = found
