@@ -206,8 +206,9 @@ def measure_checkpoint(options):
 
 def measure_run(options):
     """Part 1 for the weights of a run, whatever its network, images and threat."""
-    from perceptual_at.commands.evaluate import Models, Samples, Wishes, chosen_rows, targets_of
-    from perceptual_at.commands.images import batches, images_of
+    from perceptual_at.commands.evaluating.targets import chosen_rows, targets_of
+    from perceptual_at.commands.evaluating.wishes import Models, Samples, Wishes
+    from perceptual_at.commands.ingredients.images import batches, images_of
 
     wishes = Wishes(models=Models(run=(options.run,), which=options.which), images=Samples(samples=options.samples))
     try:

@@ -79,7 +79,7 @@ def started(tmp_path_factory):
 
 def remains(out):
     """What a run has left, without times: weights, log, result, and all of the last state."""
-    from perceptual_at.commands.settings import FREE
+    from perceptual_at.commands.options.settings import FREE
 
     result = json.loads((out / "result.json").read_text())
     state = sorted((out / "states").glob("step-*"))[-1]

@@ -21,15 +21,18 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
 
 from perceptual_at import Evaluation, Linf  # noqa: E402
 from perceptual_at.checkpoints import save_weights  # noqa: E402
-from perceptual_at.commands import evaluate, networks, table  # noqa: E402
+from perceptual_at.commands import table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
+from perceptual_at.commands.evaluating import targets, wishes  # noqa: E402
+from perceptual_at.commands.ingredients import networks  # noqa: E402
+from perceptual_at.commands.ingredients.images import images_of  # noqa: E402
+from perceptual_at.commands.ingredients.protocol import described, named_attack  # noqa: E402
 from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
-from perceptual_at.commands.method import beside, keywords  # noqa: E402
-from perceptual_at.commands.protocol import described, named_attack  # noqa: E402
-from perceptual_at.commands.reading import settings_of  # noqa: E402
-from perceptual_at.commands.recipes import RECIPES  # noqa: E402
-from perceptual_at.commands.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
-from perceptual_at.commands.settings import GROUP_OF, GROUPS, settings_from  # noqa: E402
+from perceptual_at.commands.options.method import beside, keywords  # noqa: E402
+from perceptual_at.commands.options.reading import settings_of  # noqa: E402
+from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
+from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
+from perceptual_at.commands.options.settings import GROUP_OF, GROUPS, Data, settings_from  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
 
@@ -345,7 +348,7 @@ def test_first_weights_are_taken_where_they_fit_and_parts_are_frozen(tmp_path, c
     assert {name for name, p in new.named_parameters() if p.requires_grad} == {
         name for name in kept if "layer1" not in name and not name.endswith(".bias")
     }
-    from perceptual_at.commands.settings import Optimisation
+    from perceptual_at.commands.options.settings import Optimisation
 
     chosen = Optimisation(weight_decay=0.1, weight_decay_of=("layer1*=0", "*.weight=0.3"))
     groups = {group["weight_decay"]: len(group["params"]) for group in networks.parameter_groups(DigitsCNN(), chosen)}
@@ -355,7 +358,7 @@ def test_first_weights_are_taken_where_they_fit_and_parts_are_frozen(tmp_path, c
 
 def test_a_network_of_torchvision_by_name():
     pytest.importorskip("torchvision")
-    from perceptual_at.commands.settings import Network
+    from perceptual_at.commands.options.settings import Network
 
     task = networks.Task(3, 4, torch.rand(2, 3, 32, 32))
     model = networks.network(Network(model="torchvision:mobilenet_v3_small(dropout=0.1)"), task, seed=0)
@@ -444,9 +447,9 @@ def test_other_attacks_are_another_evaluation_and_other_weights_are_noticed(copi
 def test_torchrun_takes_no_option_of_ours_for_its_own_behind_two_dashes():
     from torch.distributed.run import get_args_parser
 
-    from perceptual_at.commands.settings import option
+    from perceptual_at.commands.options.settings import option
 
-    kinds = [type(part.default) for part in evaluate.Wishes.__dataclass_fields__.values()]
+    kinds = [type(part.default) for part in wishes.Wishes.__dataclass_fields__.values()]
     for name in (*GROUP_OF, *(name for kind in kinds for name in kind.__dataclass_fields__)):
         words = ["--nproc-per-node", "2", "-m", "--", "perceptual_at", "x", option(name), "1"]
         found = get_args_parser().parse_args(words)
@@ -508,9 +511,9 @@ def test_runs_of_one_seed_or_under_other_budgets_are_no_seeds_of_one_method():
 
 
 def test_a_budget_of_zero_is_one():
-    words = {"models": evaluate.Models(model="mine:build"), "images": evaluate.Samples(data="random")}
+    words = {"models": wishes.Models(model="mine:build"), "images": wishes.Samples(data="random")}
     for eps, expected in ((0.0, 0.0), (None, 8 / 255), (0.1, 0.1)):
-        (target,) = evaluate.targets_of(evaluate.Wishes(**words, threat=evaluate.Threats(eps=eps)))
+        (target,) = targets.targets_of(wishes.Wishes(**words, threat=wishes.Threats(eps=eps)))
         assert target.threat.eps == expected
 
 
@@ -556,9 +559,9 @@ def test_a_damaged_result_is_named(copied, capsys, damage):
 
 
 def test_a_choice_of_samples_has_every_class(tmp_path):
-    wishes = evaluate.Wishes(images=evaluate.Samples(data="random", samples=20))
-    images = evaluate.images_of(evaluate._with_wishes(evaluate.Data(), wishes.images), "test")
-    rows = evaluate.chosen_rows(images, wishes)
+    words = wishes.Wishes(images=wishes.Samples(data="random", samples=20))
+    images = images_of(Data(data="random"), "test")
+    rows = targets.chosen_rows(images, words)
     assert len(rows) == 20
     counts = torch.bincount(images.labels[rows], minlength=10) - torch.bincount(images.labels, minlength=10) * 20 / 64
     assert counts.abs().max() < 1
@@ -591,11 +594,11 @@ def test_a_model_of_robustbench_is_asked_for_by_name_and_norm(monkeypatch):
     zoo.load_model = load_model
     monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
     monkeypatch.setitem(sys.modules, "robustbench.utils", zoo)
-    wishes = evaluate.Wishes(
-        models=evaluate.Models(model="robustbench:Wong2020Fast"), images=evaluate.Samples(root=Path("here")),
-        threat=evaluate.Threats(norm="l2"),
+    words = wishes.Wishes(
+        models=wishes.Models(model="robustbench:Wong2020Fast"), images=wishes.Samples(root=Path("here")),
+        threat=wishes.Threats(norm="l2"),
     )  # fmt: skip
-    (target,) = evaluate.targets_of(wishes)
+    (target,) = targets.targets_of(words)
     assert isinstance(target.made(None), DigitsCNN)
     assert asked == {"name": "Wong2020Fast", "model_dir": "here", "dataset": "cifar10", "threat_model": "L2"}
 
@@ -637,7 +640,7 @@ def test_every_attack_that_is_named_is_one_and_has_a_meaning():
     ],
 )
 def test_options_without_effect_beside_others_are_refused(words, message):
-    from perceptual_at.commands.reading import settings_of
+    from perceptual_at.commands.options.reading import settings_of
 
     with pytest.raises(ValueError, match=message):
         settings_of(words)
@@ -654,15 +657,15 @@ def test_options_without_effect_beside_others_are_refused(words, message):
     ],
 )
 def test_what_a_recipe_brings_is_not_the_callers(words):
-    from perceptual_at.commands.reading import settings_of
+    from perceptual_at.commands.options.reading import settings_of
 
     assert settings_of(words)
 
 
 @pytest.mark.parametrize("recipe", ["pgd_at", "raat"])
 def test_images_are_shown_as_they_are_on_request(recipe):
-    from perceptual_at.commands.reading import settings_of
-    from perceptual_at.commands.steps import Sources, views_of
+    from perceptual_at.commands.options.reading import settings_of
+    from perceptual_at.commands.training.steps import Sources, views_of
 
     x, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
     sources = Sources(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), 4)
@@ -674,9 +677,9 @@ def test_images_are_shown_as_they_are_on_request(recipe):
 
 
 def test_a_network_is_normalised_by_images_from_all_over_the_training_set():
-    from perceptual_at.commands import networks
-    from perceptual_at.commands.images import Splits
-    from perceptual_at.commands.settings import Network
+    from perceptual_at.commands.ingredients import networks
+    from perceptual_at.commands.options.settings import Network
+    from perceptual_at.commands.training.splits import Splits
     from perceptual_at.data import TensorImages
 
     pixels = torch.linspace(0, 1, 1000)[:, None, None, None].expand(-1, 1, 8, 8).clone()

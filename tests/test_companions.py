@@ -14,9 +14,13 @@ from safetensors.torch import load_file  # noqa: E402
 
 from perceptual_at import ema_update, refresh_batch_norm, snapshot  # noqa: E402
 from perceptual_at.checkpoints import read_weights, save_weights, weights_checksum  # noqa: E402
-from perceptual_at.commands import companions, evaluate, method, train  # noqa: E402
+from perceptual_at.commands import train  # noqa: E402
 from perceptual_at.commands.endings import Stopped  # noqa: E402
-from perceptual_at.commands.recipes import RECIPES  # noqa: E402
+from perceptual_at.commands.evaluating.targets import targets_of  # noqa: E402
+from perceptual_at.commands.evaluating.wishes import Models, Wishes  # noqa: E402
+from perceptual_at.commands.options import method  # noqa: E402
+from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
+from perceptual_at.commands.training import companions  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
 from perceptual_at.schedules import ramped_decay  # noqa: E402
 from tests.runs import started  # noqa: E402
@@ -232,8 +236,8 @@ def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):
     settings = parsed("ducat", "--options", "dummies=True", "--later", "--epochs", "1", "--out", tmp_path)
     train.train(settings)
     assert read_weights(tmp_path / "final.safetensors")["model.linear.weight"].shape[0] == 20
-    wishes = evaluate.Wishes(models=evaluate.Models(run=(tmp_path,), which="final"))
-    (target,) = evaluate.targets_of(wishes)
+    wishes = Wishes(models=Models(run=(tmp_path,), which="final"))
+    (target,) = targets_of(wishes)
     assert target.made(None)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -241,8 +245,8 @@ def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):
 
 STEPS = """
 import sys, torch
-from perceptual_at.commands import companions
-from perceptual_at.commands.images import rows_of
+from perceptual_at.commands.training import companions
+from perceptual_at.commands.training.batches import rows_of
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
 rank, ranks = run.accelerator.process_index, run.accelerator.num_processes

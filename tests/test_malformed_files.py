@@ -392,7 +392,7 @@ def every_state(change):
 
 def sealed(change):
     """Change a state's facts, under checksums that fit: what another version might have written."""
-    from perceptual_at.commands import states
+    from perceptual_at.commands.training import states
 
     def hurt(state):
         facts = json.loads((state / "run.json").read_text())

@@ -68,7 +68,7 @@ def test_two_calls_on_one_record_do_not_meet(runner, tmp_path):
 
 SHARDED = """
 import sys, torch
-from perceptual_at.commands import shards
+from perceptual_at.commands.training import shards
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
 rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
@@ -150,7 +150,7 @@ def test_one_process_has_nobody_to_share_with(runner, tmp_path):
 UNEVEN = """
 import sys, torch
 from perceptual_at import frozen
-from perceptual_at.commands import steps
+from perceptual_at.commands.training import steps
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
 rank, ranks = run.accelerator.process_index, run.accelerator.num_processes

@@ -17,9 +17,10 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard", "PIL", "torch
 
 from PIL import Image  # noqa: E402
 
-from perceptual_at.commands import images  # noqa: E402
-from perceptual_at.commands.reading import settings_of  # noqa: E402
-from perceptual_at.commands.settings import Data  # noqa: E402
+from perceptual_at.commands.ingredients import images  # noqa: E402
+from perceptual_at.commands.options.reading import settings_of  # noqa: E402
+from perceptual_at.commands.options.settings import Data  # noqa: E402
+from perceptual_at.commands.training import batches, splits  # noqa: E402
 
 from .runs import assert_same, newest, remains, started  # noqa: E402
 
@@ -162,11 +163,11 @@ def test_what_is_held_does_not_grow_with_the_images(tmp_path):
 def test_streamed_training_asks_for_images_as_they_are_needed(folders, monkeypatch, tmp_path):
     words = ["pgd_at", *SMALL, "--data", "folder", "--root", str(folders), "--stream", "--workers", "0"]
     settings = settings_of(words)
-    parts = images.splits(settings)
+    parts = splits.splits(settings)
     opened = []
     whole = images.ImageFiles.whole
     monkeypatch.setattr(images.ImageFiles, "whole", lambda self, row: opened.append(row) or whole(self, row))
-    served = images.training_batches(settings, parts, images.rows_of(parts, settings, 0), epoch=0, pinned=False)
+    served = batches.training_batches(settings, parts, batches.rows_of(parts, settings, 0), epoch=0, pinned=False)
     for number in range(1, 4):
         (x,), labels = next(served)
         assert x.shape == (8, 3, 12, 12)

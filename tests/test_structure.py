@@ -48,6 +48,22 @@ def test_imports_have_no_circle():
             del left[name]
 
 
+BELOW = {
+    "options": set(),
+    "ingredients": {"options"},
+    "training": {"options", "ingredients", "endings"},
+    "evaluating": {"options", "ingredients", "endings"},
+}
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in (PACKAGE / "commands").iterdir() if path.is_dir()
+                                        and path.name != "__pycache__"))  # fmt: skip
+def test_rooms_of_the_command_line_know_only_what_is_below_them(room):
+    for path in (PACKAGE / "commands" / room).rglob("*.py"):
+        known = {name.split(".")[2] for name in imported(SOURCES[path]) if name.startswith("perceptual_at.commands.")}
+        assert known <= BELOW[room] | {room}, path.name
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_geometry_is_asked_of_the_threat(path):
     if path.is_relative_to(PACKAGE / "threats"):

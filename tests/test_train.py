@@ -20,10 +20,12 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
 
 from perceptual_at import snapshot  # noqa: E402
 from perceptual_at.checkpoints import load_weights, save_weights, weights_checksum  # noqa: E402
-from perceptual_at.commands import companions, images, networks, rates, report, steps, train  # noqa: E402
+from perceptual_at.commands import train  # noqa: E402
 from perceptual_at.commands.endings import Stopped  # noqa: E402
-from perceptual_at.commands.method import check, keywords  # noqa: E402
-from perceptual_at.commands.recipes import FAMILIES, RECIPES  # noqa: E402
+from perceptual_at.commands.ingredients import images, networks  # noqa: E402
+from perceptual_at.commands.options.method import check, keywords  # noqa: E402
+from perceptual_at.commands.options.recipes import FAMILIES, RECIPES  # noqa: E402
+from perceptual_at.commands.training import companions, rates, report, splits, steps  # noqa: E402
 
 from .runs import ROOT, assert_same, newest, remains, started  # noqa: E402
 
@@ -188,9 +190,9 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings_or_images(ru
     printed = runner.refused([*SHARP, "--out", whole, "--resume", "--lr", "0.5", "--seed", "1"])
     assert "lr 0.1 -> 0.5" in printed
     assert "seed 0 -> 1" in printed
-    other = "from perceptual_at.commands import images\nold = images.images_of\n"
+    other = "from perceptual_at.commands.training import splits\nold = splits.images_of\n"
     other += "def images_of(chosen, split):\n    held = old(chosen, split)\n    held.images[0] += 1\n    return held\n"
-    other += "images.images_of = images_of\ncommand()"
+    other += "splits.images_of = images_of\ncommand()"
     assert "was trained on other images" in runner.refused([*SHARP, "--out", whole, "--resume"], code=other)
     assert remains(whole) == before
 
@@ -251,7 +253,7 @@ def test_what_is_wrong_is_said_without_a_traceback(runner, tmp_path, options, me
 
 MEASURE = """
 import sys, torch
-from perceptual_at.commands import companions, rates, report
+from perceptual_at.commands.training import companions, rates, report
 from perceptual_at import frozen, snapshot
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
@@ -297,7 +299,7 @@ def test_two_processes_have_the_gradients_and_counts_of_one(runner, tmp_path, re
 LONELY = """
 import sys, torch
 from perceptual_at import frozen
-from perceptual_at.commands import steps
+from perceptual_at.commands.training import steps
 settings = train.settings_of(sys.argv[2:])
 run = train.prepare(settings)
 rank = run.accelerator.process_index
@@ -478,7 +480,7 @@ def test_what_chose_the_best_weights_is_recorded(runner, tmp_path, select_on):
 
 def test_validation_images_are_not_trained_on():
     settings = parsed("pgd_at", *TINY)
-    parts = images.splits(settings)
+    parts = splits.splits(settings)
     everything = {image.numpy().tobytes() for image in images.images_of(settings.data, "train").images}
     train_images, held_out = (
         {image.numpy().tobytes() for image in part.images} for part in (parts.train, parts.select)

@@ -11,8 +11,8 @@ import tyro
 
 import perceptual_at as pat
 from perceptual_at.commands.endings import said
-from perceptual_at.commands.evaluate import report_at
-from perceptual_at.commands.reading import parse
+from perceptual_at.commands.evaluating.results import report_at
+from perceptual_at.commands.options.reading import parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,12 @@ import tyro
 from perceptual_at import metrics, plotting
 from perceptual_at.checkpoints import written_whole
 from perceptual_at.commands.endings import said
-from perceptual_at.commands.evaluate import read_result, report_at
-from perceptual_at.commands.reading import parse
-from perceptual_at.commands.recipes import RECIPES
-from perceptual_at.commands.recipes.rows import DATA, NETWORKS
-from perceptual_at.commands.settings import FREE, Budget
-from perceptual_at.commands.steps import threat_of
+from perceptual_at.commands.evaluating.results import read_result, report_at
+from perceptual_at.commands.ingredients.protocol import threat_of
+from perceptual_at.commands.options.reading import parse
+from perceptual_at.commands.options.recipes import RECIPES
+from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS
+from perceptual_at.commands.options.settings import FREE, Budget
 from perceptual_at.published import PublishedRow, published
 
 

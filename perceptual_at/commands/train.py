@@ -23,16 +23,21 @@ from tqdm import tqdm
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
 from perceptual_at.checkpoints import save_weights, written_whole
-from perceptual_at.commands import companions, logs, method, networks, report, shards
 from perceptual_at.commands.endings import Stopped, collected, locked, said
-from perceptual_at.commands.images import batches, rows_of, training_batches
-from perceptual_at.commands.rates import learning_rate
-from perceptual_at.commands.reading import settings_of
-from perceptual_at.commands.run import Run, prepare
-from perceptual_at.commands.saving import refuse_what_is_not_finite, restore_run, save_run
-from perceptual_at.commands.settings import Settings
-from perceptual_at.commands.states import NoWholeState
-from perceptual_at.commands.steps import Result, Step, threat_of
+from perceptual_at.commands.ingredients import networks
+from perceptual_at.commands.ingredients.images import batches
+from perceptual_at.commands.ingredients.protocol import threat_of
+from perceptual_at.commands.options import method
+from perceptual_at.commands.options.reading import settings_of
+from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.training import companions, logs, report, shards
+from perceptual_at.commands.training.batches import rows_of, training_batches
+from perceptual_at.commands.training.rates import learning_rate
+from perceptual_at.commands.training.run import Run, prepare
+from perceptual_at.commands.training.saving import refuse_what_is_not_finite, restore_run, save_run
+from perceptual_at.commands.training.splits import task_of
+from perceptual_at.commands.training.states import NoWholeState
+from perceptual_at.commands.training.steps import Result, Step
 from perceptual_at.schedules import ramped_decay
 from perceptual_at.weight_perturbation import ascend
 from perceptual_at.weight_perturbation import restore as put_back
@@ -202,7 +207,7 @@ def finish(run: Run) -> None:
     """Save the best and the final weights, test both once, in full precision, and write down what came of it."""
     settings, out = run.settings, run.settings.running.out
     chosen = settings.evaluation
-    task = networks.task_of(run.parts, settings.network)
+    task = task_of(run.parts, settings.network)
     plain = networks.network(settings.network, task, seed=settings.running.seed).to(run.accelerator.device)
     final = run.evaluated()
     best = final if run.best is None else run.best

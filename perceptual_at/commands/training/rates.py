@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from perceptual_at.commands.settings import Optimisation
+from perceptual_at.commands.options.settings import Optimisation
 from perceptual_at.schedules import one_cycle_learning_rate, rebat_learning_rate, triangular_learning_rate
 
 

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
-from perceptual_at.commands import companions, method, networks, shards, steps
 from perceptual_at.commands.endings import Stopped
-from perceptual_at.commands.images import Splits, batches, splits
-from perceptual_at.commands.rates import stream
-from perceptual_at.commands.settings import Settings
+from perceptual_at.commands.ingredients import networks
+from perceptual_at.commands.ingredients.images import batches
+from perceptual_at.commands.ingredients.protocol import threat_of
+from perceptual_at.commands.options import method
+from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.training import companions, shards, steps
+from perceptual_at.commands.training.rates import stream
+from perceptual_at.commands.training.splits import Splits, splits, task_of
 from perceptual_at.data import TensorImages
 
 
@@ -97,13 +101,13 @@ def prepare(settings: Settings) -> Run:
     running, optimisation = settings.running, settings.optimisation
     try:
         method.check(settings)
-        steps.threat_of(settings.threat)
+        threat_of(settings.threat)
         accelerator = _accelerator(settings)
         with accelerator.main_process_first():  # only one of them downloads
             parts = splits(settings)
         if len(parts.train) < optimisation.batch:
             raise Stopped(f"--batch {optimisation.batch} is more than the {len(parts.train)} images to train on.")
-        task = networks.task_of(parts, settings.network)
+        task = task_of(parts, settings.network)
         model = networks.network(settings.network, task, seed=running.seed)
         if settings.network.init is not None:
             line = networks.initialise(model, settings.network.init)

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import tyro
 
-from perceptual_at.commands import method
-from perceptual_at.commands.effects import refuse_idle
-from perceptual_at.commands.recipes import FAMILIES, RECIPES
-from perceptual_at.commands.recipes.rows import row_named, settings_of_row
-from perceptual_at.commands.settings import Method, Settings
-from perceptual_at.commands.words import meant
+from perceptual_at.commands.options import method
+from perceptual_at.commands.options.effects import refuse_idle
+from perceptual_at.commands.options.recipes import FAMILIES, RECIPES
+from perceptual_at.commands.options.recipes.rows import row_named, settings_of_row
+from perceptual_at.commands.options.settings import Method, Settings
+from perceptual_at.commands.options.words import meant
 
 Read = TypeVar("Read")
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from perceptual_at.commands.settings import Budget, Settings
+from perceptual_at.commands.options.settings import Budget, Settings
 
 
 class Recipe(NamedTuple):

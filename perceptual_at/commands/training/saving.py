@@ -10,11 +10,11 @@ from torch import Tensor
 
 from perceptual_at.averaging import Weights, snapshot
 from perceptual_at.checkpoints import read_weights, save_weights
-from perceptual_at.commands import companions, shards, states
 from perceptual_at.commands.endings import Stopped
-from perceptual_at.commands.run import Run
-from perceptual_at.commands.settings import GROUP_OF, Settings
-from perceptual_at.commands.words import meant, option
+from perceptual_at.commands.options.settings import GROUP_OF, Settings
+from perceptual_at.commands.options.words import meant, option
+from perceptual_at.commands.training import companions, shards, states
+from perceptual_at.commands.training.run import Run
 
 
 def save_run(run: Run) -> None:

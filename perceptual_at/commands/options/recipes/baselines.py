@@ -1,6 +1,6 @@
 """The bases: PGD-AT, TRADES, MART, Consistency-AT, as RPAT's and RAAT's released codes ran them."""
 
-from perceptual_at.commands.recipes.recipe import L2, LONG, Recipe, recipe, variants
+from perceptual_at.commands.options.recipes.recipe import L2, LONG, Recipe, recipe, variants
 
 _BASES = {
     "pgd_at": recipe("PGD-AT", printed=("PGD-AT",)),

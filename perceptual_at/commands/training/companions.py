@@ -20,17 +20,18 @@ import perceptual_at as pat
 from perceptual_at import attacks, memories, objectives, schedules
 from perceptual_at.checkpoints import load_weights
 from perceptual_at.class_predictions import class_table
-from perceptual_at.commands import networks
-from perceptual_at.commands.images import Splits
-from perceptual_at.commands.method import beside, parts
-from perceptual_at.commands.settings import Method, Settings
-from perceptual_at.commands.steps import LANES, THREATS, Result, Step, threat_of
-from perceptual_at.commands.words import option
+from perceptual_at.commands.ingredients import networks
+from perceptual_at.commands.ingredients.protocol import LANES, THREATS, threat_of
+from perceptual_at.commands.options.method import beside, parts
+from perceptual_at.commands.options.settings import Method, Settings
+from perceptual_at.commands.options.words import option
+from perceptual_at.commands.training.splits import Splits, task_of
+from perceptual_at.commands.training.steps import Result, Step
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.objectives.cure import cure_gradients
 
 if TYPE_CHECKING:
-    from perceptual_at.commands.run import Run
+    from perceptual_at.commands.training.run import Run
 
 Kept = dict[str, Any]
 """Tensors, dicts of tensors and networks, by name."""
@@ -54,7 +55,7 @@ class Start(NamedTuple):
     def network(self, *, seed: int = 0, **changes: Any) -> nn.Module:
         """Another network for the same images."""
         chosen = dataclasses.replace(self.settings.network, **changes)
-        task = networks.task_of(self.parts, chosen)
+        task = task_of(self.parts, chosen)
         return networks.network(chosen, task, seed=self.settings.running.seed + seed)
 
 

@@ -6,8 +6,8 @@ from, the options that differ, and what the result tables call the method. A new
 
 from types import ModuleType
 
-from perceptual_at.commands.recipes import baselines, raat, rpat, staples, tables
-from perceptual_at.commands.recipes.recipe import Recipe
+from perceptual_at.commands.options.recipes import baselines, raat, rpat, staples, tables
+from perceptual_at.commands.options.recipes.recipe import Recipe
 
 FAMILIES: dict[str, ModuleType] = {
     "bases": baselines,

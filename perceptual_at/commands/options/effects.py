@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from perceptual_at.commands.method import asked
-from perceptual_at.commands.settings import Settings
-from perceptual_at.commands.words import option
+from perceptual_at.commands.options.method import asked
+from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.options.words import option
 
 
 class Rule(NamedTuple):

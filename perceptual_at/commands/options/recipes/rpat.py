@@ -1,6 +1,6 @@
 """RPAT on each base, RPAT by the paper's formula, and RPAT++."""
 
-from perceptual_at.commands.recipes.recipe import L2, LONG, REBAT, Recipe, recipe, variants
+from perceptual_at.commands.options.recipes.recipe import L2, LONG, REBAT, Recipe, recipe, variants
 
 _RPAT = {
     "rpat": recipe("RPAT on PGD-AT", objective="rpat", printed=("PGD-AT+RPAT", "PGD-AT+RPAT[logits]")),

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from perceptual_at.commands.recipes.recipe import PLAIN, Recipe, recipe
-from perceptual_at.commands.settings import Settings
+from perceptual_at.commands.options.recipes.recipe import PLAIN, Recipe, recipe
+from perceptual_at.commands.options.settings import Settings
 
 _FLOOR: dict[str, Any] = {"eps": 0.031, "step_size": 0.007}
 # FGSM-RS and GradAlign: one step of 1.25 budgets, attacked in train mode, the rate up and down in straight lines.

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perceptual_at import objectives
-from perceptual_at.commands.settings import Method, Settings
-from perceptual_at.commands.words import meant, option, pairs
+from perceptual_at.commands.options.settings import Method, Settings
+from perceptual_at.commands.options.words import meant, option, pairs
 from perceptual_at.objectives.combination import BASES
 
 SPOKEN = ("form", "criterion", "weight", "alpha", "beta", "eta", "misclassified", "temperature", "consistency_weight",

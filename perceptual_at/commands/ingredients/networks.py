@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from perceptual_at import data, models
 from perceptual_at.checkpoints import load_weights, read_weights
-from perceptual_at.commands.images import Splits
-from perceptual_at.commands.settings import Network, Optimisation
-from perceptual_at.commands.words import meant, number_in, option, pairs
+from perceptual_at.commands.options.settings import Network, Optimisation
+from perceptual_at.commands.options.words import meant, number_in, option, pairs
 from perceptual_at.data import channel_statistics
 from perceptual_at.models.folding import FoldedClasses
 
@@ -36,11 +35,6 @@ class Task(NamedTuple):
     classes: int
     images: Tensor
     """Some training images, for their statistics; the first and the last for a trial."""
-
-
-def task_of(parts: Splits, chosen: Network) -> Task:
-    """What the network of a run has to fit; only statistics need more images than a trial, and all are decoded."""
-    return Task(parts.shape[0], parts.classes, parts.sample() if chosen.normalize == "own" else parts.sample(2))
 
 
 def network(chosen: Network, task: Task, *, seed: int) -> nn.Module:

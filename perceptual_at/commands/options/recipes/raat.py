@@ -1,6 +1,6 @@
 """RAAT, RAAT++, RAAT by the paper's formulas, and RAAT#."""
 
-from perceptual_at.commands.recipes.recipe import L2, LONG, REBAT, Recipe, recipe, variants
+from perceptual_at.commands.options.recipes.recipe import L2, LONG, REBAT, Recipe, recipe, variants
 
 _RAAT = {
     "raat": recipe("RAAT", objective="raat", printed=("RAAT",)),

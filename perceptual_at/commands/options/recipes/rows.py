@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from perceptual_at.commands.recipes.recipe import L2, Recipe
-from perceptual_at.commands.settings import Settings
-from perceptual_at.commands.words import meant
+from perceptual_at.commands.options.recipes.recipe import L2, Recipe
+from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.options.words import meant
 from perceptual_at.published import PublishedRow, published
 
 DATA: dict[str, dict[str, Any]] = {

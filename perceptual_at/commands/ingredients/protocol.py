@@ -1,17 +1,27 @@
-"""Attacks by the names that tables give them. A name means one thing in every command, and the report says what."""
+"""Threats, lanes and attacks by their names: a name means one thing in every command, and the report says what."""
 
 import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
-import perceptual_at as pat
+import torch
 
+import perceptual_at as pat
+from perceptual_at.commands.options.settings import Budget
+
+LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
+THREATS: dict[str, Callable[[Any], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
 KNOWN = "fgsm, pgd, cw, apgd (each with a number of steps, as pgd20), fab, square, aa"
 _PLAIN: dict[str, Callable[..., Any]] = {
     "fgsm": pat.fgsm, "fab": pat.fab, "square": pat.square, "aa": pat.auto_attack
 }  # fmt: skip
 _STEPPED: dict[str, Callable[..., Any]] = {"pgd": pat.pgd, "cw": pat.cw, "apgd": pat.apgd}
+
+
+def threat_of(chosen: Budget) -> pat.Threat:
+    """The threat model."""
+    return THREATS[chosen.norm](chosen.eps)
 
 
 def named_attack(name: str, threat: pat.Threat, *, step_size: float | None = None) -> Callable[..., Any]:

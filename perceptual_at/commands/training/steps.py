@@ -12,16 +12,15 @@ import perceptual_at as pat
 from perceptual_at import diagnostics, models
 from perceptual_at.augment import cutmix, random_crop_flip
 from perceptual_at.averaging import Weights
-from perceptual_at.commands.method import asked, keywords, objective_named, parts
-from perceptual_at.commands.settings import Budget, Method, Settings
+from perceptual_at.commands.ingredients.protocol import LANES, THREATS, threat_of
+from perceptual_at.commands.options.method import asked, keywords, objective_named, parts
+from perceptual_at.commands.options.settings import Budget, Method, Settings
 from perceptual_at.victims import bare
 from perceptual_at.weight_perturbation import once
 
 Attack = Callable[..., Tensor]
 Result = tuple[Tensor, dict[str, Tensor]]
 
-LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
-THREATS: dict[str, Callable[[Any], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
 TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", "rpat_raat")
 """Objectives that look at two augmentations of every image."""
 
@@ -29,11 +28,6 @@ TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", 
 def two_views(method: Method) -> bool:
     """Whether the method takes two augmentations of every image; some have a base of their own that does."""
     return bool({*parts(method), method.base} & set(TWO_VIEWS))
-
-
-def threat_of(chosen: Budget) -> pat.Threat:
-    """The threat model."""
-    return THREATS[chosen.norm](chosen.eps)
 
 
 def attack_of(chosen: Budget, generator: torch.Generator, *, size: float = 1.0, epoch: int = 0) -> Attack:

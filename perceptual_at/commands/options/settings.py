@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from perceptual_at.commands.words import Amount, Number, Place, option
+from perceptual_at.commands.options.words import Amount, Number, Place, option
 
 Strength = Literal["full", "reduced", "clean"]
 

@@ -1,11 +1,11 @@
 """The other methods of the papers' result tables, with the settings of their released codes where these could be read.
 
-What they remember, and the networks that they learn from, is in `perceptual_at.commands.companions`.
+What they remember, and the networks that they learn from, is in `perceptual_at.commands.training.companions`.
 """
 
 from typing import Any
 
-from perceptual_at.commands.recipes.recipe import LONG, PLAIN, REBAT, Recipe, recipe
+from perceptual_at.commands.options.recipes.recipe import LONG, PLAIN, REBAT, Recipe, recipe
 
 _UNCHECKED = "a documented variant whose agreement with the paper nobody has checked"
 _WA: dict[str, Any] = {"objective": "pgd_at", "schedule": "steps", "factor": 10.0, **LONG}

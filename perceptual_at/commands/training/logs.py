@@ -15,9 +15,9 @@ from tqdm import tqdm
 import perceptual_at as pat
 from perceptual_at import diagnostics
 from perceptual_at.checkpoints import written_whole
-from perceptual_at.commands.images import batches
-from perceptual_at.commands.run import Run
-from perceptual_at.commands.steps import threat_of
+from perceptual_at.commands.ingredients.images import batches
+from perceptual_at.commands.ingredients.protocol import threat_of
+from perceptual_at.commands.training.run import Run
 
 SHOWN_EVERY = 20  # steps between two looks at the loss terms, each of which waits for the device
 LOOKED_AT = 256  # images whose groups and perception are looked at after every epoch

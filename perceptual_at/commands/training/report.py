@@ -17,11 +17,10 @@ from torch import nn
 
 import perceptual_at as pat
 from perceptual_at.averaging import Weights
-from perceptual_at.commands.images import Images, batches
-from perceptual_at.commands.protocol import described, named_attack
-from perceptual_at.commands.run import Run
-from perceptual_at.commands.settings import Settings
-from perceptual_at.commands.steps import threat_of
+from perceptual_at.commands.ingredients.images import Images, batches
+from perceptual_at.commands.ingredients.protocol import described, named_attack, threat_of
+from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.training.run import Run
 
 
 def measure(run: Run, model: nn.Module, weights: Weights, images: Images, steps: int) -> pat.Evaluation:

@@ -1,0 +1,1 @@
+"""What `evaluate`, `compare` and `table` are made of: wishes, targets, results, shared records."""

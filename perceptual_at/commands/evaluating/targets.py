@@ -1,0 +1,126 @@
+"""What is evaluated: a model by its name, or the models of a run folder, each with its images and its threat."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import perceptual_at as pat
+from perceptual_at import data
+from perceptual_at.checkpoints import load_weights
+from perceptual_at.commands.evaluating.results import read_result
+from perceptual_at.commands.evaluating.wishes import Samples, Threats, Wishes
+from perceptual_at.commands.ingredients import networks
+from perceptual_at.commands.ingredients.images import Images, shape_of
+from perceptual_at.commands.ingredients.protocol import threat_of
+from perceptual_at.commands.options.settings import Budget, Data, Network, settings_from
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One model to evaluate: how to make it, on what, where the report goes."""
+
+    name: str
+    made: Callable[[Images], nn.Module]
+    images: Data
+    threat: pat.Threat
+    out: Path
+
+
+def targets_of(wishes: Wishes) -> list[Target]:
+    """Every model that was asked for."""
+    if wishes.models.model is not None:
+        budget = _under(Budget(), wishes.threat)
+        chosen = _with_wishes(Data(), wishes.images)
+        out = wishes.running.out or Path("outputs/evaluate")
+        return [Target(wishes.models.model, _maker(wishes, chosen), chosen, threat_of(budget), out)]
+    if wishes.running.out is not None and len(wishes.models.run) > 1:
+        raise ValueError("--out is for one run; the reports of several go below their folders.")
+    names = ("best", "final") if wishes.models.which == "both" else (wishes.models.which,)
+    return [_of_run(folder, name, wishes) for folder in wishes.models.run for name in names]
+
+
+def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
+    """Weights of a finished run, with everything else as its result.json says."""
+    record = read_result(folder)
+    left_out = ("out", "resume", "extend", "change", "track", "init", "save_every")
+    try:
+        settings = settings_from({key: value for key, value in record["settings"].items() if key not in left_out})
+    except ValueError as error:
+        raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
+    channels, height, width = record["shape"]
+
+    def made(images: Images) -> nn.Module:  # noqa: ARG001
+        task = networks.Task(channels, record["classes"], torch.zeros(2, channels, height, width))
+        model = networks.network(settings.network, task, seed=settings.running.seed)
+        load_weights(model, folder / f"{name}.safetensors")
+        return model
+
+    out = (wishes.running.out or folder / "evaluation") / name
+    return Target(
+        f"{folder} ({name})",
+        made,
+        _with_wishes(settings.data, wishes.images),
+        threat_of(_under(settings.threat, wishes.threat)),
+        out,
+    )
+
+
+def _under(own: Budget, wishes: Threats) -> Budget:
+    """The threat of a run, or another where the words say so; a budget of 0 is one."""
+    eps = own.eps if wishes.eps is None else wishes.eps
+    return dataclasses.replace(own, norm=wishes.norm or own.norm, eps=eps)
+
+
+def _with_wishes(own: Data, wishes: Samples) -> Data:
+    """The images of a run, or others where the words say so."""
+    plain = Samples()
+    changes = {
+        name: getattr(wishes, name) for name in ("data", "root", "stream", "size", "grey", "skip_damaged", "layout")
+        if getattr(wishes, name) != getattr(plain, name)
+    }  # fmt: skip
+    base = own if wishes.data in (None, own.data) else Data()
+    return dataclasses.replace(base, download=False, **changes)
+
+
+def _maker(wishes: Wishes, chosen: Data) -> Callable[[Images], nn.Module]:
+    """What makes the model that --model names."""
+
+    def made(images: Images) -> nn.Module:
+        name = wishes.models.model or ""
+        if name.startswith("robustbench:"):
+            model = _of_robustbench(name.partition(":")[2], wishes, chosen)
+        else:
+            classes = len(images.classes) if images.classes else int(images.labels.max()) + 1
+            task = networks.Task(shape_of(images)[0], classes, torch.zeros(2, *shape_of(images)))
+            model = networks.network(Network(model=name), task, seed=0)
+        if wishes.models.checkpoint is not None:
+            load_weights(model, wishes.models.checkpoint)
+        return model
+
+    return made
+
+
+def _of_robustbench(name: str, wishes: Wishes, chosen: Data) -> nn.Module:
+    """A model of RobustBench's zoo, which downloads its weights."""
+    norm = {"linf": "Linf", "l2": "L2"}.get(wishes.threat.norm or "linf")
+    if norm is None:
+        raise ValueError("--norm must be linf or l2 for models of RobustBench.")
+    try:
+        zoo = importlib.import_module("robustbench.utils")
+    except ImportError as error:
+        raise ImportError(f"--model robustbench:NAME needs the package robustbench; install it ({error}).") from error
+    model: nn.Module = zoo.load_model(name, model_dir=str(chosen.root), dataset=chosen.data, threat_model=norm)
+    return model
+
+
+def chosen_rows(images: Images, wishes: Wishes) -> Tensor:
+    """Which samples: all, or a choice with the same share of every class."""
+    amount = wishes.images.samples
+    rows = torch.arange(len(images))
+    if amount is None or amount == 1.0 or (isinstance(amount, int) and amount >= len(rows)):
+        return rows
+    return data.hold_out((rows, images.labels), amount, seed=wishes.evaluation.seed)[1][0]
