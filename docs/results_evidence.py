@@ -60,36 +60,50 @@ def scores(regime: str, which: str) -> Callable[[Run], str]:
     return write
 
 
+def rows_of(record: Run, row: Callable[[Run, Hypothesis, str], tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A row for each expectation that a run has something to say about."""
+    runs = numbers.finished(record)
+    return [
+        row(runs, one, regime) for one in HYPOTHESES for regime in one.regimes
+        if numbers.pairs(runs, regime, one.arm, one.control, one.column)
+    ]  # fmt: skip
+
+
+def named(one: Hypothesis, regime: str) -> tuple[str, str, str]:
+    """What is compared, in which column, on which images."""
+    return f"{ARMS[one.arm].title} minus {ARMS[one.control].title}", COLUMNS[one.column], regime
+
+
 def hypotheses(record: Run) -> str:
     """What was expected, and what came."""
-    runs = numbers.finished(record)
-    rows = [tested(runs, one, regime) for one in HYPOTHESES for regime in one.regimes]
-    head = (
-        "difference",
-        "column",
-        "images",
-        "expected",
-        "found",
-        "found with 80 %",
-        "seeds for a point",
-        "McNemar, p",
-        "",
-    )
-    return table(head, rows)
+
+    def row(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
+        differences = [pair.difference for pair in numbers.pairs(runs, regime, one.arm, one.control, one.column)]
+        expected = {1: "above 0", -1: "below 0", 0: "none"}[one.sign]
+        judged = numbers.judgement(one, differences)
+        return *named(one, regime), expected, interval(differences, signed=True), str(len(differences)), judged
+
+    rows = rows_of(record, row)
+    head = ("difference", "column", "images", "expected", "found", "seeds", "")
+    return table(head, rows) if rows else NOTHING
 
 
-def tested(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
-    """One row."""
-    found = numbers.pairs(runs, regime, one.arm, one.control, one.column)
-    differences = [pair.difference for pair in found]
-    ps = ", ".join(f"{pair.p:.2g}" for pair in found if pair.p is not None)
-    return (
-        f"{ARMS[one.arm].title} minus {ARMS[one.control].title}", COLUMNS[one.column], regime,
-        {1: "above 0", -1: "below 0", 0: "none"}[one.sign], interval(differences, signed=True),
-        f"{numbers.detectable(differences):.2f}" if len(differences) > 1 else "-",
-        f"{numbers.seeds_for(1.0, differences)}" if len(differences) > 1 else "-", ps or "-",
-        numbers.judgement(one, differences),
-    )  # fmt: skip
+def power(record: Run) -> str:
+    """What the design could have found, and the tests on the images of each seed."""
+
+    def row(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
+        found = numbers.pairs(runs, regime, one.arm, one.control, one.column)
+        differences = [pair.difference for pair in found]
+        more = len(differences) > 1
+        return (
+            *named(one, regime), ", ".join(f"{pair.p:.2g}" for pair in found if pair.p is not None) or "-",
+            f"{numbers.detectable(differences):.2f}" if more else "-",
+            f"{numbers.seeds_for(1.0, differences)}" if more else "-",
+        )  # fmt: skip
+
+    rows = rows_of(record, row)
+    head = ("difference", "column", "images", "McNemar, p", "found with 80 %", "seeds for a point")
+    return table(head, rows) if rows else NOTHING
 
 
 def terms(record: Run) -> str:
@@ -169,27 +183,31 @@ def mean_of(values: list[float | None]) -> float | None:
 
 
 def state(record: Run) -> str:
-    """How far the experiment is, and what ran on what."""
+    """How far the experiment is."""
     declared = [job for block in order(SEEDS) for job in block]
-    runs = {job: entry for job, entry in numbers.finished(record).items() if job in declared}
-    started = [f"{e['regime']}/{e['arm']}/{e['seed']}" for e in record["runs"] if e["status"] == "started"]
-    missing = {}
-    for job in declared:
-        if job not in runs and str(job) not in started:
-            missing.setdefault((job.regime, job.arm), []).append(str(job.seed))
-    lines = [f"{len(runs)} of {len(declared)} declared runs have finished."]
-    if not runs:
-        lines = [f"**No run has finished yet**, of {len(declared)} declared: this page shows a design, and no result."]
-    if started:
-        lines.append(f"Begun: {', '.join(f'`{run}`' for run in started)}.")
-    if missing:
-        shown = "; ".join(
-            f"{ARMS[arm].title} on {regime} ({', '.join(seeds)})" for (regime, arm), seeds in missing.items()
-        )
-        lines.append(f"Not begun, with their seeds: {shown}.")
+    done = sum(job in declared for job in numbers.finished(record))
+    if not done:
+        return f"**No run has finished yet**, of {len(declared)} declared: this page shows a design, and no result."
+    return f"**{done} of {len(declared)} declared runs have finished.**"
+
+
+def progress(record: Run) -> str:
+    """Which runs there are, and on what they were made."""
+    runs = numbers.finished(record)
+    begun = {Job(e["regime"], e["arm"], e["seed"]) for e in record["runs"] if e["status"] == "started"}
+    declared = [job for block in order(SEEDS) for job in block]
+
+    def seeds(arm: str, regime: str) -> str:
+        own = [job for job in declared if job[:2] == (regime, arm)]
+        if not own:
+            return "-"
+        busy = ", one begun" if any(job in begun for job in own) else ""
+        return f"{sum(job in runs for job in own)} of {len(own)}{busy}"
+
+    rows = [(arm.title, *(seeds(name, regime) for regime in REGIMES)) for name, arm in ARMS.items()]
     made = {(e["hardware"]["cpu"], e["hardware"]["device"], e["versions"]["torch"]) for e in runs.values()}
-    lines += [f"Made on {cpu}, {device}, torch {torch}." for cpu, device, torch in sorted(made)]
-    return "\n\n".join(lines)
+    lines = [f"Made on {cpu}, {device}, torch {torch}." for cpu, device, torch in sorted(made)]
+    return "\n\n".join([table(("seeds of", *REGIMES), rows), *lines])
 
 
 def picture(record: Run) -> str:
@@ -207,10 +225,12 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
         f"evidence_{regime}_{which}": (STEM, scores(regime, which)) for regime in REGIMES for which in ("best", "final")
     },
     "evidence_hypotheses": (STEM, hypotheses),
+    "evidence_power": (STEM, power),
     "evidence_terms": (STEM, terms),
     "evidence_sweep": (STEM, sweep),
     "evidence_statistics": (STEM, statistics_of),
     "evidence_figures": (STEM, figures_of),
     "evidence_state": (STEM, state),
+    "evidence_progress": (STEM, progress),
     "evidence_picture": (STEM, picture),
 }

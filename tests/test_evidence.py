@@ -341,9 +341,19 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         empty = {name: write({"runs": []}) for name, (_, write) in tables.items()}
         entry = whole[1]["runs"][0]
         assert f"| PGD-AT | 1 | {entry['best']['test']['clean']:.2f} |" in shown["evidence_all_best"]
+        assert "| PGD-AT | 1 of 3 | 0 of 3 |" in shown["evidence_progress"]
+        assert "| RAAT without BOUND | 0 of 3 | - |" in shown["evidence_progress"]
         assert "2 of 84 declared runs have finished." in shown["evidence_state"]
         assert "| RAAT | all | `dicar` |" in shown["evidence_terms"]
-        assert "not run yet" in shown["evidence_hypotheses"]
+        assert shown["evidence_hypotheses"] == shown["evidence_power"] == "No run has finished yet."  # no control has
+        paired = json.loads(json.dumps(whole[1]))
+        paired["runs"][1]["arm"] = "pgd_at_two_views"
+        ours, theirs = (scripts["numbers"].score(entry, "nrr") for entry in reversed(paired["runs"]))
+        row = f"| PGD-AT, two views minus PGD-AT | NRR | all | above 0 | {ours - theirs:+.2f} | 1 | one seed |"
+        assert row in tables["evidence_hypotheses"][1](paired)
+        paired["runs"][1]["arm"] = "rpat_weight_0"
+        p = scripts["numbers"].image_test(*reversed(paired["runs"]), "clean", "best")
+        assert f"clean | all | {p:.2g} | - | - |" in tables["evidence_power"][1](paired)
         swept = json.loads(json.dumps(whole[1]))
         swept["runs"][1]["arm"] = "rpat_weight_100"
         chosen = scripts["numbers"].held_out(entry := swept["runs"][1])
