@@ -4,7 +4,8 @@
 
 A small network is trained on handwritten digits by PGD-AT, then attacked with the published budgets: by the whole
 ensemble with several seeds, and by each of its attacks alone. The official code is compared with itself too, from
-another seed: no reimplementation can agree with it better than that where attacks are random.
+another seed: no reimplementation can agree with it better than that where attacks are random. `--quick` is a miniature
+that only shows that the script runs.
 """
 
 import argparse
@@ -21,16 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perceptual_at import L1, L2, Linf, SampleGenerator, auto_attack
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.checkpoints import written_whole
+from perceptual_at.data import digits
+from perceptual_at.models import DigitsCNN
 from tests.robust_model import robust_digits
 
 THREATS = (Linf(0.15), L2(0.75), L1(1.5))
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+QUICK = [("apgd-ce", {"steps": 3}), ("square", {"queries": 10})]
 
 
-def attacked(model, x, labels, threat, version, seed, backend):
+def attacked(model, x, labels, threat, composition, seed, backend):
     """Verdict and seconds of CPU time."""
     numbers, start = SampleGenerator(seed, torch.arange(len(x))), time.process_time()
-    found = auto_attack(model, x, labels, threat, version=version, backend=backend, verdict=True, generator=numbers)
+    options = {"version": composition, "backend": backend, "generator": numbers}
+    found = auto_attack(model, x, labels, threat, **options, verdict=True)
     return found, time.process_time() - start
 
 
@@ -39,16 +44,16 @@ def agreement(a, b):
     return round((a.success == b.success).double().mean().item(), 4)
 
 
-def compare(model, x, labels, threat, version, seeds):
+def compare(model, x, labels, threat, name, composition, seeds):
     """One row of the table: both codes from every seed, taking turns."""
     runs = {backend: [] for backend in ("native", "pyautoattack")}
     for seed in range(seeds):
         for backend, done in runs.items():
-            done.append(attacked(model, x, labels, threat, version, seed, backend))
+            done.append(attacked(model, x, labels, threat, composition, seed, backend))
     ours, theirs = ([found for found, _ in runs[backend]] for backend in ("native", "pyautoattack"))
     return {
         "threat": repr(threat),
-        "version": version if isinstance(version, str) else version[0],
+        "version": name,
         "seeds": seeds,
         "robust_native": [round(found.robust.double().mean().item(), 4) for found in ours],
         "robust_official": [round(found.robust.double().mean().item(), 4) for found in theirs],
@@ -60,23 +65,36 @@ def compare(model, x, labels, threat, version, seeds):
     }
 
 
-def main():
+def untrained():
+    """A network with its first weights, a few digits, and what it takes them for."""
+    torch.manual_seed(0)
+    model, x = DigitsCNN(width=2).eval(), digits("test")[0][:8]
+    return model, x, model(x).argmax(dim=1)
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="outputs/autoattack.json")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="a miniature that only shows that the script runs")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model, x, labels = robust_digits()
+    if options.quick:
+        (model, x, labels), trained = untrained(), "DigitsCNN(width=2), not trained"
+        compositions, options.seeds, words = {"quick": QUICK}, 2, "--quick"
+    else:
+        (model, x, labels), trained = robust_digits(), "DigitsCNN(width=8), PGD-AT in Linf(0.15), 8 epochs, seed 0"
+        compositions, words = {"standard": "standard", **{name: [name] for name in ATTACKS}}, f"--seeds {options.seeds}"
     rows = []
-    for version in ("standard", *ATTACKS):
+    for name, composition in compositions.items():
         for threat in THREATS:
-            chosen = version if version == "standard" else [version]
-            rows.append(compare(model, x, labels, threat, chosen, options.seeds if version == "standard" else 2))
+            rows.append(compare(model, x, labels, threat, name, composition, 2 if name in ATTACKS else options.seeds))
             print(json.dumps(rows[-1]), flush=True)
     record = {
-        "command": f"python benchmarks/autoattack_agreement.py --seeds {options.seeds}",
-        "data": "handwritten digits, 360 test images",
-        "model": "DigitsCNN(width=8), PGD-AT in Linf(0.15), 8 epochs, seed 0",
+        "command": f"python benchmarks/autoattack_agreement.py {words}",
+        "quick": options.quick,
+        "data": f"handwritten digits, {len(x)} test images",
+        "model": trained,
         "clean": round((model(x).argmax(dim=1) == labels).double().mean().item(), 4),
         "hardware": f"{platform.machine()}, one thread",
         "versions": versions(),

@@ -44,7 +44,11 @@ COLUMNS = ("clean", "pgd20", "mean", "nrr")
 
 def command(recipe, archive, seed, out):
     """The words after `python` that make one run."""
-    return ["examples/train.py", *recipe.split(), *OPTIONS.format(archive=archive, seed=seed, out=out).split()]
+    return [
+        "examples/train.py",
+        *recipe.split(),
+        *(word.format(archive=archive, seed=seed, out=out) for word in OPTIONS.split()),
+    ]
 
 
 def run(name, recipe, archive, seed, out):

@@ -6,7 +6,8 @@ random starts; the model itself judges all three.
 
     python benchmarks/lane_accuracy.py --archive cifar10_exact_subset.npz --seeds 5 --workers 2
 
-Start this again after an interruption, and it goes on.
+Start this again after an interruption, and it goes on. `--quick` is a miniature on noise that only shows that the
+script runs.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import functools
 import json
 import os
 import statistics
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import torch
 from cases import LANES
 from cifar10_subset import ROOT, command, run, verdict
@@ -24,10 +27,30 @@ from scipy.stats import ttest_rel
 
 from perceptual_at import Linf, data, evaluate, frozen, models, pgd
 from perceptual_at.checkpoints import load_weights, written_whole
+from perceptual_at.commands.main import main as command_line
 from perceptual_at.divergences import cross_entropy
 
 TRAINED = {"plain attack": ("pgd_at", "pgd_at"), "bf16 lane": ("pgd_at_bf16", "pgd_at --lane bf16")}
 ATTACK = functools.partial(pgd, threat=Linf(8 / 255), steps=20, step_size=2 / 255)
+QUICK = "--epochs 1 --batch 15 --held-out 10 --steps 2 --select-steps 1"
+
+
+def noise(folder):
+    """An archive of noise in place of the images: four of each class to train on and one to test on."""
+    drawn = numpy.random.default_rng(0)
+    parts = {}
+    for split, count in (("train", 40), ("test", 10)):
+        parts[f"x_{split}"] = drawn.integers(0, 256, (count, 3, 32, 32), dtype=numpy.uint8)
+        parts[f"y_{split}"] = numpy.arange(count) % 10
+    numpy.savez(folder / "noise.npz", **parts)
+    return folder / "noise.npz"
+
+
+def short_run(name, recipe, archive, seed, out):
+    """One run of the miniature, in this process; its result."""
+    folder = out / f"{name}-{seed}"
+    command_line(["train", *command(recipe, archive, seed, folder)[1:], *QUICK.split()])
+    return json.loads((folder / "result.json").read_text())
 
 
 def slopes(model, images, lane):
@@ -59,18 +82,30 @@ def measured(folder, images):
     }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--archive", type=Path, help="needed but for the miniature")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "lane_accuracy", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "lane_accuracy.json")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="a miniature that only shows that the script runs")
+    options = parser.parse_args(arguments)
+    if options.quick == (options.archive is not None):
+        parser.error("give either --archive or --quick")
+    if not options.quick:
+        measure(options, run, f"--archive {options.archive.name} --seeds {options.seeds}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.archive, options.runs, options.seeds, options.workers = noise(Path(folder)), Path(folder), 1, 1
+        measure(options, short_run, "--quick")
 
+
+def measure(options, train, words):
+    """Train by `train` what is not trained yet, attack it, and write the record; `words` are those of the command."""
     jobs = [(title, seed) for seed in range(options.seeds) for title in TRAINED]
     with ThreadPoolExecutor(options.workers) as pool:
-        done = pool.map(lambda job: run(*TRAINED[job[0]], options.archive, job[1], options.runs), jobs)
+        done = pool.map(lambda job: train(*TRAINED[job[0]], options.archive, job[1], options.runs), jobs)
         results = dict(zip(jobs, done, strict=True))
     images = data.loader(data.npz_images(options.archive, "test"), 128)
     attacked = [measured(options.runs / f"pgd_at-{seed}", images) for seed in range(options.seeds)]
@@ -83,10 +118,11 @@ def main():
     gained = [lane - plain for plain, lane in zip(*robust, strict=True)]
     first = results[jobs[0]]
     record = {
-        "command": f"python benchmarks/lane_accuracy.py --archive {options.archive.name} --seeds {options.seeds}",
+        "command": f"python benchmarks/lane_accuracy.py {words}", "quick": options.quick,
         "commands": {title: " ".join(["python", *command(recipe, options.archive.name, "SEED", "OUT")])
                      for title, (_, recipe) in TRAINED.items()},
-        "data": "CIFAR-10, exact subset", "images": first["images"], "threat": first["threat"],
+        "data": "noise" if options.quick else "CIFAR-10, exact subset",
+        "images": first["images"], "threat": first["threat"],
         "epochs": first["settings"]["epochs"], "seeds": options.seeds,
         "lanes": {name: repr(lane) for name, lane in LANES.items()},
         "attacked": attacked,

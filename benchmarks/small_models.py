@@ -2,7 +2,8 @@
 
     python benchmarks/small_models.py --out docs/results/small_models.json
 
-What a step costs is the difference between calls of 100 and of 10 steps, which what a call does once is not in.
+What a step costs is the difference between calls of 100 and of 10 steps, which what a call does once is not in. Where
+the other library is not installed, its part of a row says so.
 """
 
 import functools
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peers import MISSING, Attack, prepared
 from record import begin, parser, save
 from timing import compared, figures, interleaved, spread
 from torch import nn
@@ -31,12 +33,12 @@ def two_layers(shape: tuple[int, ...], images: int) -> tuple[nn.Module, torch.Te
 
 def steps_of_linf(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """One row: a step and a call of ten steps, in shares of torchattacks'."""
-    library = importlib.import_module("torchattacks")
     model, x, labels = two_layers(shape, 16)
     calls: dict[str, Callable[[], object]] = {}
     for steps in (FEW, MANY):
-        theirs = library.PGD(model, eps=8 / 255, alpha=2 / 255, steps=steps)
-        calls[f"torchattacks {steps}"] = functools.partial(theirs, x, labels)
+        theirs = prepared(torchattacks, model, x, labels, steps)
+        if not isinstance(theirs, str):
+            calls[f"torchattacks {steps}"] = theirs
         calls[f"pgd {steps}"] = functools.partial(pgd, model, x, labels, Linf(8 / 255), steps=steps, step_size=2 / 255)
     spent = interleaved(calls, rounds=rounds, device="cpu", warmup=3)
     cpu = {name: [call.cpu for call in own] for name, own in spent.items()}
@@ -46,28 +48,40 @@ def steps_of_linf(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
             (many - few) / (MANY - FEW) for few, many in zip(cpu[f"{name} {FEW}"], cpu[f"{name} {MANY}"], strict=True)
         ]
 
-    ours, theirs_ = per_step("pgd"), per_step("torchattacks")
+    step = spread(per_step("pgd"))["median"]
+    row = {"shape": list(shape), "step_us": figures(1e6 * step)}
+    if len(cpu) == 2:
+        return {**row, "missing": MISSING}
+    calls_of_ten = {name: spent[name] for name in (f"pgd {FEW}", f"torchattacks {FEW}")}
     return {
-        "shape": list(shape), "step_us": figures(1e6 * spread(ours)["median"]),
-        "step_ratio": figures(spread(ours)["median"] / spread(theirs_)["median"]),
-        "call_ratio": compared({n: spent[n] for n in (f"pgd {FEW}", f"torchattacks {FEW}")}, f"torchattacks {FEW}")[
-            f"pgd {FEW}"
-        ]["ratio_cpu"],
-    }  # fmt: skip
+        **row,
+        "step_ratio": figures(step / spread(per_step("torchattacks"))["median"]),
+        "call_ratio": compared(calls_of_ten, f"torchattacks {FEW}")[f"pgd {FEW}"]["ratio_cpu"],
+    }
+
+
+def torchattacks(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, steps: int) -> Attack:
+    attack = importlib.import_module("torchattacks").PGD(model, eps=8 / 255, alpha=2 / 255, steps=steps)
+    return functools.partial(attack, x, labels)
 
 
 def calls_of_l1(side: int, rounds: int) -> dict[str, Any]:
     """One row: ten steps on four images, beside foolbox."""
-    library = importlib.import_module("foolbox")
     features = nn.Sequential(nn.Conv2d(3, 4, 7, stride=8), nn.ReLU(), nn.Flatten())
     x, labels = torch.rand(4, 3, side, side), torch.arange(4)
     model = nn.Sequential(features, nn.Linear(features(x).shape[1], 10)).eval()
+    calls: dict[str, Callable[[], object]] = {"pgd": lambda: pgd(model, x, labels, L1(12.0), steps=FEW)}
+    theirs = prepared(foolbox, model, x, labels)
+    if not isinstance(theirs, str):
+        calls = {"foolbox": theirs, **calls}
+    row = compared(interleaved(calls, rounds=rounds, device="cpu"), next(iter(calls)))["pgd"]
+    return {"shape": [4, 3, side, side], **({"missing": MISSING} if len(calls) == 1 else {}), **row}
+
+
+def foolbox(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Attack:
+    library = importlib.import_module("foolbox")
     attack, wrapped = library.attacks.L1PGD(steps=FEW), library.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    calls = {
-        "foolbox": lambda: attack.run(wrapped, x, library.criteria.Misclassification(labels), epsilon=12.0),
-        "pgd": lambda: pgd(model, x, labels, L1(12.0), steps=FEW),
-    }
-    return {"shape": [4, 3, side, side], **compared(interleaved(calls, rounds=rounds, device="cpu"), "foolbox")["pgd"]}
+    return lambda: attack.run(wrapped, x, library.criteria.Misclassification(labels), epsilon=12.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

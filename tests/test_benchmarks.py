@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import SampleGenerator, auto_attack, objectives
+from perceptual_at import Linf, SampleGenerator, auto_attack, objectives, pgd
 from perceptual_at.attacks.protocol import composition_of
 from tests import second_device
 
@@ -25,10 +25,13 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("attack_passes", "training_steps", "autoattack_time", "evaluation_time", "scaling", "gpu_training")
-OTHERS = ("command_overhead", "compiled_pgd", "device_check", "hard_samples", "methods_on_digits", "real_networks")
+OTHERS = (
+    "autoattack_agreement", "command_overhead", "compiled_pgd", "device_check", "hard_samples", "lane_accuracy",
+    "methods_on_digits", "real_networks", "short_examples", "small_models",
+)  # fmt: skip
 PARTS = (
-    "cases", "certificates", "contenders", "exact", "methods_table", "networks", "passes", "peers", "record",
-    "releases", "timing", "victims",
+    "cases", "certificates", "cifar10_subset", "contenders", "exact", "methods_table", "networks", "passes", "peers",
+    "record", "releases", "timing", "victims",
 )  # fmt: skip
 
 
@@ -43,8 +46,10 @@ def scripts():
     finally:
         sys.path[:], sys.dont_write_bytecode = path, bytecode
         torch.set_num_threads(threads)
-        for name in {*PARTS, *SCRIPTS, *OTHERS} - before:
-            sys.modules.pop(name, None)
+        folders = (str(BENCHMARKS), str(ROOT / "examples"))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(folders):
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -535,3 +540,86 @@ def test_the_command_is_compared_with_the_bare_loop(miniature):
     record = miniature("command_overhead")
     assert [row["name"] for row in record["rows"]] == ["pgd_at", "rpat"]
     assert all(set(row["ways"]) == {"bare loop", "perceptual-at train"} for row in record["rows"])
+
+
+# Scripts of one page each ------------------------------------------------------------------------------------------
+
+
+def test_small_models_are_measured_with_and_without_the_other_libraries(scripts, tmp_path, monkeypatch):
+    def theirs(model, steps):
+        return lambda x, labels: pgd(model, x, labels, Linf(8 / 255), steps=steps)
+
+    out = tmp_path / "small_models.json"
+    found = []
+    for stand_ins in ({"torchattacks": None, "foolbox": None}, {
+        "torchattacks": types.SimpleNamespace(PGD=lambda model, eps, alpha, steps: theirs(model, steps)),
+        "foolbox": types.SimpleNamespace(
+            attacks=types.SimpleNamespace(L1PGD=lambda steps: types.SimpleNamespace(
+                run=lambda wrapped, x, criterion, epsilon: theirs(wrapped, steps)(x, criterion))),
+            PyTorchModel=lambda model, bounds, device: model,
+            criteria=types.SimpleNamespace(Misclassification=lambda labels: labels),
+        ),
+    }):  # fmt: skip
+        for name, library in stand_ins.items():
+            monkeypatch.setitem(sys.modules, name, library)
+        scripts["small_models"].main(["--quick", "--threads", "1", "--device", "cpu", "--out", str(out)])
+        found.append(json.loads(out.read_text()))
+    without, beside = found
+    assert [row["shape"] for row in without["rows"]] == [[20]]
+    assert without["rows"][0]["missing"] == without["l1"]["missing"] == "not installed"
+    assert "step_ratio" not in without["rows"][0]
+    assert "missing" not in beside["rows"][0]
+    assert "missing" not in beside["l1"]
+    assert beside["rows"][0]["call_ratio"]["median"] > 0 < beside["l1"]["ratio_cpu"]["median"]
+
+
+def test_both_autoattacks_judge_the_same_samples(scripts, tmp_path):
+    pytest.importorskip("pyautoattack", reason="what is compared with")
+    script, out = scripts["autoattack_agreement"], tmp_path / "autoattack.json"
+    script.main(["--quick", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["command"] == "python benchmarks/autoattack_agreement.py --quick"
+    assert [row["threat"] for row in record["rows"]] == [repr(threat) for threat in script.THREATS]
+    for row in record["rows"]:
+        assert row["version"] == "quick"
+        assert len(row["robust_native"]) == len(row["robust_official"]) == len(row["agreement"]) == row["seeds"] == 2
+        assert len(row["agreement_of_the_official_with_itself"]) == 1
+        assert all(0 <= share <= 1 for share in (*row["robust_native"], *row["robust_official"], *row["agreement"]))
+
+
+def test_lanes_are_compared_on_models_trained_for_it(scripts, tmp_path, capsys):
+    script, out = scripts["lane_accuracy"], tmp_path / "lane_accuracy.json"
+    script.main(["--quick", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["command"] == "python benchmarks/lane_accuracy.py --quick"
+    assert record["images"] == {"train": 30, "select": 10, "test": 10}
+    (one,) = record["attacked"]
+    assert list(one) == ["plain", "fp32 lane", "bf16 lane"]
+    assert one["plain"]["flips"] == one["plain"]["signs"] == 0
+    assert one["fp32 lane"]["signs"] < 5
+    assert [len(runs) for runs in record["runs"].values()] == [1, 1]
+    assert record["training"]["p"] is None
+    for words in ([], ["--quick", "--archive", "a.npz"]):
+        with pytest.raises(SystemExit):
+            script.main(words)
+    assert "give either --archive or --quick" in capsys.readouterr().err
+
+
+def test_short_examples_are_run_as_they_are(scripts, tmp_path):
+    script, out = scripts["short_examples"], tmp_path / "examples.json"
+    script.main(["--quick", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert record["command"] == "python benchmarks/short_examples.py --quick"
+    assert list(record["runs"]) == list(script.QUICK)
+    for scores in record["runs"].values():
+        assert len(scores) == 2
+        assert all(set(score) == {"clean", "pgd20", "mean", "nrr"} for score in scores)
+    assert set(script.EXAMPLES) | {"awp", "hat", "te", "mma", "free_at"} == {
+        path.stem for path in (ROOT / "examples").glob("*.py") if "def train(model, batches" in path.read_text()
+    }
+
+
+def test_words_of_a_run_may_hold_spaces(scripts):
+    words = scripts["cifar10_subset"].command("pgd_at", "my archive.npz", 0, "my runs/0")
+    assert "my archive.npz" in words
+    assert "my runs/0" in words
