@@ -1,5 +1,6 @@
 """The documentation: what it shows runs, every public name has its place, and the site needs no network."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -10,6 +11,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import typing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -198,6 +200,50 @@ def test_examples_that_pages_name_exist():
     for page in PAGES:
         for name in re.findall(r"examples/\w+\.py", page.read_text()):
             assert (ROOT / name).exists(), (name_of(page), name)
+
+
+WORDS = re.compile(r"\b([a-z_]\w*)=\"([^\"]+)\"")
+
+
+def words_of(hint):
+    """The words that an annotation allows, however deep they stand in it."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {word for word in typing.get_args(hint) if isinstance(word, str)}
+    return set().union(*(words_of(part) for part in typing.get_args(hint)))
+
+
+def test_words_that_pages_give_to_keywords_are_taken_by_some_function():
+    taken = {}
+    for module, name in public_names():
+        value = getattr(importlib.import_module(module), name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            for keyword, hint in typing.get_type_hints(value.__init__ if inspect.isclass(value) else value).items():
+                taken.setdefault(keyword, set()).update(words_of(hint))
+    seen = 0
+    for page in PAGES:
+        if page.parent.name == "migrate":  # those are words of others
+            continue
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`\n]+)`", prose):
+            for keyword, word in WORDS.findall(code):
+                if taken.get(keyword):
+                    assert word in taken[keyword] or word == "bf16-mixed", (name_of(page), code)  # that is Lightning's
+                    seen += 1
+    assert seen > 50
+
+
+def test_options_that_pages_name_are_those_of_the_command_line():
+    rooms = [importlib.import_module(f"perceptual_at.commands.{name}")
+             for name in ("settings", "evaluate", "compare", "table")]  # fmt: skip
+    groups = [value for room in rooms for value in vars(room).values() if dataclasses.is_dataclass(value)]
+    known = {f"--{field.name.replace('_', '-')}" for group in groups for field in dataclasses.fields(group)}
+    known |= {option.replace("--", "--no-", 1) for option in known} | {"--help", "--row"}
+    others = {"--nproc-per-node", "--multi-gpu", "--num-processes", "--num-machines", "--main-process-ip", "--logdir",
+              "--archive", "--seeds"}  # fmt: skip
+    for name in ("how-to/train.md", "how-to/evaluate.md", "methods.md", "combining.md"):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*(?!\w)", text):
+            assert option in known | others, (name, option)
 
 
 # Results ----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Every network takes images in [0, 1] and returns logits. Normalisation, where it is wanted, is a layer of the
 model (`Normalize`, `normalized`), never a step of the data pipeline: attacks then work in pixel units.
-All networks end in a global average pool, so 32 x 32 and 64 x 64 images (and others) enter the same network,
-and all take a `width`, so that narrow versions can be trained on a CPU.
+The convolutional classifiers end in a global average pool, so 32 x 32 and 64 x 64 images (and others) enter the same
+network. All networks take a `width`, so that narrow versions can be trained on a CPU.
 """
 
 from perceptual_at.models.adapters import logits_of

@@ -8,8 +8,9 @@ All are called alike, `(model, views, labels, attack, *, ...) -> (loss, terms)`:
 `views` is `(x,)` or `(x1, x2)`, two augmentations of the same images, which are joined to one batch of 2B
 rows; `attack` is any function `(model, x, labels) -> x_adv`, which TRADES and MART also give a `start=` and
 TRADES a `loss=`. `terms` maps the name of each term to a detached scalar. Clean, middle and adversarial
-inputs go through the model one after the other, never concatenated, because batch norm in train mode would
-mix their statistics. The caller owns train mode, the optimiser and the averaging step.
+inputs go through the model one after the other, not concatenated, because batch norm in train mode would
+mix their statistics; a method whose released code concatenates them says so. The caller owns train mode, the
+optimiser and the averaging step.
 
 Defaults are the released codes' choices, which produced the published numbers; `preset(name, "paper")` gives
 the keywords of the papers' formulas.

@@ -1,4 +1,4 @@
-"""The four objectives that a regulariser can be added to: PGD-AT, TRADES, MART, Consistency-AT."""
+"""The four objectives that both papers start from: PGD-AT, TRADES, MART, Consistency-AT."""
 
 from collections.abc import Sequence
 
