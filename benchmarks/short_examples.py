@@ -35,7 +35,7 @@ QUICK = ("pgd_at", "raat_sharp")
 
 
 def run(name, seed, epochs, images=None):
-    """What `python examples/NAME.py --seed SEED` prints at the end, in percent; trained on all images, or the first few."""
+    """What `python examples/NAME.py --seed SEED` prints at the end, in percent; trained on all images or a few."""
     torch.manual_seed(seed)
     model = DigitsCNN()
     order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
