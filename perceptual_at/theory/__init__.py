@@ -33,11 +33,13 @@ from perceptual_at.theory.jacobian import (
     directional_jacobian,
     hessian_identity,
     jacobian_gap,
+    power_jacobian_gap,
+)
+from perceptual_at.theory.lipschitz import (
     jacobian_gap_bound,
     linf_to_l2_norm,
     lipschitz_quotient,
     local_lipschitz_bound,
-    power_jacobian_gap,
 )
 from perceptual_at.theory.mixup import (
     adversarial_first_order_term,

@@ -18,7 +18,6 @@ from perceptual_at.theory._shared import (
     Identity,
     Inequality,
     Map,
-    bound_of,
     call,
     derivatives_along,
     fixed,
@@ -26,7 +25,6 @@ from perceptual_at.theory._shared import (
     length,
     positions,
     quadrature,
-    quotient,
     recorded,
     segment,
     torch_generator,
@@ -104,10 +102,11 @@ def batch_jacobian(h: Map, x: Tensor) -> Tensor:
     name = "batch_jacobian"
     _check.floating(name, x=x)
     fixed(name, h)
-    return _jacobian(name, h, x)
+    return jacobian_at(name, h, x)
 
 
-def _jacobian(name: str, h: Map, x: Tensor) -> Tensor:
+def jacobian_at(name: str, h: Map, x: Tensor) -> Tensor:
+    """The Jacobians of `h` at `x` as matrices, shape `(B, C, d)`."""
     # The clone keeps in-place layers away from the caller's tensor.
     with torch.inference_mode(False):
         values, pullback = torch.func.vjp(lambda y: call(name, h, y.clone()), usable(x))[:2]
@@ -118,7 +117,8 @@ def _jacobian(name: str, h: Map, x: Tensor) -> Tensor:
     return jacobian
 
 
-def _matrix_norm(matrices: Tensor, norm: str) -> Tensor:
+def matrix_norm(matrices: Tensor, norm: str) -> Tensor:
+    """The spectral or Frobenius norm of each matrix."""
     if norm == "frobenius":
         return length(matrices, batch_dims=matrices.ndim - 2)
     own = matrices.to(wide(matrices))  # half precision has no eigenvalues
@@ -176,13 +176,14 @@ def jacobian_gap(
     _check.same_shape(name, x=x, delta=delta)
     _check.choice(name, "norm", norm, ("spectral", "frobenius"))
     fixed(name, h)
-    return _gap(name, h, x, delta, positions(name, alphas, x), norm)
+    return gap_along(name, h, x, delta, positions(name, alphas, x), norm)
 
 
-def _gap(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor, norm: str) -> Tensor:
-    start = _jacobian(function, h, x)
-    changes = (_jacobian(function, h, point) - start for point in segment(x, delta, places))
-    return torch.stack([_matrix_norm(change, norm) for change in changes])
+def gap_along(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor, norm: str) -> Tensor:
+    """How far the Jacobian at each place is from that at `x`, shape `(m, B)`."""
+    start = jacobian_at(function, h, x)
+    changes = (jacobian_at(function, h, point) - start for point in segment(x, delta, places))
+    return torch.stack([matrix_norm(change, norm) for change in changes])
 
 
 def power_jacobian_gap(
@@ -303,157 +304,13 @@ def directional_gap(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[f
     name = "directional_gap"
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, h)
-    start = _jacobian(name, h, x)
+    start = jacobian_at(name, h, x)
     gaps, images = [], []
     for point in segment(x, delta, positions(name, alphas, x)):
-        change = _jacobian(name, h, point) - start
-        gaps.append(_matrix_norm(change, "spectral"))
+        change = jacobian_at(name, h, point) - start
+        gaps.append(matrix_norm(change, "spectral"))
         images.append(length((change @ delta.flatten(1)[:, :, None])[..., 0]))
     return Inequality(torch.stack(images), torch.stack(gaps) * length(delta))
-
-
-def lipschitz_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
-    r"""What the residual proves about the Jacobian: a lower bound on its Lipschitz constant.
-
-    $$ \frac{2\,\|q(\alpha)\|}{\|\Delta\|^2} \;\le\; \operatorname{Lip}(J_h)
-       = \sup_{x, \Delta, \alpha} \frac{2\,\|q(\alpha)\|}{\|\Delta\|^2} $$
-
-    The bound is sharp, and the supremum over *all* segments in a convex set is the constant itself: this
-    two-way statement is what RPAT's Theorem 2 can be turned into. One segment gives a lower bound, never an
-    upper one: a random direction found 26 to 79 % of it. At a ReLU kink the quotient grows like `1 /
-    |delta|`, so the supremum is infinite.
-
-    Args:
-        h: any map `(B, ...) -> (B, ...)`, in eval mode.
-        x: clean inputs, shape `(B, ...)`.
-        delta: perturbation, the shape of `x`, not zero.
-        alphas: places strictly between 0 and 1.
-
-    Returns:
-        Shape `(m, B)`, in units of `h` per squared unit of `x`.
-
-    Raises:
-        ValueError: if shapes differ, a place is not inside (0, 1), or `h` is in training mode.
-
-    Cost:
-        One forward pass over `(m + 2) B` inputs.
-
-    Source:
-        RPAT, Theorem 2, as a statement that holds in both directions.
-
-    Examples:
-        >>> import torch
-        >>> x, delta = torch.tensor([[0.0]]), torch.tensor([[2.0]])
-        >>> lipschitz_quotient(torch.square, x, delta, 0.5)  # the derivative 2 x has Lipschitz constant 2
-        tensor([[2.]])
-        >>> lipschitz_quotient(torch.neg, x, delta, 0.5)
-        tensor([[0.]])
-    """
-    name = "lipschitz_quotient"
-    _check.same_shape(name, x=x, delta=delta)
-    fixed(name, h)
-    slopes = quotient(name, h, x, delta, positions(name, alphas, x, interior=True))
-    return 2 * length(slopes, batch_dims=2) / length(delta).square()
-
-
-def jacobian_gap_bound(
-    h: Map,
-    x: Tensor,
-    delta: Tensor,
-    alphas: float | Sequence[float] | Tensor,
-    *,
-    lipschitz: float | Tensor,
-) -> Inequality:
-    r"""RPAT's Theorem 2 with the hypothesis it needs.
-
-    $$ \big\|J_h(x + \alpha\Delta) - J_h(x)\big\|_{\mathrm{spec}} \;\le\; \alpha\,\|\Delta\|\; L,
-       \qquad L = \sup \frac{2\,\|q\|}{\|\Delta\|^2} $$
-
-    with the supremum over every segment in a convex set that contains this one. With an $L$ from this segment
-    alone, or from a sample of segments, the inequality can fail.
-
-    Args:
-        h: any map `(B, ...) -> (B, ...)`, in eval mode, continuously differentiable.
-        x: clean inputs, shape `(B, ...)`.
-        delta: perturbation, the shape of `x`.
-        alphas: places in [0, 1].
-        lipschitz: $L$, a number or shape `(B,)`; `lipschitz_quotient` bounds it from below.
-
-    Returns:
-        `Inequality(left, right)`, each of shape `(m, B)`.
-
-    Raises:
-        ValueError: if shapes differ, a place is outside [0, 1], or `h` is in training mode.
-
-    Cost:
-        That of `jacobian_gap`.
-
-    Source:
-        RPAT, Theorem 2, corrected.
-
-    Examples:
-        >>> import torch
-        >>> x, delta = torch.tensor([[0.0]]), torch.tensor([[2.0]])
-        >>> jacobian_gap_bound(torch.square, x, delta, 0.5, lipschitz=2.0)
-        Inequality(left=tensor([[2.]]), right=tensor([[2.]]))
-        >>> jacobian_gap_bound(torch.neg, x, delta, 0.5, lipschitz=0.0)
-        Inequality(left=tensor([[0.]]), right=tensor([[0.]]))
-    """
-    name = "jacobian_gap_bound"
-    _check.same_shape(name, x=x, delta=delta)
-    bound = bound_of(name, "lipschitz", lipschitz, x)
-    fixed(name, h)
-    places = positions(name, alphas, x)
-    return Inequality(_gap(name, h, x, delta, places, "spectral"), places[:, None] * length(delta) * bound)
-
-
-def local_lipschitz_bound(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Inequality:
-    r"""The steepest point of the segment against the steepness at its start plus the change of the Jacobian.
-
-    $$ \max_\alpha \|J_h(x + \alpha\Delta)\|_{\mathrm{spec}} \;\le\;
-       \|J_h(x)\|_{\mathrm{spec}} + \max_\alpha \|J_h(x + \alpha\Delta) - J_h(x)\|_{\mathrm{spec}} $$
-
-    The true scope of RPAT's Equation 12: a triangle inequality that bounds the steepness *at the places
-    named, on this segment*. It says nothing about the rest of the ball (which is steeper somewhere, as
-    measured), and nothing about a global constant. With a global supremum on the right the statement is a
-    tautology.
-
-    Args:
-        h: any map `(B, ...) -> (B, ...)`, in eval mode, differentiable almost everywhere.
-        x: clean inputs, shape `(B, ...)`.
-        delta: perturbation, the shape of `x`.
-        alphas: places in [0, 1].
-
-    Returns:
-        `Inequality(left, right)`, each of shape `(B,)`, in units of `h` per unit of `x`.
-
-    Raises:
-        ValueError: if shapes differ, a place is outside [0, 1], or `h` is in training mode.
-
-    Cost:
-        That of `jacobian_gap`.
-
-    Source:
-        RPAT, Theorem 2, Equation 12.
-
-    Examples:
-        >>> import torch
-        >>> x, delta = torch.tensor([[1.0]]), torch.tensor([[2.0]])
-        >>> local_lipschitz_bound(torch.square, x, delta, [0.5, 1.0])  # slopes 2, 4, 6
-        Inequality(left=tensor([6.]), right=tensor([6.]))
-        >>> local_lipschitz_bound(torch.square, x, -delta, [0.5, 1.0])  # slopes 2, 0, -2
-        Inequality(left=tensor([2.]), right=tensor([6.]))
-    """
-    name = "local_lipschitz_bound"
-    _check.same_shape(name, x=x, delta=delta)
-    fixed(name, h)
-    start = _jacobian(name, h, x)
-    steepness, gaps = [], []
-    for point in segment(x, delta, positions(name, alphas, x)):
-        there = _jacobian(name, h, point)
-        steepness.append(_matrix_norm(there, "spectral"))
-        gaps.append(_matrix_norm(there - start, "spectral"))
-    return Inequality(torch.stack(steepness).amax(0), _matrix_norm(start, "spectral") + torch.stack(gaps).amax(0))
 
 
 def hessian_identity(
@@ -519,57 +376,3 @@ def hessian_identity(
     changes = [slope(x + alpha * delta) - slope(x) for alpha in places]
     integrals = [recorded(functools.partial(integral, alpha)) for alpha in places]
     return Identity(torch.stack(changes), torch.stack(integrals))
-
-
-def linf_to_l2_norm(h: Map, x: Tensor, *, steps: int = 20) -> Tensor:
-    r"""How far a perturbation of maximum norm one can move the linearised outputs.
-
-    $$ \|J_h(x)\|_{\infty \to 2} = \max_{\|\delta\|_\infty \le 1} \|J_h(x)\,\delta\|_2 $$
-
-    The maximum sits at a corner $\delta \in \{-1, 1\}^d$ and is hard to find exactly. Sign ascent $\delta
-    \leftarrow \operatorname{sign}(J^\top J \delta)$ never decreases the value; it starts from the sign of
-    every row of $J$ and keeps the best. The result is reached by some $\delta$, so it is a lower bound, and
-    it is exact for a single output, where it is the $\ell_1$ norm of the gradient.
-
-    Args:
-        h: any map `(B, ...) -> (B, ...)`, in eval mode, differentiable almost everywhere.
-        x: inputs, shape `(B, ...)`.
-        steps: rounds of ascent, at least 1; it usually stands still after a few.
-
-    Returns:
-        Shape `(B,)`, in units of `h` per unit of `x`.
-
-    Raises:
-        ValueError: if `steps` is below 1 or `h` is in training mode.
-
-    Cost:
-        `C` backward passes and `steps` matrix products, memory `2 B C d`.
-
-    Examples:
-        >>> import torch
-        >>> linf_to_l2_norm(lambda x: x[:, :1] - 3 * x[:, 1:], torch.zeros(1, 2))
-        tensor([4.])
-        >>> linf_to_l2_norm(lambda x: torch.cat([3 * x[:, :1], 4 * x[:, 1:]], dim=1), torch.zeros(1, 2))
-        tensor([5.])
-    """
-    name = "linf_to_l2_norm"
-    _check.floating(name, x=x)
-    _check.count(name, "steps", steps)
-    fixed(name, h)
-    return corner_ascent(name, h, x, steps)
-
-
-def corner_ascent(function: str, h: Map, x: Tensor, steps: int) -> Tensor:
-    """The largest change of the linearised outputs that sign ascent finds, shape `(B,)`."""
-    matrix = _jacobian(function, h, x)
-    delta = _signs(matrix)
-    for _ in range(steps):
-        image = delta @ matrix.mT
-        delta = _signs(image @ matrix)
-    reached: Tensor = torch.linalg.vector_norm(delta @ matrix.mT, dim=-1)
-    return reached.amax(-1)
-
-
-def _signs(values: Tensor) -> Tensor:
-    """The sign, with +1 at zero: a corner of the cube, never an edge."""
-    return torch.where(values >= 0, 1.0, -1.0).to(values)

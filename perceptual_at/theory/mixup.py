@@ -22,7 +22,7 @@ from perceptual_at.theory._shared import (
     quadrature,
     weighted_sum,
 )
-from perceptual_at.theory.jacobian import corner_ascent
+from perceptual_at.theory.lipschitz import corner_ascent
 
 
 def _weight(function: str, mix: float | Tensor, like: Tensor) -> Tensor:
