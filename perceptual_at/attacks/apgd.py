@@ -98,7 +98,7 @@ def apgd(
        x_{t+1} = \Pi\big(x_t + \tfrac34 (z - x_t) + \tfrac14 (x_t - x_{t-1})\big) $$
 
     The step size starts at $2 \epsilon$. At checkpoints, at first after 22 % of the steps and then ever sooner, it is
-    halved for every sample whose loss rose in fewer than $\rho$ of the steps since the last checkpoint, or whose step
+    halved for every sample whose loss rose in at most $\rho$ of the steps since the last checkpoint, or whose step
     size and best loss have both stayed as they were; such a sample goes on from its best point. For `L1` the step
     moves the entries with the largest gradients, as many as the best point so far suggests, without momentum.
 
@@ -119,7 +119,7 @@ def apgd(
             where there are fewer); None attacks without a target.
         start: `"random"`, or a tensor to start from.
         restarts: number of runs, per target class.
-        rho: share of steps that must have raised the loss; none in `L1`, where steps follow how sparse the point is.
+        rho: share of steps, more than which must have raised the loss; none in `L1`, where steps follow sparseness.
         from_larger_eps: only with `L1`: 30 % of the steps at three times the budget, 30 % at twice, the rest at the
             budget itself, each from the best point of the one before.
         eot: passes to average over in each step, for models that are random.
