@@ -18,13 +18,13 @@ import torch
 from record import begin, parser, save
 from timing import compared, interleaved
 
-from perceptual_at.commands.options.method import keywords, objective_named
+from perceptual_at.commands.options.method import keywords, objective_named, two_views
 from perceptual_at.commands.options.reading import settings_of
 from perceptual_at.commands.train import train_epoch
 from perceptual_at.commands.training import logs
 from perceptual_at.commands.training.batches import rows_of, training_batches
 from perceptual_at.commands.training.run import Run, prepare
-from perceptual_at.commands.training.steps import attack_of, two_views
+from perceptual_at.commands.training.steps import attack_of
 
 BARE, COMMAND = "bare loop", "perceptual-at train"
 IMAGES = 64  # of --data random

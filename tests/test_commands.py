@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import types
+import typing
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import nn
 for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
-from perceptual_at import Evaluation, Linf  # noqa: E402
+from perceptual_at import Evaluation, Linf, objectives, pgd  # noqa: E402
 from perceptual_at.checkpoints import save_weights  # noqa: E402
 from perceptual_at.commands import table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
@@ -28,12 +29,15 @@ from perceptual_at.commands.ingredients import networks  # noqa: E402
 from perceptual_at.commands.ingredients.images import images_of  # noqa: E402
 from perceptual_at.commands.ingredients.protocol import described, named_attack  # noqa: E402
 from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
-from perceptual_at.commands.options.method import beside, keywords  # noqa: E402
+from perceptual_at.commands.options import trial  # noqa: E402
+from perceptual_at.commands.options.effects import calls_an_attack, starts_itself  # noqa: E402
+from perceptual_at.commands.options.method import OBJECTIVES, beside, keywords  # noqa: E402
 from perceptual_at.commands.options.reading import settings_of  # noqa: E402
 from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
 from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
-from perceptual_at.commands.options.settings import GROUP_OF, GROUPS, Data, settings_from  # noqa: E402
+from perceptual_at.commands.options.settings import GROUP_OF, GROUPS, Data, Settings, settings_from  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
+from perceptual_at.objectives.combination import BASES  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -637,6 +641,21 @@ def test_every_attack_that_is_named_is_one_and_has_a_meaning():
             ["pgd_at", "--objective", "standard", "--eps-ramp", "3"],
             "--eps-ramp has no effect with --objective standard",
         ),
+        (["pgd_at", "--objective", "standard", "--steps", "3"], "--steps has no effect .* which attacks nothing"),
+        (["clp_images", "--steps", "10"], "--steps has no effect with --objective clp, which attacks nothing"),
+        (["trades", "--start", "random"], "--start has no effect with --objective trades, .* PGD-AT use it"),
+        (["rpat", "--base", "mart", "--start", "clean"], "--start has no effect with --objective rpat --base mart"),
+        (["n_fgsm", "--start", "clean"], "--start has no effect with --attack n_fgsm"),
+        (["free_at", "--steps", "3"], "--steps has no effect with --attack free"),
+        (["mma", "--step-size", "0.1"], "--step-size has no effect with --objective mma"),
+        (
+            ["rpat", "--data", "digits", "--root", "here"],
+            "--root has no effect with --data digits, which reads no files",
+        ),
+        (["rpat", "--data", "npz", "--workers", "4"], "--workers has no effect with --data npz, .* it is for streamed"),
+        (["rpat", "--data=folder", "--workers=2"], "--workers has no effect with --data folder"),
+        (["rpat", "--select-on", "test", "--held-out", "9"], "--held-out has no effect with --select-on test"),
+        (["ikl", "--alpha", "0.3"], "--alpha has no effect beside --options alpha=4.0; give it there"),
     ],
 )
 def test_options_without_effect_beside_others_are_refused(words, message):
@@ -654,12 +673,101 @@ def test_options_without_effect_beside_others_are_refused(words, message):
         ["rpat", "--alpha", "beta", "--concentration", "0.3"],
         ["raat", "--concentration", "0.3"],
         ["pgd_at", "--data", "tars", "--augment", "shift", "--padding", "2"],
+        [
+            "rpat",
+            "--start",
+            "clean",
+            "--steps",
+            "3",
+            "--data",
+            "folder",
+            "--root",
+            "here",
+            "--stream",
+            "--workers",
+            "4",
+        ],
+        ["rpat", "--base", "te", "--start", "clean"],
     ],
 )
 def test_what_a_recipe_brings_is_not_the_callers(words):
     from perceptual_at.commands.options.reading import settings_of
 
     assert settings_of(words)
+
+
+NEEDED = {
+    "ducat": {"dummies": True}, "hypersphere": {"cosines": 10.0}, "mma": {"options": ("largest=0.1",)},
+    "clp": {"options": ("pairs=attacked",)},
+}  # fmt: skip
+BASES_OF = {"rpat": BASES, "dicar": BASES} | {
+    name: typing.get_args(typing.get_type_hints(getattr(objectives, name))["base"])
+    for name in ("adr", "ducat", "hat", "hypersphere", "mail", "score", "te")
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_known_of_attacks_is_so(objective, monkeypatch):
+    given = []
+
+    def noted(*inputs, **options):
+        given.append(options)
+        return pgd(*inputs, **options)
+
+    monkeypatch.setitem(trial.ATTACKS, "pgd", noted)
+    for base in (None, *BASES_OF.get(objective, ())):
+        chosen = Settings().changed(objective=objective, base=base, **(NEEDED.get(base) or NEEDED.get(objective, {})))
+        given.clear()
+        try:
+            trial.refuse_values(chosen)
+        except ValueError:
+            assert objective in ("rpat", "dicar")  # cannot have this base
+            assert base in ("rpat", "rpat_raat", "dicar", "raat", "raat_plus_plus", "raat_sharp", "te")
+            continue
+        assert calls_an_attack(chosen.method) == bool(given), base
+        assert starts_itself(chosen.method) == any("start" in options for options in given), base
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trades", "--later", "50:beta=-3"], r"--later 50:beta=-3: trades: `beta` must lie in"),
+        (["trades", "--later", "50:beta=abc"], r"--later 50:beta=abc: trades: `beta` must be a number"),
+        (["trades", "--later", "50:betta=3"], r"--later 50:betta=3: trades takes no 'betta' .did you mean beta"),
+        (["trades", "--later", "50:beta="], "--later takes epoch:name=value, got '50:beta='"),
+        (["trades", "--later", "5:beta=1", "05:beta=2"], "--later gives 'beta' twice at epoch 05"),
+        (["trades", "--options", "beta=1", "beta=2"], "--options gives 'beta' twice"),
+        (["mail", "--later", "50:weighted=maybe"], "--later 50:weighted=maybe: mail: `weighted` must be True or False"),
+        (["raat", "--later", "50:space=nowhere"], "--later 50:space=nowhere: raat: `space` must be one of"),
+        (["rpat", "--base", "trades", "--later", "9:noise=-1"], "--later 9:noise=-1: trades: `noise` must lie in"),
+        (["ducat", "--later", "7:dummies=1"], "--later 7:dummies=1: ducat: `dummies` must be True or False"),
+        (["raat", "--later", "50:mix=0.5"], "--later 50:mix=0.5 has no effect: the run supplies 'mix'"),
+        (["rebat", "--options", "teacher_mode=eval"], "has no effect: the run supplies 'teacher_mode'"),
+        (["hypersphere", "--options", "scale=3"], "--options scale=3 has no effect: --cosines says it"),
+        (["rpat", "--later", "50:base=trades"], "--later 50:base=trades has no effect: --base says it"),
+        (["rpat", "--alpha", "beta", "--later", "9:alpha=1"], "--later 9:alpha=1 has no effect: --alpha beta says it"),
+        (["te", "--later", "50:start=3"], "'start' is the same in all epochs; give it in --options"),
+        (["te", "--options", "start=1.5"], "--options start=1.5 must be a whole number of at least 0"),
+        (["cure", "--options", "decay=2"], "--options decay=2 must be a number from 0 to 1"),
+        (["hat", "--cutmix"], "--cutmix: hat: `labels` must be class indices"),
+        (["trades", "--attack", "n_fgsm", "--steps", "1"], "--attack n_fgsm: trades: `attack` cannot be called as"),
+        (["rpat", "--temperature", "2"], "--temperature: rpat: `temperature`=2.0 has no effect with `criterion`='mse'"),
+        (["rpat", "--base", "dicar+raat"], "--base dicar.raat: raat has DICAR's term already"),
+    ],
+)
+def test_values_that_an_objective_does_not_take_are_refused_before_anything_is_trained(words, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(words)
+
+
+def test_a_base_keeps_the_preset_of_its_own_where_names_are_shared():
+    chosen = keywords(settings_of(["rpat", "--base", "raat", "--source", "paper"]).method)
+    assert chosen["form"] == "quotient"
+    assert "temperature" not in chosen
+    assert chosen["base"].func is objectives.raat
+    assert chosen["base"].keywords == {"temperature": 1.0}
+    kd = keywords(settings_of(["rpat", "--base", "kd", "--averaging", "swa", "--source", "paper"]).method)["base"]
+    assert kd.keywords == {"form": "kl"}
 
 
 @pytest.mark.parametrize("recipe", ["pgd_at", "raat"])

@@ -27,8 +27,9 @@ from .test_commands import TINY, _alone, call, refused  # noqa: E402, F401
 pytestmark = pytest.mark.slow
 
 SMALL = ["--model", "resnet18", "--width", "2", "--stem-stride", "2", "--batch", "4", "--steps", "1",
-         "--select-steps", "1", "--test-steps", "1", "--epochs", "1", "--cpu", "--workers", "0",
-         "--out", "out"]  # fmt: skip
+         "--select-steps", "1", "--test-steps", "1", "--epochs", "1", "--cpu", "--out", "out"]  # fmt: skip
+TARS = ["--data", "tars", "--root", "tars", "--size", "8", "--workers", "0"]
+STREAMED = ["--stream", "--workers", "0"]
 KINDS = ("ant", "bee")
 
 
@@ -133,7 +134,15 @@ FOLDERS = [
 @pytest.mark.parametrize(("hurt", "message"), FOLDERS, ids=[message for _, message in FOLDERS])
 def test_folders_that_are_refused(images, capsys, hurt, message, streamed):
     hurt(images)
-    words = ["--data", "folder", "--root", "images", "--size", "8", *(["--stream"] if streamed else [])]
+    words = [
+        "--data",
+        "folder",
+        "--root",
+        "images",
+        "--size",
+        "8",
+        *(["--stream", "--workers", "0"] if streamed else []),
+    ]
     text = refused(capsys, "train", "pgd_at", *SMALL, *words)
     assert message in text
     assert not list(images.parent.glob("out/states/*"))
@@ -150,7 +159,15 @@ def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, st
     (images / "train/README").write_text("x")
     if hasattr(os, "mkfifo"):
         os.mkfifo(images / "train/bee/pipe.png")
-    words = ["--data", "folder", "--root", "images", "--size", "8", *(["--stream"] if streamed else [])]
+    words = [
+        "--data",
+        "folder",
+        "--root",
+        "images",
+        "--size",
+        "8",
+        *(["--stream", "--workers", "0"] if streamed else []),
+    ]
     assert call("train", "pgd_at", *SMALL, *words) == 0
     said = capsys.readouterr().err
     assert f"left out {8 if hasattr(os, 'mkfifo') else 7} entries of `images/train`" in said
@@ -165,7 +182,15 @@ def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, st
 def test_damaged_images_are_skipped_by_name_where_that_is_asked_for(images, capsys, streamed):
     put(FIRST, b"hello")(images)
     draw(LAST, "CMYK", format="JPEG")(images)
-    words = ["--data", "folder", "--root", "images", "--size", "8", *(["--stream"] if streamed else [])]
+    words = [
+        "--data",
+        "folder",
+        "--root",
+        "images",
+        "--size",
+        "8",
+        *(["--stream", "--workers", "0"] if streamed else []),
+    ]
     assert call("train", "pgd_at", *SMALL, *words, "--skip-damaged") == 0
     said = capsys.readouterr().err
     assert "left out 2 of 12 images that cannot be read: images/train/ant/0.png, images/train/bee/5.png" in said
@@ -231,7 +256,7 @@ def test_archives_that_are_refused(tmp_path, capsys, hurt, message):
     for split in ("train", "test"):
         pack(tmp_path / f"tars/{split}-0.tar", members(8))
     hurt(tmp_path / "tars")
-    assert message in refused(capsys, "train", "pgd_at", *SMALL, "--data", "tars", "--root", "tars", "--size", "8")
+    assert message in refused(capsys, "train", "pgd_at", *SMALL, *TARS)
     assert not list(tmp_path.glob("out/states/*"))
 
 

@@ -83,7 +83,17 @@ def _with_wishes(own: Data, wishes: Samples) -> Data:
         if getattr(wishes, name) != getattr(plain, name)
     }  # fmt: skip
     base = own if wishes.data in (None, own.data) else Data()
-    return dataclasses.replace(base, download=False, **changes)
+    chosen = dataclasses.replace(base, download=False, **changes)
+    if wishes.root is not None and not chosen.on_disk:
+        raise ValueError(
+            f"--root has no effect with --data {chosen.data}, which reads no files; all other data are read."
+        )
+    if wishes.workers != plain.workers and not chosen.streams:
+        raise ValueError(
+            f"--workers has no effect with --data {chosen.data}, whose images are held in memory; it is for streamed "
+            "images, --data tars, or folder with --stream."
+        )
+    return chosen
 
 
 def _maker(wishes: Wishes, chosen: Data) -> Callable[[Images], nn.Module]:

@@ -115,6 +115,8 @@ def check(wishes: Wishes) -> None:
         raise ValueError("give either --run FOLDER ... or --model.")
     if wishes.models.checkpoint is not None and wishes.models.model is None:
         raise ValueError("--checkpoint goes with --model; a run has weights of its own.")
+    if wishes.models.model is not None and wishes.models.which != "both":
+        raise ValueError("--which has no effect with --model; it is for runs, which have best and final weights.")
     for name in ("batch", "repeats"):
         if getattr(wishes.evaluation, name) < 1:
             raise ValueError(f"{option(name)} must be at least 1, got {getattr(wishes.evaluation, name)}.")

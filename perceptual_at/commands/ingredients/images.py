@@ -19,8 +19,10 @@ ON_DISK = ("folder", "tars")
 
 
 def images_of(chosen: Data, split: str) -> Images:
-    """The images of one split, `train` or `test`."""
+    """The images of one split, `train` or `test`, or another where the files have one (npz, folder, tars)."""
     _check(chosen)
+    if chosen.data not in ("npz", *ON_DISK) and split not in ("train", "test"):
+        raise ValueError(f"--split must be train or test with --data {chosen.data}, got {split!r}.")
     if chosen.data in ON_DISK:
         return _on_disk(chosen, split)
     if chosen.data == "random":
@@ -60,8 +62,7 @@ def _check(chosen: Data) -> None:
     }.items():  # fmt: skip
         if getattr(chosen, name) != getattr(plain, name) and chosen.data not in kinds:
             raise ValueError(f"{option(name)} has no effect with --data {chosen.data}.")
-    streamed = chosen.data == "tars" or chosen.stream
-    if chosen.augment == "resized_crop" and not streamed:
+    if chosen.augment == "resized_crop" and not chosen.streams:
         raise ValueError("--augment resized_crop is for streamed images (--data tars, or folder with --stream).")
 
 

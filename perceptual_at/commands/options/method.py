@@ -4,9 +4,10 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from perceptual_at import objectives
 from perceptual_at.commands.options.settings import Method, Settings
@@ -30,6 +31,20 @@ BESIDE: dict[str, dict[str, Any]] = {
     "piat": {"warmup": 0},
 }
 """Numbers that belong to a method but are no keywords of its objective, with the values of the released codes."""
+BESIDE_RANGES: dict[str, tuple[type, float, float]] = {
+    "start": (int, 0, math.inf), "length": (int, 1, math.inf), "momentum": (float, 0, 1),
+    "smallest": (float, 0, math.inf), "search_steps": (int, 1, math.inf), "temperature_end": (float, 0, math.inf),
+    "trust_end": (float, 0, 1), "share": (float, 0, 1), "natural_weight": (float, 0, math.inf),
+    "robust_weight": (float, 0, math.inf), "update_share": (float, 0, 1), "decay": (float, 0, 1),
+    "warmup": (int, 0, math.inf),
+}  # fmt: skip
+"""Kind, least and greatest value of each."""
+ELSEWHERE = {"base": "--base", "perceive": "--perceive"}
+"""Keywords that have an option of their own, which more than the objective depends on."""
+UNWRITTEN = ("clean_logits", "kappa", "mask", "reduced_attack", "sums")
+"""Keywords that are tensors or functions, which no word stands for."""
+TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", "rpat_raat")
+"""Objectives that look at two augmentations of every image."""
 
 
 def objective_named(name: str) -> Callable[..., Any]:
@@ -46,6 +61,11 @@ def parts(method: Method) -> tuple[str, ...]:
     return (method.objective, *(method.base.split("+") if added and method.base else ()))
 
 
+def two_views(method: Method) -> bool:
+    """Whether the method takes two augmentations of every image; some have a base of their own that does."""
+    return bool({*parts(method), method.base} & set(TWO_VIEWS))
+
+
 def asked(method: Method) -> dict[str, inspect.Parameter]:
     """The keywords that the objective takes, those of its base included."""
     known: dict[str, inspect.Parameter] = {}
@@ -57,7 +77,37 @@ def asked(method: Method) -> dict[str, inspect.Parameter]:
 def beside(method: Method) -> dict[str, Any]:
     """Numbers of the method that are no keywords of its objective."""
     values = {name: value for part in parts(method) for name, value in BESIDE.get(part, {}).items()}
-    return values | {name: _literal(text) for name, text in pairs("options", method.options).items() if name in values}
+    return values | {word.name: word.value for word in words_of(method) if word.name in values and word.begins is None}
+
+
+class Word(NamedTuple):
+    """A keyword that was written in `--options`, or in `--later` with the epoch from which it counts."""
+
+    begins: int | None
+    name: str
+    value: Any
+    written: str
+
+
+def words_of(method: Method) -> list[Word]:
+    """All keywords that were written out, in the order in which they count."""
+    found = [Word(None, name, _literal(text), f"--options {name}={text}")
+             for name, text in pairs("options", method.options).items()]  # fmt: skip
+    later: list[Word] = []
+    for word in method.later:
+        epoch, colon, pair = word.partition(":")
+        name, equals, text = pair.partition("=")
+        if not (colon and epoch.isdecimal() and name and equals and text):
+            raise ValueError(f"--later takes epoch:name=value, got {word!r}.")
+        if any((other.begins, other.name) == (int(epoch), name) for other in later):
+            raise ValueError(f"--later gives {name!r} twice at epoch {epoch}.")
+        later.append(Word(int(epoch), name, _literal(text), f"--later {word}"))
+    return found + sorted(later, key=lambda word: word.begins or 0)
+
+
+def epochs_of(method: Method) -> list[int]:
+    """The epochs in which keywords begin to count, the first one included."""
+    return sorted({0, *(word.begins or 0 for word in words_of(method))})
 
 
 def keywords(method: Method, *, epoch: int = 0) -> dict[str, Any]:
@@ -78,14 +128,10 @@ def keywords(method: Method, *, epoch: int = 0) -> dict[str, Any]:
             chosen[taken] = value
     if method.source == "paper" and "reduced_attack" in known:
         chosen.pop("eta", None)  # the paper's reduced sample comes from an attack of its own, of that size
-    for begins, words in ((0, method.options), *_later(method)):
-        for name, text in pairs("options", words).items():
-            if name not in known and name not in beside(method):
-                raise ValueError(
-                    f"--options: {method.objective} takes no {name!r}{meant(name, {*known, *beside(method)})}."
-                )
-            if name in known and begins <= epoch:
-                chosen[name] = _literal(text)
+    for word in words_of(method):
+        _refuse_word(word, method, known)
+        if word.name in known and (word.begins or 0) <= epoch:
+            chosen[word.name] = word.value
     if method.base is not None:
         chosen["base"] = _base(method, known)
     return chosen
@@ -98,15 +144,38 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _later(method: Method) -> list[tuple[int, Sequence[str]]]:
-    """From which epoch on there are which keywords."""
-    found = []
-    for word in method.later:
-        epoch, colon, pair = word.partition(":")
-        if not (colon and epoch.isdigit()):
-            raise ValueError(f"--later takes epoch:name=value, got {word!r}.")
-        found.append((int(epoch), (pair,)))
-    return sorted(found)
+def _refuse_word(word: Word, method: Method, known: dict[str, inspect.Parameter]) -> None:
+    """Refuse a keyword that the method does not take, or takes from somewhere else."""
+    own = beside(method)
+    if word.name in own:
+        if word.begins is not None:
+            raise ValueError(f"{word.written}: {word.name!r} is the same in all epochs; give it in --options.")
+        _check_beside(word, BESIDE_RANGES[word.name])
+        return
+    if word.name not in known:
+        close = meant(word.name, [*known, *own])
+        raise ValueError(f"{word.written}: {method.objective} takes no {word.name!r}{close}.")
+    instead = ELSEWHERE.get(word.name)
+    if word.name == "scale" and "hypersphere" in parts(method):
+        instead = "--cosines"
+    if word.name == "alpha" and isinstance(method.alpha, str):
+        instead = f"--alpha {method.alpha}"
+    if instead:
+        raise ValueError(f"{word.written} has no effect: {instead} says it.")
+    averaged = word.name == "teacher_mode" and "average" in known and "cure" not in parts(method)
+    if word.name in UNWRITTEN or averaged or (word.name in SUPPLIED and (word.name, word.value) != ("table", None)):
+        raise ValueError(f"{word.written} has no effect: the run supplies {word.name!r}.")
+
+
+def _check_beside(word: Word, within: tuple[type, float, float]) -> None:
+    kind, least, most = within
+    value = word.value
+    fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not (fits and least <= value <= most and (value > 0 or word.name not in ("smallest", "temperature_end"))):
+        wanted = "a whole number" if kind is int else "a number"
+        limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+        above = ", above 0" if word.name in ("smallest", "temperature_end") else ""
+        raise ValueError(f"{word.written} must be {wanted} {limits}{above}.")
 
 
 def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
@@ -123,11 +192,26 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
         raise ValueError(f"--base is a name, or dicar+NAME with --objective rpat, not {method.base!r}.")
     if below[-1] not in BASES:
         raise ValueError(f"--base knows {', '.join(BASES)}, not {below[-1]!r}{meant(below[-1], BASES)}.")
+    if "dicar" in (own, *below[:-1]) and "mix" in inspect.signature(objective_named(below[-1])).parameters:
+        raise ValueError(f"--base {method.base}: {below[-1]} has DICAR's term already.")
     if below[0] != "dicar":
-        return below[0]
+        return _with_preset(method, below[0])
     choices: dict[str, Any] = objectives.preset("dicar", method.source)
-    choices["base"] = "pgd_at" if len(below) == 1 else below[1]
+    choices["base"] = "pgd_at" if len(below) == 1 else _with_preset(method, below[1])
     return functools.partial(objectives.dicar, **choices)
+
+
+def _with_preset(method: Method, name: str) -> Any:
+    """A base by its name, with the keywords of its preset bound to it that what stands above it has too."""
+    of_base = objectives.preset(name, method.source)
+    above = _above(method) if of_base else set()
+    held = {key: value for key, value in of_base.items() if key in above}
+    return functools.partial(objective_named(name), **held) if held else name
+
+
+def _above(method: Method) -> set[str]:
+    """The keywords of what stands above the last base."""
+    return {name for part in parts(method)[:-1] for name in inspect.signature(objective_named(part)).parameters}
 
 
 def _literals(kind: Any) -> tuple[str, ...]:
@@ -208,6 +292,8 @@ def _check_parts(settings: Settings) -> None:
         raise ValueError(f"--attack n_fgsm takes one step: --steps must be 1, got {threat.steps}.")
     if "cure" in names and settings.running.precision == "fp16":
         raise ValueError("--precision fp16 cannot be had with cure, which revises gradients that are not scaled.")
+    if method.cutmix and threat.attack in ("friendly", "least_likely"):
+        raise ValueError(f"--cutmix cannot be had with --attack {threat.attack}, which needs one right class.")
     if method.smoothing and method.cutmix:
         raise ValueError("--smoothing has no effect with --cutmix, which makes labels of its own.")
 
@@ -215,7 +301,8 @@ def _check_parts(settings: Settings) -> None:
 def _preset(method: Method) -> dict[str, Any]:
     own, *below = parts(method)
     of_base = objectives.preset(below[-1], method.source) if below and below[-1] != "dicar" else {}
-    return of_base | objectives.preset(own, method.source)
+    above = _above(method) if of_base else set()
+    return {name: value for name, value in of_base.items() if name not in above} | objectives.preset(own, method.source)
 
 
 def _paper_differs(settings: Settings) -> bool:

@@ -16,6 +16,7 @@ from perceptual_at.commands.options.effects import refuse_idle
 from perceptual_at.commands.options.recipes import FAMILIES, RECIPES
 from perceptual_at.commands.options.recipes.rows import row_named, settings_of_row
 from perceptual_at.commands.options.settings import Method, Settings
+from perceptual_at.commands.options.trial import refuse_values
 from perceptual_at.commands.options.words import meant
 
 Read = TypeVar("Read")
@@ -61,14 +62,22 @@ def settings_of(arguments: Sequence[str]) -> Settings:
         read = _read(others, start)
         shown = dataclasses.replace(read, method=_with_values(read.method))
         parse([*others, "--help"], Settings, shown, f"{PROGRAM} {named}")
-    return _read(words, start)
+    settings = _read(words, start)
+    refuse_values(settings)
+    return settings
 
 
 def _read(words: list[str], start: Settings) -> Settings:
     settings = parse(words, Settings, start, PROGRAM)
     method.check(settings)
-    refuse_idle(start, settings)
+    refuse_idle(given_in(words), settings)
     return settings
+
+
+def given_in(words: Sequence[str]) -> set[str]:
+    """The options that are named in words, as the settings are called."""
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return names | {name.removeprefix("no_") for name in names}
 
 
 def _with_values(chosen: Method) -> Method:

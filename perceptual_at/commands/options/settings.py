@@ -97,6 +97,16 @@ class Data:
     flip: bool = True
     """Mirror every second image."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether images stay on the disk until they are needed."""
+        return self.data == "tars" or self.stream
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether there are files to read."""
+        return self.data not in ("digits", "random")
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:

@@ -72,5 +72,7 @@ def pairs(name: str, words: Sequence[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if not (key and equals and value):
             raise ValueError(f"{option(name)} takes name=value, got {word!r}.")
+        if key in found:
+            raise ValueError(f"{option(name)} gives {key!r} twice.")
         found[key] = value
     return found

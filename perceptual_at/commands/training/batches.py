@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 from perceptual_at import data
 from perceptual_at.augment import seeded
 from perceptual_at.commands.ingredients.images import Images, as_floats, batches, loaded, shape_of
+from perceptual_at.commands.options.method import two_views
 from perceptual_at.commands.options.settings import Settings
 from perceptual_at.commands.training.rates import rows_of_epoch, stream
 from perceptual_at.commands.training.splits import Splits
-from perceptual_at.commands.training.steps import two_views
 from perceptual_at.data import ImageFiles
 
 

@@ -353,9 +353,9 @@ def supplied(run: "Run", step: Step, index: Tensor) -> Kept:
 
 def _bound(base: Any, given: dict[str, Any]) -> Any:
     """The base with keywords of its own, or DICAR on it."""
-    if isinstance(base, functools.partial):
+    if isinstance(base, functools.partial) and "base" in base.keywords:
         return functools.partial(base, base=_bound(base.keywords["base"], given))
-    return functools.partial(getattr(objectives, base), **given)
+    return functools.partial(getattr(objectives, base) if isinstance(base, str) else base, **given)
 
 
 # What is kept, as tensors -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from perceptual_at.commands.ingredients.images import batches
 from perceptual_at.commands.ingredients.protocol import threat_of
 from perceptual_at.commands.options import method
 from perceptual_at.commands.options.settings import Settings
+from perceptual_at.commands.options.trial import refuse_values
 from perceptual_at.commands.training import companions, shards, steps
 from perceptual_at.commands.training.rates import stream
 from perceptual_at.commands.training.splits import Splits, splits, task_of
@@ -101,6 +102,7 @@ def prepare(settings: Settings) -> Run:
     running, optimisation = settings.running, settings.optimisation
     try:
         method.check(settings)
+        refuse_values(settings)
         threat_of(settings.threat)
         accelerator = _accelerator(settings)
         with accelerator.main_process_first():  # only one of them downloads

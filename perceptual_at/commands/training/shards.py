@@ -11,11 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from perceptual_at.averaging import Weights
-from perceptual_at.commands.options.method import asked, parts
+from perceptual_at.commands.options.method import TWO_VIEWS, asked, parts
 from perceptual_at.commands.options.settings import Settings
 from perceptual_at.commands.options.words import option
 from perceptual_at.commands.training import companions
-from perceptual_at.commands.training.steps import TWO_VIEWS
 
 UNITS = 8
 """Least share of a unit in all weights: an eighth."""

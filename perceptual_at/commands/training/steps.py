@@ -13,21 +13,13 @@ from perceptual_at import diagnostics, models
 from perceptual_at.augment import cutmix, random_crop_flip
 from perceptual_at.averaging import Weights
 from perceptual_at.commands.ingredients.protocol import LANES, THREATS, threat_of
-from perceptual_at.commands.options.method import asked, keywords, objective_named, parts
-from perceptual_at.commands.options.settings import Budget, Method, Settings
+from perceptual_at.commands.options.method import asked, keywords, objective_named, parts, two_views
+from perceptual_at.commands.options.settings import Budget, Settings
 from perceptual_at.victims import bare
 from perceptual_at.weight_perturbation import once
 
 Attack = Callable[..., Tensor]
 Result = tuple[Tensor, dict[str, Tensor]]
-
-TWO_VIEWS = ("consistency_at", "dicar", "raat", "raat_plus_plus", "raat_sharp", "rpat_raat")
-"""Objectives that look at two augmentations of every image."""
-
-
-def two_views(method: Method) -> bool:
-    """Whether the method takes two augmentations of every image; some have a base of their own that does."""
-    return bool({*parts(method), method.base} & set(TWO_VIEWS))
 
 
 def attack_of(chosen: Budget, generator: torch.Generator, *, size: float = 1.0, epoch: int = 0) -> Attack:
