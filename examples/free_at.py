@@ -2,8 +2,8 @@
 
     python examples/free_at.py --seed 0
 
-The perturbation lives on from batch to batch. Four replays and epochs of four times as many steps take the passes of
-PGD-AT's: no attack of its own is paid for. As all single-step training it can overfit catastrophically.
+The perturbation lives on from batch to batch. A batch takes four forward and backward passes, one a replay and step,
+where PGD-AT takes eleven: no attack is paid for. As all single-step training it can overfit catastrophically.
 """
 
 import common

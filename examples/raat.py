@@ -1,4 +1,4 @@
-"""RAAT: smaller perturbations at the boundary, and aligned interpolated views (CVPR Findings 2026).
+"""RAAT: smaller perturbations at the boundary, and aligned interpolated views (CVPR 2026 Findings).
 
     python examples/raat.py --seed 0
 

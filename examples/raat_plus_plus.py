@@ -1,4 +1,4 @@
-"""RAAT++: RAAT with MART's boosted cross entropy and weighted KL (CVPR Findings 2026).
+"""RAAT++: RAAT with MART's boosted cross entropy and weighted KL (CVPR 2026 Findings).
 
     python examples/raat_plus_plus.py --seed 0
 

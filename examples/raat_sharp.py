@@ -1,4 +1,4 @@
-"""RAAT#: RAAT on ReBAT's recipe; the averaged model decides the partition (CVPR Findings 2026).
+"""RAAT#: RAAT on ReBAT's recipe; the averaged model decides the partition (CVPR 2026 Findings).
 
     python examples/raat_sharp.py --seed 0
 
