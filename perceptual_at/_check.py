@@ -63,6 +63,19 @@ def module(function: str, value: Any) -> None:
         raise TypeError(f"{function}: `model` must be a torch.nn.Module, got {type(value).__name__}.")
 
 
+def model(function: str, value: Any, *, name: str = "model") -> None:
+    """Require something that turns inputs into outputs: a module with a forward pass, or any other function."""
+    called(function, **{name: value})
+    if isinstance(value, type):
+        raise TypeError(
+            f"{function}: `{name}` must be a model, got the class {value.__name__}; make one of it first, "
+            f"{value.__name__}(...)."
+        )
+    forward = getattr(value, "forward", None) if type(value).__call__ is nn.Module.__call__ else None
+    if getattr(forward, "__func__", None) is nn.Module.forward:
+        raise TypeError(f"{function}: `{name}` must have a forward pass, and {type(value).__name__} has none.")
+
+
 def initialised(function: str, tensors: Mapping[str, Any]) -> None:
     """Refuse parameters and buffers, by name, that have no shape before a first batch."""
     for name, value in tensors.items():

@@ -45,7 +45,7 @@ class SampleGenerator:
     def __init__(self, seed: int, index: Tensor | Sequence[int], *, stream: int = 0) -> None:
         for name, value in (("seed", seed), ("stream", stream)):
             _check.integer("SampleGenerator", name, value)
-        index = torch.as_tensor(index)
+        index = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise TypeError(f"SampleGenerator: `index` must be integers of shape (B,), got {index.dtype}.")
         if index.ndim != 1:
@@ -292,7 +292,7 @@ def _mixed(*parts: int) -> int:
 @functools.lru_cache(maxsize=16)
 def _quantiles(kind: str, entries: int) -> Tensor:
     """The middle quantile of each of equally likely cells."""
-    u = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
+    u = (torch.arange(_QUANTILES, dtype=torch.float64, device="cpu") + 0.5) / _QUANTILES
     table: Tensor = u ** (1 / entries)
     if kind == "normal":
         table = torch.special.ndtri(u)

@@ -6,6 +6,9 @@ import math
 import torch
 from torch import Tensor
 
+HOST = torch.device("cpu")
+"""Where tables are computed that go to the inputs' device: not every device has float64."""
+
 
 def wide(*tensors: Tensor) -> torch.dtype:
     """Dtype to compute in: one that holds the tensors, and float32 at least."""

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
@@ -51,6 +51,24 @@ def same(a: Any, b: Any) -> bool:
         return all(same(getattr(a, name), getattr(b, name)) for name in _fields(a))
     both_undefined = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
     return bool(both_undefined or a == b)
+
+
+def tensors_of(outputs: Any, depth: int = 4) -> list[Tensor]:
+    """The tensors in what a model returned: in dictionaries, sequences, dataclasses, objects, and in each other."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if depth == 0 or isinstance(outputs, nn.Module | type):
+        return []
+    parts: Iterable[Any]
+    if isinstance(outputs, Mapping):
+        parts = outputs.values()
+    elif isinstance(outputs, tuple | list):
+        parts = outputs
+    elif dataclasses.is_dataclass(outputs):
+        parts = (getattr(outputs, name) for name in _fields(outputs))
+    else:
+        parts = getattr(outputs, "__dict__", {}).values()
+    return [tensor for part in parts for tensor in tensors_of(part, depth - 1)]
 
 
 def _same_tensors(a: Tensor, b: Tensor) -> bool:

@@ -329,7 +329,7 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
         return transform
 
     def drawn(*inputs: Any) -> Any:
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reseeds GPUs too
             return transform(*inputs)

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at import _check
 from perceptual_at.victims.finding import bare
+from perceptual_at.victims.switching import put_back_cache, take_cache
 
 Weights = dict[str, Tensor]
 
@@ -235,7 +236,11 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
             if value is not None and name in own:
                 used[name] = weights[first.setdefault(id(value), name)].to(value.dtype)
     moving = _moving(inner, weights, used, first)
-    output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
+    cache = take_cache()  # weights that were computed from the model's own
+    try:
+        output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
+    finally:
+        put_back_cache(cache)
     with torch.no_grad():
         for held, ran, before in moving:
             held.copy_(torch.where(ran == before, held, ran.to(held.dtype)))  # what stayed keeps all of its digits

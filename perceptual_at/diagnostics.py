@@ -19,7 +19,7 @@ from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat, check_threat
-from perceptual_at.victims import Model, frozen, in_step
+from perceptual_at.victims import Model, in_step, lent
 
 Strength = Literal["full", "reduced", "clean"]
 
@@ -121,12 +121,13 @@ def perception_gap(
         >>> perception_gap(nn.Identity(), [(batch[0], torch.tensor([1.0, 0.5]))], noise, score=near).defended
         tensor([0.8750, 0.8750])
     """
-    given = {"model": model, "perceive": perceive, "score": score}
-    _check.called("perception_gap", **{name: one for name, one in given.items() if name == "model" or one is not None})
+    _check.model("perception_gap", model)
+    given = {"perceive": perceive, "score": score}
+    _check.called("perception_gap", **{name: one for name, one in given.items() if one is not None})
     _check.attack("perception_gap", "`perturb`", perturb)
     _check.loader("perception_gap", loader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with frozen(model) as borrowed, in_step(borrowed) as f:
+    with lent("perception_gap", model) as borrowed, in_step(borrowed) as f:
         perceived: Perceive = perceive if perceive is not None else lambda x: (logits := f(x), logits)
         for batch in loader:
             x, labels = _pair("perception_gap", batch)
@@ -177,12 +178,12 @@ def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[flo
                 [0.2500],
                 [1.0000]])
     """
-    _check.called("perception_path", model=model)
+    _check.model("perception_path", model)
     _check.same_shape("perception_path", x=x, x_adv=x_adv)
     alphas = list(_check.numbers_of("perception_path", "alphas", alphas, at_least=0.0, at_most=1.0))
     if not alphas:
         raise ValueError("perception_path: `alphas` must hold at least one place.")
-    with torch.no_grad(), frozen(model) as f:
+    with torch.no_grad(), lent("perception_path", model) as f:
         clean = f(x.clone())  # which a model may write to
         _check_perception("perception_path", clean, x)
         return torch.stack([squared_error(f(interpolate(x, x_adv, alpha).clone()), clean).sqrt() for alpha in alphas])
@@ -327,7 +328,7 @@ def attacked_by_group(
     name = "attacked_by_group"
     _check_strengths(name, boundary=boundary, interior=interior, misclassified=misclassified)
     _check.number(name, "eta", eta, at_least=0.0, at_most=1.0)
-    _check.called(name, model=model)
+    _check.model(name, model)
     _check.floating(name, x=x)
     _check.labels(name, labels, x=x)
     _check.attack(name, "`attack`", attack)
@@ -335,7 +336,7 @@ def attacked_by_group(
         _check.attack(name, "`reduced_attack`", reduced_attack)
     x_adv = attack(model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
-    with torch.no_grad(), frozen(model) as f:
+    with torch.no_grad(), lent(name, model) as f:
         parts = boundary_partition(f(x.clone()), f(reduced.clone()), labels)  # clones, which a model may write to
     return perturbed_by_group(
         x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified

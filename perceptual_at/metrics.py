@@ -9,6 +9,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._places import labelled, over_places, right
 from perceptual_at._shapes import rows
+from perceptual_at._values import tensors_of
 
 Share = TypeVar("Share", float, Tensor)
 
@@ -252,6 +253,7 @@ def judge(function: str, outputs: Any, labels: Tensor, score: Score | None = Non
         undefined = undefined.to(found.device) | found.isnan()
         return Judged(found.masked_fill(undefined, 0), undefined, nobody)
     check_outputs(function, outputs, labels)
+    labels = labels.long()  # which not every integer dtype can be compared with
     right = outputs.argmax(dim=1) == labels
     if labels.ndim == 1:
         top = outputs.topk(2, dim=1).values
@@ -286,24 +288,22 @@ def check_outputs(function: str, outputs: Any, labels: Tensor) -> None:
             f"{tuple(outputs.shape)}, got shape {tuple(labels.shape)}."
         )
     _check.same_device(function, "labels", labels.device, "model(x)", outputs.device)
-    known = labels if labels.ndim == 1 else labels[labels != NO_LABEL]
+    indices = labels.long()
+    known = indices if labels.ndim == 1 else indices[indices != NO_LABEL]
     if known.numel():
-        low, high = torch.stack(torch.aminmax(known.long())).tolist()
+        low, high = torch.stack(torch.aminmax(known)).tolist()
         _check.label_range(function, low, high, outputs.shape[1])
 
 
 def _undefined(outputs: Any, batch: int) -> Tensor:
     """Samples with NaN in their outputs, as far as these are tensors with one row per sample."""
-    parts = (
-        outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else [outputs]
-    )
     found = [
         rows(one).isnan().any(dim=1)
-        for one in parts
-        if isinstance(one, Tensor) and one.is_floating_point() and one.ndim and len(one) == batch
+        for one in tensors_of(outputs)
+        if one.is_floating_point() and one.ndim and len(one) == batch
     ]
     if not found:
-        return torch.zeros(batch, dtype=torch.bool)
+        return torch.zeros(batch, dtype=torch.bool, device="cpu")
     return torch.stack(found).any(dim=0)
 
 

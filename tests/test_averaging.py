@@ -67,6 +67,9 @@ def test_names_carry_no_prefix_of_a_wrapper(tmp_path):
     compiled = torch.compile(model, backend="eager")
     assert same(snapshot(compiled), expected)
     assert same(ema_update(expected, compiled, decay=0.5), expected)
+    parallel = nn.DataParallel(model)
+    assert same(snapshot(parallel), expected)
+    assert_close(call_with(parallel.eval(), expected, normal(0, 5, 4)), model.eval()(normal(0, 5, 4)))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)

@@ -12,7 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from perceptual_at import L2, Evaluation, Linf, apgd, compare, evaluate, mean_score, nrr, pgd, wilson_interval
+from perceptual_at import (
+    L2,
+    Evaluation,
+    Linf,
+    apgd,
+    compare,
+    evaluate,
+    mean_score,
+    nrr,
+    pgd,
+    sanity_checks,
+    wilson_interval,
+)
 from perceptual_at.attacks.autoattack import auto_attack
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation import Check
@@ -502,6 +514,49 @@ def test_outputs_of_any_kind_have_a_score():
     assert result.correct.tolist() == [True, True, True, False, True, True]
     assert result.correct.dtype == torch.bool
     assert result.robust["far"].tolist() == [True, False, False, False, True, False]
+
+
+@dataclasses.dataclass
+class Answer:
+    scores: list
+
+
+@pytest.mark.parametrize("wrap", [dict, Answer], ids=["nested dictionary", "dataclass"])
+def test_undefined_outputs_are_found_wherever_they_are(wrap):
+    def model(x):
+        return wrap(scores=[torch.where(x > 0.5, x, torch.nan * x)])
+
+    def score(outputs, labels):
+        scores = outputs["scores"] if wrap is dict else outputs.scores
+        return (scores[0][:, 0] > 0.0) | (labels == 1)
+
+    with pytest.raises(ValueError, match="evaluate: the model gives NaN for 3 of 6"):
+        quiet(model, [(X, LABELS)], {}, score=score)
+    attack = {"down": lambda model, x, labels: x - 0.3}
+    assert quiet(model, [(X[:3], LABELS[:3])], attack, score=score).robust["down"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int8, torch.uint32])
+def test_labels_may_be_of_any_integer_dtype(dtype):
+    labels = LABELS.to(dtype)
+    result = quiet(threshold, [(X, labels)], {"pgd": partial(pgd, threat=Linf(0.05))})
+    assert result.correct.tolist() == RIGHT
+    assert sanity_checks(threshold, X, labels, Linf(0.05), steps=2, queries=2)
+
+
+def test_a_module_that_holds_no_numbers_says_nothing_of_the_device():
+    layers = [nn.Linear(1, 2) for _ in range(2)]
+    weights, buffers = torch.func.stack_module_state(layers)
+    base = nn.Linear(1, 2, device="meta")
+
+    def ensemble(x):
+        def call(*state):
+            return torch.func.functional_call(base, state, (x,))
+
+        return torch.func.vmap(call)(weights, buffers).mean(dim=0)
+
+    result = quiet(ensemble, LOADER, {"pgd": partial(pgd, threat=Linf(0.05))})
+    assert torch.equal(result.correct, quiet(lambda x: sum(layer(x) for layer in layers), LOADER, {}).correct)
 
 
 def test_dense_labels_are_scored_by_the_share_of_right_places():

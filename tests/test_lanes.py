@@ -3,11 +3,13 @@
 import functools
 import gc
 import inspect
+import threading
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from perceptual_at import (
@@ -271,13 +273,36 @@ def test_a_model_that_cannot_be_copied_is_refused():
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(2, 2)
-            self.product = self.layer.weight * 2  # not a leaf: torch refuses to copy it
+            self.lock = threading.Lock()  # which Python refuses to copy
 
         def forward(self, x):
             return self.layer(x)
 
     with frozen(Held(), lane=FP32) as f, pytest.raises(ValueError, match="frozen: `lane` needs a copy of the model"):
         f(torch.rand(1, 2))
+    with pytest.raises(ValueError, match=r"^pgd: `lane` needs a copy of the model"):
+        pgd(Held(), torch.rand(1, 2), torch.tensor([0]), THREAT, lane=FP32)
+
+
+@pytest.mark.filterwarnings("ignore:Lane. batch norm is not folded")
+@pytest.mark.parametrize("way", ["kept", "pruned"])
+def test_what_passes_leave_in_attributes_is_no_hindrance(way):
+    class Keeps(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            self.seen = self.net[:2](x)
+            return self.net(x)
+
+    model, x = Keeps(prepared(upsampling)), images()
+    if way == "pruned":
+        prune.random_unstructured(model.net[-1], "weight", amount=0.3)
+    for _ in range(2):
+        model(x).sum().backward()  # after which an attribute has a history
+        with frozen(model, lane=FP32) as f:
+            assert_close(f(x), f.exact(x))
 
 
 def test_nothing_of_the_model_or_the_random_state_moves():

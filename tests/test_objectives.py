@@ -659,7 +659,7 @@ def test_an_attack_that_cannot_be_called_is_named_by_who_was_called(name):
 def test_a_model_is_something_that_gives_logits(name):
     objective, x, labels = getattr(objectives, name), torch.rand(3, 2), torch.tensor([0, 1, 0])
     given = {"threat": Linf(0.1)} if name == "random_noise" else {}
-    with pytest.raises(TypeError, match=f"^{name}: `model` must be a torch.nn.Module, got NoneType"):
+    with pytest.raises(TypeError, match=f"^{name}: `model` must be callable, got NoneType"):
         objective(None, (x,), labels, lambda *_, **__: x, **given)
     with pytest.raises(TypeError, match=r"`model` must return a tensor of logits, got dict.*logits_of"):
         objective(lambda z: {"logits": z}, (x,), labels, lambda *_, **__: x.clone(), **given)

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from perceptual_at import Evaluation, Linf, evaluate, pgd
 from perceptual_at._files import written_whole
 from perceptual_at.evaluation.fingerprints import (
+    Opaque,
     data_fingerprint,
     describe,
     model_fingerprint,
@@ -252,6 +254,29 @@ def test_a_model_is_known_by_weights_buffers_structure_and_kind():
     compiled = nn.Module()
     compiled._orig_mod = network()  # what torch.compile wraps
     assert model_fingerprint(compiled) == found[0]
+
+
+class Holds(nn.Module):
+    def __init__(self, tensor):
+        super().__init__()
+        self.register_buffer("held", tensor)
+
+
+def test_tensors_of_any_layout_are_known_by_their_numbers():
+    def quantized(tensor):
+        return torch.quantize_per_tensor(tensor, 0.5, 0, torch.qint8)
+
+    one, other = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    made = [lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(), quantized, lambda x: (x * 1j).conj()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch: such tensors are in beta
+        for make in made:
+            assert model_fingerprint(Holds(make(one))) == model_fingerprint(Holds(make(one)))
+            assert model_fingerprint(Holds(make(one))) != model_fingerprint(Holds(make(other)))
+    assert model_fingerprint(Holds(one.to("meta"))) == model_fingerprint(Holds(other.to("meta")))
+    with pytest.raises(Opaque, match="waits for a first batch"):
+        model_fingerprint(nn.LazyLinear(2))
+    quiet(nn.LazyLinear(3), batches(), {})  # which the first pass makes a model
 
 
 def test_a_function_is_known_by_its_code_and_what_it_holds():

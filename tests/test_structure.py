@@ -90,6 +90,34 @@ def test_what_is_private_takes_ten_arguments_at_most(path):
         assert documented or overloaded or len([a for a in given if a.arg != "self"]) <= 10, (node.name, node.lineno)
 
 
+MADE = {
+    f"torch.{name}"
+    for name in (
+        "arange",
+        "as_tensor",
+        "empty",
+        "eye",
+        "full",
+        "linspace",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+    )
+} | {"torch.tensor", "torch.zeros"}
+ELSEWHERE = ("commands", "models")  # a process of its own, and weights, which belong on the caller's default device
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_tensors_are_made_on_a_device_that_is_said(path):
+    if path.relative_to(PACKAGE).parts[0] in ELSEWHERE:
+        return
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in MADE:
+            assert "device" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}: {ast.unparse(node)}"
+
+
 def test_the_attacks_are_few_files():
     assert len(list((PACKAGE / "attacks").glob("*.py"))) <= 13
 

@@ -15,10 +15,27 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from perceptual_at import Lane, Linf, apgd, auto_attack, cw, evaluate, fab, fgsm, frozen, objectives, pgd, square
+from perceptual_at import (
+    Lane,
+    Linf,
+    apgd,
+    auto_attack,
+    call_with,
+    cw,
+    evaluate,
+    fab,
+    fgsm,
+    frozen,
+    objectives,
+    pgd,
+    sanity_checks,
+    snapshot,
+    square,
+)
 from perceptual_at.victims import Terms, inspection, modules_of, opened, twins
 from perceptual_at.victims.door import _HELD
 from tests.strategies import generator, uniform
@@ -591,6 +608,164 @@ def test_an_interrupt_at_any_line_of_an_attack_leaves_the_model_as_found():
         number += 1
     assert number > 100
     before.assert_unchanged()
+
+
+# What passes move ---------------------------------------------------------------------------------------------------
+
+
+class Remembers(Net):
+    """Counts passes and averages inputs, in eval mode too: in place, by a new tensor, and behind the back of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer("average", torch.zeros(images().shape[1:], dtype=torch.float64))
+        self.register_buffer("largest", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.passes += 1
+        self.average = 0.9 * self.average + 0.1 * x.detach().mean(dim=0)
+        self.largest.data.fill_(float(x.detach().max()))
+        return super().forward(x)
+
+
+@every
+def test_buffers_that_move_in_eval_mode_are_put_back(name):
+    net = Remembers().train()
+    net.dropout.p = 0.0
+    before = Picture(net)
+    attacked(name, net)
+    attacked(name, lambda x: net(x))
+    before.assert_unchanged()
+
+
+def test_measurements_put_buffers_back_and_training_does_not():
+    net, x, labels = Remembers().train(), images(), classes_of()
+    before = Picture(net)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            evaluate(net, [(x, labels)], {}, progress=False)
+    sanity_checks(net, x, labels, THREAT, steps=2, queries=2)
+    before.assert_unchanged()
+    objectives.trades(net, (x,), labels, functools.partial(pgd, threat=THREAT, steps=1))
+    assert int(net.passes) == 2  # the step's own: of the clean and of the adversarial images
+    with frozen(net) as f:  # in which the caller may write what the passes are for
+        f(x)
+    assert int(net.passes) == 3
+
+
+def test_buffers_are_put_back_by_the_last_of_several_borrowers():
+    net, x, labels = Remembers(), images(), classes_of()
+    terms = Terms(judged=False)
+    outer, inner = (opened("pgd", net, x, labels, THREAT, terms) for _ in range(2))
+    victim = outer.__enter__()
+    victim.logits(x)
+    other = inner.__enter__()
+    other.logits(x)
+    outer.__exit__(None, None, None)
+    other.logits(x)
+    inner.__exit__(None, None, None)
+    assert int(net.passes) == 0
+
+
+@pytest.mark.parametrize("way", ["pruned", "weight norm"])
+def test_weights_that_hooks_compute_keep_their_history(way):
+    net = training_net()
+    if way == "pruned":
+        prune.random_unstructured(net.last, "weight", amount=0.3)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an older form of it
+            nn.utils.weight_norm(net.last)
+    net(images())
+    before = net.last.weight
+    for name in ATTACKS:
+        attacked(name, net)
+    assert net.last.weight is before
+    before.sum().backward()  # a penalty on the weights of the last pass
+
+
+def test_cached_parametrizations_are_those_of_training():
+    net = training_net()
+    nn.utils.parametrizations.weight_norm(net.last)
+    weights = {key: 2 * value for key, value in snapshot(net).items()}
+    expected = call_with(net.eval(), weights, images())
+    with nn.utils.parametrize.cached():
+        x_adv = pgd(net.train(), images(), classes_of(), THREAT, steps=1)
+        assert_close(call_with(net.eval(), weights, images()), expected)
+        functional.cross_entropy(net.train()(x_adv), classes_of()).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_graph_that_only_goes_back_by_backward():
+    net, x, labels = training_net(), images(), classes_of()
+    expected = pgd(net, x, labels, THREAT, steps=2, start="clean")
+
+    def model(x):
+        logits = net(x)
+        torch.autograd.graph.register_multi_grad_hook((x, logits), lambda grads: None)
+        return logits
+
+    assert_close(pgd(model, x, labels, THREAT, steps=2, start="clean"), expected, rtol=0, atol=1e-9)
+
+
+NO_MODELS = {
+    "a class": (Net, "got the class Net; make one of it first"),
+    "a list of modules": (nn.ModuleList([nn.Flatten()]), "have a forward pass, and ModuleList has none"),
+    "a dictionary of modules": (nn.ModuleDict({"a": nn.Flatten()}), "ModuleDict has none"),
+    "a bare module": (nn.Module(), "and Module has none"),
+}
+TAKERS = {
+    "pgd": lambda model, x, labels: pgd(model, x, labels, THREAT),
+    "square": lambda model, x, labels: square(model, x, labels, THREAT, queries=2),
+    "evaluate": lambda model, x, labels: evaluate(model, [(x, labels)], {}),
+    "sanity_checks": lambda model, x, labels: sanity_checks(model, x, labels, THREAT),
+    "trades": lambda model, x, labels: objectives.trades(model, (x,), labels, functools.partial(pgd, threat=THREAT)),
+}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+@pytest.mark.parametrize("kind", NO_MODELS)
+def test_what_has_no_forward_pass_is_no_model(kind, name):
+    model, message = NO_MODELS[kind]
+    with pytest.raises(TypeError, match=f"^{name}: `model` must .*{message}"):
+        TAKERS[name](model, images(), classes_of())
+
+
+def test_a_forward_pass_may_be_put_on_a_module():
+    model = nn.ModuleList([Net()])
+    model.forward = lambda x: model[0](x)
+    pgd(model, images(), classes_of(), THREAT, steps=1)
+
+
+NO_LOGITS = {
+    "integers": lambda z: (100 * z).long(),
+    "truth values": lambda z: z > 0,
+    "complex numbers": lambda z: z.to(torch.complex128),
+    "sparse ones": lambda z: z.to_sparse(),
+    "of another device": lambda z: z.to("meta"),
+}
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
+@pytest.mark.parametrize("kind", NO_LOGITS)
+def test_outputs_that_are_no_logits_are_refused_by_the_attack_that_was_called(kind, name):
+    net = Net().eval()
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: .*`model\(x\)`"):
+        attacked(name, lambda x: NO_LOGITS[kind](net(x)))
+
+
+@pytest.mark.parametrize("name", ["pgd", "square"])
+def test_attacks_are_not_mapped_or_differentiated(name):
+    net = Net().eval()
+
+    def one(x, label):
+        return ATTACKS[name](net, x[None], label[None], THREAT)[0]
+
+    with pytest.raises(TypeError, match=f"^{name}: an attack cannot be .*mapped by torch.func"):
+        torch.func.vmap(one)(images(), classes_of())
+    with pytest.raises(TypeError, match=f"^{name}: an attack cannot be differentiated"):
+        torch.func.grad(lambda x: one(x, classes_of()[0]).sum())(images()[0])
 
 
 # Twins --------------------------------------------------------------------------------------------------------------

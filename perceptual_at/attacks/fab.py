@@ -360,7 +360,7 @@ class _Space(NamedTuple):
         """That of a threat around some samples."""
         low, high = threat.box(center)
         if isinstance(low, Tensor):
-            low, high = (rows(torch.as_tensor(bound).expand_as(center)) for bound in (low, high))
+            low, high = (rows(torch.as_tensor(bound, device=center.device).expand_as(center)) for bound in (low, high))
         units = threat.units(center)
         if units is not None:
             units = Units(*(rows(part.to(center.dtype).expand_as(center)) for part in units))

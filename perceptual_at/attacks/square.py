@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
-from perceptual_at._rounding import cast_toward
+from perceptual_at._rounding import HOST, cast_toward
 from perceptual_at._shapes import per_sample, places
 from perceptual_at.attacks.targets import ascended, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
@@ -419,9 +419,9 @@ def _pyramids(side: int, order: int, dtype: torch.dtype, device: torch.device) -
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:
     """Sum of nested squares around the middle, the k-th with weight `1 / k^2` (`1 / k^4` in L1), of unit length."""
-    down, across = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    down, across = (torch.arange(size, device=HOST) - size // 2 for size in (height, width))
     ring = torch.maximum(down.abs()[:, None], across.abs())
-    weights = torch.arange(1, 2 + max(height // 2, width // 2), dtype=torch.float64) ** (-4.0 / order)
+    weights = torch.arange(1, 2 + max(height // 2, width // 2), dtype=torch.float64, device=HOST) ** (-4.0 / order)
     total = weights.flip(0).cumsum(dim=0).flip(0)[ring]
     return total / _length(total, order, dim=(0, 1))
 

@@ -16,7 +16,7 @@ from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_m
 from perceptual_at.threats import Threat, budget, check_threat, projected
 from perceptual_at.threats import start as start_of
 from perceptual_at.threats.entries import Bounds, box_over, checked_bounds
-from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, frozen
+from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, lent
 
 
 def n_fgsm(
@@ -183,7 +183,7 @@ def friendly_pgd(
         return loss(logits, aims.clone())  # which it may write to
 
     stopped = torch.zeros_like(labels, dtype=torch.bool)
-    with frozen(model, model_mode=model_mode, lane=lane) as f:
+    with lent(name, model, model_mode=model_mode, lane=lane) as f:
         for step in range(steps):
             terms = Terms(watched, None, point, model_mode, validate=validate and step == 0, judged=False)
             moved = cast("Tensor", climbed(name, f, x, labels, threat, terms, Climb(1, step_size)))
@@ -370,8 +370,7 @@ def bisect_margins(
         tensor([0.9995])
     """
     name = "bisect_margins"
-    if not callable(model):
-        raise TypeError(f"{name}: `model` must be a function, got {type(model).__name__}.")
+    _check.model(name, model)
     _check.same_shape(name, x=x, directions=directions)
     labels = _check.labels(name, labels, x=x)
     for what, value in (("before", before), ("before_margin", before_margin)):

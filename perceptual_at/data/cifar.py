@@ -113,7 +113,7 @@ def _cifar(
             f"{function}: the data set could not be fetched or unpacked into `{root}` ({error}). {where}"
         ) from error
     images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
-    return TensorImages(images, torch.tensor(stored.targets), transform=transform, classes=stored.classes)
+    return TensorImages(images, torch.tensor(stored.targets, device="cpu"), transform=transform, classes=stored.classes)
 
 
 def _check_files(function: str, folder: Path, files: list[list[str]], where: str) -> None:

@@ -177,7 +177,7 @@ def _check_counts(
             f"tiny_imagenet: `{part}` holds {len(names)} classes, expected {classes}.{hint} Unpack the "
             "archive `tiny-imagenet-200.zip` again, or give `classes=` if this is a part of it on purpose."
         )
-    counts = torch.bincount(torch.tensor([label for _, label in samples]), minlength=classes)
+    counts = torch.bincount(torch.tensor([label for _, label in samples], device="cpu"), minlength=classes)
     for name, found in zip(names, counts.tolist(), strict=True):
         if found != images_per_class:
             raise ValueError(
@@ -210,7 +210,7 @@ def _decoded(
             damaged.append((path, str(error)))
             continue
         if images is None:
-            images, first = torch.empty(len(samples), *image.shape, dtype=torch.uint8), path
+            images, first = torch.empty(len(samples), *image.shape, dtype=torch.uint8, device="cpu"), path
         if image.shape != images.shape[1:]:
             advice = "Give one `size=` for all." if function == "image_folder" else "One does not belong here."
             raise ValueError(
@@ -228,4 +228,4 @@ def _decoded(
             f"{', ...' if len(damaged) > 20 else ''}.",
             stacklevel=3,
         )
-    return TensorImages(images[: len(kept)], torch.tensor(kept), transform=transform, classes=classes)
+    return TensorImages(images[: len(kept)], torch.tensor(kept, device="cpu"), transform=transform, classes=classes)

@@ -61,8 +61,8 @@ def mixed_rows(
     _check.count("mixed_rows", "batches", batches)
     order: list[Tensor] = []
     while taken and len(order) < batches:
-        shuffled = torch.randperm(real, generator=generator)
+        shuffled = torch.randperm(real, generator=generator, device="cpu")
         order += torch.split(shuffled[: real // taken * taken], taken)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    drawn = torch.randint(generated, (batches, made), generator=generator)
+    nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+    drawn = torch.randint(generated, (batches, made), generator=generator, device="cpu")
     return [(order[batch] if taken else nothing, drawn[batch]) for batch in range(batches)]

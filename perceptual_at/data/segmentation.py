@@ -58,9 +58,10 @@ def digit_canvases(
         raise ValueError(f"digit_canvases: `size` must be at least 8, the side of a digit, got {size}.")
     generator = _random.of_seed("digit_canvases", seed)
     pictures, classes = digits(split)
-    chosen = torch.randint(len(pictures), (count, per_canvas), generator=generator)
-    corners = torch.randint(size - 8 + 1, (count, per_canvas, 2), generator=generator)
-    x, labels = torch.zeros(count, 1, size, size), torch.full((count, size, size), BACKGROUND)
+    chosen = torch.randint(len(pictures), (count, per_canvas), generator=generator, device="cpu")
+    corners = torch.randint(size - 8 + 1, (count, per_canvas, 2), generator=generator, device="cpu")
+    x = torch.zeros(count, 1, size, size, device="cpu")
+    labels = torch.full((count, size, size), BACKGROUND, device="cpu")
     for canvas, marks, places, numbers in zip(x[:, 0], labels, corners.tolist(), chosen.tolist(), strict=True):
         for (top, left), number in zip(places, numbers, strict=True):
             part = slice(top, top + 8), slice(left, left + 8)

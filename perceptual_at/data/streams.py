@@ -62,7 +62,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         encoded = [_encoded(path) for path in paths]
         # One buffer and its offsets: a list of texts would cost several times as much, and be copied by workers.
         self._names = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
-        self._ends = torch.tensor([len(name) for name in encoded], dtype=torch.long).cumsum(0)
+        self._ends = torch.tensor([len(name) for name in encoded], dtype=torch.long, device="cpu").cumsum(0)
         self._places = None if places is None else _checked_places(places, len(encoded))
         held = len(encoded) if places is None else len(places)
         if labels.shape != (held,):
@@ -96,7 +96,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def without(self, rows: Sequence[int]) -> "ImageFiles":
         """The same images but for those rows."""
-        keep = torch.ones(len(self), dtype=torch.bool)
+        keep = torch.ones(len(self), dtype=torch.bool, device="cpu")
         keep[list(rows)] = False
         return self.rows(keep.nonzero().flatten())
 
@@ -197,7 +197,7 @@ def stream_folder(
             warnings.simplefilter("ignore")  # said where that part is read
             _, expected = class_files("stream_folder", root / "train")
         same_classes("stream_folder", root / split, classes, root / "train", expected)
-    labels = torch.tensor([label for _, label in samples])
+    labels = torch.tensor([label for _, label in samples], device="cpu")
     files = ImageFiles((path for path, _ in samples), labels, size=size, classes=classes, grey=grey)
     return _readable("stream_folder", files) if skip_damaged else files
 
@@ -248,7 +248,7 @@ def stream_tars(
     if not places:
         raise FileNotFoundError(f"stream_tars: there are no images in {', '.join(map(str, shards[:3]))}.")
     labels, classes = _labelled(shards, folders, numbers)
-    files = ImageFiles(shards, labels, size=size, classes=classes, grey=grey, places=torch.tensor(places))
+    files = ImageFiles(shards, labels, size=size, classes=classes, grey=grey, places=torch.tensor(places, device="cpu"))
     return _readable("stream_tars", files) if skip_damaged else files
 
 
@@ -295,12 +295,12 @@ def _labelled(shards: list[Path], folders: list[str], numbers: list[int | None])
             raise ValueError(f"stream_tars: images in `{shards[0].parent}` have neither members `.cls` nor folders.")
         classes = sorted(set(folders))
         index = {name: number for number, name in enumerate(classes)}
-        return torch.tensor([index[folder] for folder in folders]), classes
+        return torch.tensor([index[folder] for folder in folders], device="cpu"), classes
     if len(given) < len(numbers):
         raise ValueError(f"stream_tars: {len(numbers) - len(given)} images in `{shards[0].parent}` have no `.cls`.")
     if min(given) < 0:
         raise ValueError(f"stream_tars: `{shards[0].parent}` holds the class {min(given)}; classes start at 0.")
-    return torch.tensor(given), None
+    return torch.tensor(given, device="cpu"), None
 
 
 def _problem(files: ImageFiles, row: int) -> str:

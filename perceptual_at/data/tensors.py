@@ -95,7 +95,9 @@ class TensorImages(Dataset[Any]):
                 raise IndexError(f"TensorImages: index {index} is out of range for {len(self)} images.")
             return self._served(self.images[index]), int(self.labels[index])
         if not isinstance(index, (slice, Tensor)):
-            index = torch.as_tensor(index) if len(index) else slice(0)  # an empty list has no integer type
+            index = (
+                torch.as_tensor(index, device="cpu") if len(index) else slice(0)
+            )  # an empty list has no integer type
         images, labels = self.images[index], self.labels[index]
         if images.ndim == 3:  # a tensor that holds one index
             return self._served(images), int(labels)
@@ -299,20 +301,20 @@ def _labels_of(data: Any) -> tuple[int, Tensor]:
             f"hold_out: `data` must be a pair of tensors or a data set with a length, got {type(data).__name__}."
         )
     size, labels = len(data), _known_labels(data)
-    return size, torch.zeros(size, dtype=torch.long) if labels is None else labels.cpu()
+    return size, torch.zeros(size, dtype=torch.long, device="cpu") if labels is None else labels.cpu()
 
 
 def _known_labels(data: Any) -> Tensor | None:
     """The labels `(N,)` of a data set, without reading its images, or None."""
     if isinstance(data, Subset):
         inner = _known_labels(data.dataset)
-        return None if inner is None else inner[torch.as_tensor(list(data.indices), dtype=torch.long)]
+        return None if inner is None else inner[torch.as_tensor(list(data.indices), dtype=torch.long, device="cpu")]
     found = getattr(data, "labels", getattr(data, "targets", None))
     if found is None and isinstance(data, TensorDataset):
         found = data.tensors[-1]
     if found is None:
         return None
-    labels = torch.as_tensor(found)
+    labels = torch.as_tensor(found, device="cpu")
     usable = labels.ndim == 1 and labels.numel() == len(data) and not labels.is_floating_point()
     return labels if usable else None
 
@@ -326,10 +328,10 @@ def _stratified_mask(labels: Tensor, held: int, generator: torch.Generator) -> T
     order.sort(key=lambda position: int(counts[position] - share[position]) == 1)  # a class's last sample stays
     for position in order[: held - int(share.sum())]:
         share[position] += 1
-    mask = torch.zeros(labels.numel(), dtype=torch.bool)
+    mask = torch.zeros(labels.numel(), dtype=torch.bool, device="cpu")
     for position in range(classes.numel()):
         members = (index == position).nonzero().flatten()
-        order = torch.randperm(members.numel(), generator=generator)
+        order = torch.randperm(members.numel(), generator=generator, device="cpu")
         mask[members[order[: int(share[position])]]] = True
     return mask
 

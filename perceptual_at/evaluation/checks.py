@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perceptual_at._binomial import rare
 from perceptual_at._rounding import accumulator
-from perceptual_at.evaluation.fingerprints import tensors_of
+from perceptual_at._values import tensors_of
 from perceptual_at.threats import Threat
 from perceptual_at.victims import Model
 from perceptual_at.victims.finding import bare
@@ -110,7 +110,10 @@ def check_inputs(x: Tensor, threat: Threat) -> Check:
         >>> check_inputs(torch.tensor([[0.0, 255.0]]), Linf(0.25)).suggests
         'images in [0, 255]'
     """
-    low, high = (torch.as_tensor(bound).to(x) for bound in getattr(threat, "bounds", (-math.inf, math.inf)))
+    low, high = (
+        torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+        for bound in getattr(threat, "bounds", (-math.inf, math.inf))
+    )
     smallest, largest = float(x.min()), float(x.max())
     beyond = max(float((low - x).max()), float((x - high).max()), 0.0)
     passed = bool(x.isfinite().all()) and beyond <= rounding(x)
@@ -147,7 +150,7 @@ def check_normalization(model: Model, x: Tensor, *, threat: Threat | None = None
     """
     parts = bare(model).modules() if isinstance(model, nn.Module) else ()
     layers = [part for part in parts if "normaliz" in type(part).__name__.lower()]
-    low = torch.as_tensor(getattr(threat, "bounds", (0.0,))[0]).to(x)
+    low = torch.as_tensor(getattr(threat, "bounds", (0.0,))[0], dtype=x.dtype, device=x.device)
     times = len(layers) + int(bool((x < low.clamp_max(0)).any()))
     passed = times <= 1
     return Check(

@@ -357,7 +357,7 @@ def _matched(a: Evaluation, b: Evaluation) -> tuple[Tensor, Tensor]:
     """The order in which the samples of each are the same."""
     places = []
     for one in (a, b):
-        index = torch.arange(len(one)) if one.index is None else one.index
+        index = torch.arange(len(one), device="cpu") if one.index is None else one.index
         places.append((index.argsort(), index, one.labels))
     (order_a, index_a, labels_a), (order_b, index_b, labels_b) = places
     same = torch.equal(index_a[order_a], index_b[order_b])

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from perceptual_at._values import tensors_of
 from perceptual_at.victims.finding import bare
 
 _PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, PurePath, torch.dtype, torch.device, range, slice)
@@ -90,8 +92,8 @@ def witness(outputs: Any, batch: int) -> tuple[Tensor, Tensor]:
     """
     parts = tensors_of(outputs)
     rows = [one.detach().reshape(batch, -1).double().cpu() for one in parts if one.ndim and len(one) == batch]
-    flat = torch.cat(rows, dim=1) if rows else torch.zeros(batch, 0, dtype=torch.float64)
-    angles = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
+    flat = torch.cat(rows, dim=1) if rows else torch.zeros(batch, 0, dtype=torch.float64, device="cpu")
+    angles = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64, device="cpu")
     kinds = [torch.finfo(one.dtype).eps for one in parts if one.is_floating_point()]
     size = flat.abs().sum(dim=1, keepdim=True).nan_to_num(nan=0.0)
     tolerance = math.sqrt(max(kinds, default=0.0)) * size.clamp_min(1e-30)
@@ -103,7 +105,8 @@ def probe(model: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, Tensor]:
 
     Two models may agree on clean inputs, and attacks find different things.
     """
-    numbers, tolerances = torch.full((len(x), 4), math.nan, dtype=torch.float64), torch.zeros(len(x), 4).double()
+    numbers = torch.full((len(x), 4), math.nan, dtype=torch.float64, device="cpu")
+    tolerances = torch.zeros_like(numbers)
     flat = x.detach().reshape(len(x), -1)
     mirrored = (flat.amin(dim=1, keepdim=True) + flat.amax(dim=1, keepdim=True) - flat).reshape(x.shape)
     try:
@@ -121,14 +124,6 @@ def probe(model: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, Tensor]:
     except Exception:
         return numbers, tolerances  # what it can do stays the same
     return numbers, tolerances
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """The tensors in what a model returned."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def data_fingerprint(samples: Sequence[str]) -> str:
@@ -320,7 +315,7 @@ def _module(module: nn.Module, path: "_Path") -> str:
         parts += [_described(one, path).encode() for one in (replaced, *hooks) if one is not None]
     tensors = {**module.state_dict(), **dict(module.named_buffers())}
     for name, value in sorted(tensors.items()):
-        parts += [name.encode(), _bytes(value) if isinstance(value, Tensor) else repr(value).encode()]
+        parts += [name.encode(), _bytes(value) if isinstance(value, Tensor) else _described(value, path).encode()]
     return _hash(*parts)
 
 
@@ -335,9 +330,18 @@ def _without_addresses(text: str) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    own = tensor.detach().cpu().contiguous()
-    head = f"{own.dtype} {tuple(own.shape)}".encode()
-    return head + ctypes.string_at(own.data_ptr(), own.numel() * own.element_size()) if own.numel() else head
+    if is_lazy(tensor):
+        raise Opaque("a parameter waits for a first batch")
+    head = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    if tensor.is_meta or not tensor.numel():
+        return head
+    try:
+        plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+        plain = plain.dequantize() if plain.is_quantized else plain
+        own = plain.cpu().resolve_conj().resolve_neg().contiguous()
+        return head + ctypes.string_at(own.data_ptr(), own.numel() * own.element_size())
+    except RuntimeError as error:  # what has no memory of its own, or none of a known layout
+        raise Opaque(f"the entries of a tensor of {tensor.layout} cannot be read") from error
 
 
 def _hash(*parts: bytes) -> str:

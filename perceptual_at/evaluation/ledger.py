@@ -38,7 +38,7 @@ class Entry:
 
     def take(self, rows: Sequence[int]) -> "Entry":
         """Some of the samples."""
-        places = torch.tensor(rows)
+        places = torch.tensor(rows, device="cpu")
         tensors: dict[str, Any] = {
             name: value[places] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -93,7 +93,7 @@ class Column:
 
     def add(self, places: Tensor, entry: Entry) -> None:
         """Take in a batch."""
-        given = {"known": torch.ones(len(places), dtype=torch.bool), **entry.flags} | {
+        given = {"known": torch.ones(len(places), dtype=torch.bool, device="cpu"), **entry.flags} | {
             name: getattr(entry, name) for name in ("scores", "gradients", "forwards", "part", "labels", "witness")
         }
         for name, values in given.items():
@@ -110,7 +110,7 @@ class Column:
     def flag(self, name: str, places: Tensor) -> Tensor:
         """A fact about some samples, false where nothing says so; `"known"` for whether they have a verdict."""
         found = self.get(name, places)
-        return torch.zeros(len(places), dtype=torch.bool) if found is None else found.bool()
+        return torch.zeros(len(places), dtype=torch.bool, device="cpu") if found is None else found.bool()
 
 
 class Ledger:
@@ -127,7 +127,9 @@ class Ledger:
 
     def places(self, index: Sequence[int]) -> Tensor:
         """Places of samples, new ones for those that were never seen."""
-        return torch.tensor([self.place.setdefault(sample, len(self.place)) for sample in index], dtype=torch.long)
+        return torch.tensor(
+            [self.place.setdefault(sample, len(self.place)) for sample in index], dtype=torch.long, device="cpu"
+        )
 
     def add(self, entry: Entry) -> None:
         """Take in a finished batch."""

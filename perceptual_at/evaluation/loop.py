@@ -23,7 +23,7 @@ from perceptual_at.evaluation.run import PROBE, Batch, Measurement, Rules
 from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.metrics import Score
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.victims import Lane, Model, check_lane, frozen, in_step, modules_of
+from perceptual_at.victims import Lane, Model, check_lane, in_step, lent, modules_of
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
@@ -120,11 +120,11 @@ def evaluate(
         check_lane("evaluate", model, "eval", lane)
     if device is None:
         parameters = (parameter for module in modules_of(model) for parameter in module.parameters())
-        device = next((parameter.device for parameter in parameters), None)
+        device = next((parameter.device for parameter in parameters if not parameter.is_meta), None)
     texts, fingerprint = _identity(model, plans, settings, lane, strict=record is not None)
     software = versions()
     with (
-        frozen(model) as borrowed, in_step(borrowed) as f, frozen(f, lane=lane) as fast,
+        lent("evaluate", model) as borrowed, in_step(borrowed) as f, lent("evaluate", f, lane=lane) as fast,
         Record(record, fingerprint, texts, software) as known,
     ):  # fmt: skip
         run = Measurement(f, fast, plans, known, settings)
@@ -140,7 +140,7 @@ def evaluate(
                 places = run.number(index, fingerprints)
                 if device is not None:
                     x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                batch = Batch(x, labels, torch.tensor(index), places)
+                batch = Batch(x, labels, torch.tensor(index, device="cpu"), places)
                 run.judge_clean(batch, fingerprints)
                 _check_classes(classes, run)
                 run.attack(batch)
@@ -222,7 +222,7 @@ def _report(
         correct,
         masks,
         labels=ledger.column(CLEAN).get("labels", places),
-        index=torch.tensor(run.order),
+        index=torch.tensor(run.order, device="cpu"),
         classes=tuple(classes or (str(number) for number in range(run.traits.classes))),
         costs={plan.name: _cost(ledger.column(plan.name), places) for plan in run.plans},
         repeated=passes if len(clean) > 1 else {},
@@ -238,7 +238,7 @@ def _report(
 def _repeats(run: Measurement, name: str, places: Tensor) -> Tensor:
     """Scores of every repeat, `(repeats, n)`; 0 where the attack was not needed."""
     found = run.known.ledger.column(name).get("scores", places)
-    return torch.zeros(run.repeats, len(places), dtype=torch.bool) if found is None else found.T
+    return torch.zeros(run.repeats, len(places), dtype=torch.bool, device="cpu") if found is None else found.T
 
 
 def _lower(a: Tensor, b: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
 
 
 def _check_call(model: Any, loader: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
-    _check.called("evaluate", model=model)
+    _check.model("evaluate", model)
     _check.loader("evaluate", loader)
     if not isinstance(attacks, Mapping):
         raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")

@@ -35,7 +35,7 @@ from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losse
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
-from perceptual_at.victims import Model, frozen, in_step, misclassified
+from perceptual_at.victims import Model, in_step, lent, misclassified
 from perceptual_at.victims.inspection import far_and_wide
 
 
@@ -98,9 +98,10 @@ def sanity_checks(
         x, labels = x.detach().clone(), labels.detach().clone()
         found = [_guarded("modes", check_modes, model), _guarded("inputs", check_inputs, x, threat)]
         found.append(_guarded("normalization", check_normalization, model, x, threat=threat))
-        with frozen(model) as borrowed, in_step(borrowed) as f:
+        with lent("sanity_checks", model) as borrowed, in_step(borrowed) as f:
             outputs = _outputs(f, x)
             check_outputs("sanity_checks", outputs, labels)
+            labels = labels.long()
             defined = ~rows(outputs).isnan().any(dim=1)
             if not bool(defined.all()):
                 found.append(_check_defined(defined))
@@ -185,7 +186,7 @@ class _Sample:
         return _broken(self.model, found, self.labels)
 
     def _moved(self, source: Model) -> Tensor:
-        with frozen(source) as borrowed, in_step(borrowed) as g:
+        with lent("sanity_checks", source) as borrowed, in_step(borrowed) as g:
             points = self._attacks(g, self.threat).points(5 * self.steps)
         return _broken(self.model, points, self.labels)
 
@@ -196,7 +197,7 @@ class _Sample:
         shape, threat = self.x.shape, as_ball("sanity_checks", self.threat)
 
         def attack(model: Model, x: Tensor, labels: Tensor) -> Tensor:
-            noise = SampleGenerator(self.seed, torch.arange(len(x)))
+            noise = SampleGenerator(self.seed, torch.arange(len(x), device="cpu"))
             image = x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
             found: Tensor = square(
                 lambda images: model(images.reshape(-1, *shape[1:])),
@@ -262,7 +263,7 @@ class _Attacks:
 
     def __init__(self, model: Model, x: Tensor, labels: Tensor, threat: Threat, *, seed: int) -> None:
         self.model, self.x, self.labels, self.threat = model, x, labels, threat
-        self.noise = SampleGenerator(seed, torch.arange(len(x)))
+        self.noise = SampleGenerator(seed, torch.arange(len(x), device="cpu"))
 
     def points(self, steps: int, *, restart: int = 0, loss: PerSampleLoss = cross_entropy) -> Tensor:
         """Adversarial inputs."""
@@ -279,7 +280,10 @@ class _Attacks:
 
 def _reaches(threat: Threat, x: Tensor) -> bool:
     """Whether a threat holds points on the other side of the box in every entry at once."""
-    low, high = (torch.as_tensor(bound).to(x) for bound in getattr(threat, "bounds", (float(x.min()), float(x.max()))))
+    low, high = (
+        torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+        for bound in getattr(threat, "bounds", (float(x.min()), float(x.max())))
+    )
     across = torch.where(x - low > high - x, low.clamp_min(-1e4), high.clamp_max(1e4)).to(x.dtype)
     reached = threat.project(across, x)
     return bool(((reached - across).abs() <= 1e-3 * (across - x).abs()).all())
@@ -356,7 +360,9 @@ def _check_call(
     model: Any, x: Any, labels: Any, threat: Any, steps: Any, queries: Any, black_box: Any, transfer_from: Any,
     level: Any, seed: Any,
 ) -> None:  # fmt: skip
-    _check.called("sanity_checks", model=model, **({} if transfer_from is None else {"transfer_from": transfer_from}))
+    _check.model("sanity_checks", model)
+    if transfer_from is not None:
+        _check.model("sanity_checks", transfer_from, name="transfer_from")
     if black_box is not None:
         _check.attack("sanity_checks", "`black_box`", black_box)
     _check.floating("sanity_checks", x=x)

@@ -9,7 +9,7 @@ from perceptual_at import _check
 from perceptual_at._rounding import accumulator, round_down
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats import L1, L2, Ball, Linf, as_ball
-from perceptual_at.victims import Model, frozen, misclassified
+from perceptual_at.victims import Model, lent, misclassified
 
 
 def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 256) -> Tensor:
@@ -95,9 +95,9 @@ def still_adversarial(model: Model, x_adv: Tensor, labels: Tensor) -> Tensor:
         >>> still_adversarial(model, quantize(x_adv, x_adv, Linf(0.01)), labels)  # 64 / 255 > 1/4
         tensor([False, False])
     """
-    _check.called("still_adversarial", model=model)
+    _check.model("still_adversarial", model)
     _check.floating("still_adversarial", x_adv=x_adv)
-    with torch.no_grad(), frozen(model) as f:
+    with torch.no_grad(), lent("still_adversarial", model) as f:
         logits = f(x_adv.clone())  # which a model may write to
     _check.logits("still_adversarial", **{"model(x_adv)": logits})
     _check.labels("still_adversarial", labels, classes=logits.shape[1], x_adv=x_adv)

@@ -168,7 +168,9 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name in ("suspicious", "repeated"):
             fields[name] = {key: _from_plain(values) for key, values in content.get(name, {}).items()}
         for name in ("labels", "index"):
-            fields[name] = None if content[name] is None else torch.tensor(content[name], dtype=torch.long)
+            fields[name] = (
+                None if content[name] is None else torch.tensor(content[name], dtype=torch.long, device="cpu")
+            )
         names = ("classes", "costs", "cascade", "warnings", "checks", "attacks", "provenance")
         return fields | {name: content[name] for name in names}
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -198,7 +200,7 @@ def _from_line(path: str, number: int, line: Any) -> Entry:
 
 def _entry(line: Mapping[str, Any]) -> Entry:
     tensors: dict[str, Any] = {
-        name: torch.tensor(line[name], dtype=torch.float64 if name == "witness" else torch.int64)
+        name: torch.tensor(line[name], dtype=torch.float64 if name == "witness" else torch.int64, device="cpu")
         for name in ("gradients", "forwards", "part", "labels", "witness")
         if name in line
     }
@@ -224,10 +226,10 @@ def _plain(values: Tensor) -> Any:
 
 def _from_plain(values: Any) -> Tensor:
     if isinstance(values, str):
-        return torch.tensor([digit == "1" for digit in values], dtype=torch.bool)
+        return torch.tensor([digit == "1" for digit in values], dtype=torch.bool, device="cpu")
     if values and isinstance(values[0], str):
         return torch.stack([_from_plain(row) for row in values])
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _read(file: int) -> bytes:

@@ -57,8 +57,10 @@ class Queue:
         self.waiting.append(batch)
         while sum(len(part.index) for part in self.waiting) >= size:
             whole = self._joined()
-            self.waiting = [whole.take(torch.arange(size, len(whole.index)))] if len(whole.index) > size else []
-            yield whole.take(torch.arange(size)) if self.waiting else whole
+            self.waiting = (
+                [whole.take(torch.arange(size, len(whole.index), device="cpu"))] if len(whole.index) > size else []
+            )
+            yield whole.take(torch.arange(size, device="cpu")) if self.waiting else whole
 
     def rest(self) -> Iterator[Batch]:
         """Those left."""
@@ -229,7 +231,9 @@ class Measurement:
         column = self.known.ledger.column(PROBE)
         fresh = not column.values
         rows = (
-            torch.arange(min(_PROBED, len(index))) if fresh else column.flag("known", batch.places).nonzero().squeeze(1)
+            torch.arange(min(_PROBED, len(index)), device="cpu")
+            if fresh
+            else column.flag("known", batch.places).nonzero().squeeze(1)
         )
         if len(rows):
             some = batch.take(rows)
@@ -237,7 +241,9 @@ class Measurement:
             index = tuple(some.index.tolist())
             self.known.check_witness(PROBE, index, numbers, tolerance)
             if fresh:
-                self.known.add(Entry(PROBE, index, torch.zeros(len(index), 1, dtype=torch.bool), witness=numbers))
+                self.known.add(
+                    Entry(PROBE, index, torch.zeros(len(index), 1, dtype=torch.bool, device="cpu"), witness=numbers)
+                )
         return seen
 
     def _inspect(self, batch: Batch) -> None:
@@ -262,7 +268,7 @@ class Measurement:
                     flags[name][doubtful] = mask.cpu()
         except Exception as error:  # a diagnosis never ends what it is about
             warnings = (f"gradients of robust samples could not be looked at: {type(error).__name__}: {error}",)
-        scores = torch.zeros(len(batch.index), 1, dtype=torch.bool)
+        scores = torch.zeros(len(batch.index), 1, dtype=torch.bool, device="cpu")
         self.known.add(Entry(INSPECTED, tuple(batch.index.tolist()), scores, flags=flags, warnings=warnings))
 
     def _judge_attack(self, plan: Plan, batch: Batch) -> None:

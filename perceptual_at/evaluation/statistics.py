@@ -227,10 +227,10 @@ def bootstrap_interval(
     generator = torch.Generator().manual_seed(int(seed))
     values = values.detach().cpu()
     compute = statistic or (lambda some: some.double().mean(dim=0))
-    rows = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(draws))
+    rows = (torch.randint(len(values), (len(values),), generator=generator, device="cpu") for _ in range(draws))
     drawn = torch.stack([_scalar(name, compute(values[row])) for row in rows])
     tail = (1.0 - confidence) / 2
-    low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64, device="cpu")).tolist()
     return Interval(low, high)
 
 
@@ -239,7 +239,7 @@ def _scalar(function: str, value: Any) -> Tensor:
     if not (_check.is_number(value) or (isinstance(value, Tensor) and value.numel() == 1)):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{function}: `statistic` must give one number, got {got}.")
-    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().reshape(())
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().reshape(())
 
 
 def _quantile(function: str, confidence: float) -> float:

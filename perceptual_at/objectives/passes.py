@@ -8,8 +8,9 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceptual_at import _check, _random
-from perceptual_at.attacks import frozen, kl_to
+from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights, call_with
+from perceptual_at.victims import lent
 
 Attack = Callable[..., Tensor]
 """`(model, x, labels) -> x_adv`; some objectives also pass `start=` and `loss=`."""
@@ -33,8 +34,7 @@ def one_batch(
 
 def check_views(function: str, model: Any, views: Any, labels: Any, *, expected: tuple[int, ...]) -> None:
     """Require something to call, and as many views as expected, of one shape, with fitting labels."""
-    if not callable(model):
-        raise TypeError(f"{function}: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+    _check.model(function, model)
     if not isinstance(views, tuple | list) or len(views) not in expected:
         wanted = " or ".join({1: "(x,)", 2: "(x1, x2)"}[count] for count in expected)
         got = f"{len(views)} of them" if isinstance(views, tuple | list) else type(views).__name__
@@ -105,7 +105,7 @@ def predictions(
     as_is: bool = False,
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
-    with torch.no_grad(), frozen(model, model_mode="as_is" if as_is else "eval") as f:
+    with torch.no_grad(), lent("objectives", model, model_mode="as_is" if as_is else "eval") as f:
         return [_logits(f(x.clone()) if weights is None else call_with(model, weights, x.clone())) for x in inputs]
 
 

@@ -144,7 +144,7 @@ def positions(
             _check.number(function, "alphas", value, above=0, below=1)
         else:
             _check.number(function, "alphas", value, at_least=0, at_most=1)
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    return torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
 
 
 def bound_of(function: str, name: str, value: float | Tensor | None, x: Tensor) -> float | Tensor:
@@ -214,7 +214,8 @@ def _load_forward_mode() -> None:
     """Let torch load its forward-mode rules; it warns once about its own way of loading them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+        zero = torch.zeros((), device="cpu")
+        torch.func.jvp(torch.neg, (zero,), (zero,))
 
 
 Value = TypeVar("Value", Tensor, tuple[Tensor, ...])
@@ -295,7 +296,7 @@ def derivatives_along(
 @functools.lru_cache(maxsize=32)
 def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre quadrature on [0, 1] in float64 (Golub and Welsch, 1969)."""
-    k = torch.arange(1, nodes, dtype=torch.float64)
+    k = torch.arange(1, nodes, dtype=torch.float64, device="cpu")
     off_diagonal = k / (4 * k.square() - 1).sqrt()
     points, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
     weights = vectors[0].square()

@@ -416,8 +416,8 @@ def simulated_half_error_threshold(
     _check.count(name, "runs", runs)
     guess = half_error_threshold(d, c, eps)
     sigma = c * d**0.25
-    theta = torch.ones(d)
     generator = torch_generator(name, generator)
+    theta = torch.ones(d, device=generator.device)
 
     def robust(unlabeled: int) -> bool:
         drawn = sample_estimators(theta, sigma, unlabeled=unlabeled, runs=runs, generator=generator)

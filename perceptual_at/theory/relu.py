@@ -346,7 +346,7 @@ def hessian_is_vacuous(h: Map, x: Tensor, delta: Tensor) -> bool:
     # Besides the given direction, steps as long as the inputs are large: a kink has to be met, and curvature must
     # not be lost to underflow.
     reach = x.abs().mean() + 1
-    random = torch.randn(3, *x.shape, generator=generator, dtype=torch.float64).to(x)
+    random = torch.randn(3, *x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
     probes = [delta, delta * reach / delta.abs().mean().clamp_min(torch.finfo(x.dtype).tiny), *(reach * random)]
     places = x.new_tensor([0.11, 0.5, 0.83])
     with torch.no_grad():

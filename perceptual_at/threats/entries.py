@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._rounding import cast_toward, round_down, wide
+from perceptual_at._rounding import HOST, cast_toward, round_down, wide
 from perceptual_at._shapes import per_sample
 
 Entries = float | Tensor
@@ -156,7 +156,10 @@ def _own(name: str, argument: str, value: Tensor) -> Entries:
 
 def _difference(low: Entries, high: Entries) -> Tensor:
     """How far bounds are apart, where one may be per sample and the other broadcast."""
-    low, high = (torch.as_tensor(one, dtype=torch.float64) for one in (low, high))
+    low, high = (
+        one.double() if isinstance(one, Tensor) else torch.tensor(one, dtype=torch.float64, device=HOST)
+        for one in (low, high)
+    )
     most = max(low.ndim, high.ndim)
     low, high = (per_sample(one, low.new_empty((1,) * most)) if one.ndim == 1 else one for one in (low, high))
     return high - low
@@ -179,6 +182,6 @@ def _inward(name: str, bound: Tensor, x: Tensor, inside: float) -> Tensor:
 def _fraction(value: float, dtype: torch.dtype) -> str:
     """A number, in 255ths where it is a whole number of them."""
     steps = round(value * 255) if math.isfinite(value) else 0
-    if steps and steps % 255 and float(torch.tensor(steps / 255, dtype=dtype)) == value:
+    if steps and steps % 255 and float(torch.tensor(steps / 255, dtype=dtype, device=HOST)) == value:
         return f"{steps}/255"
     return repr(value) if dtype == torch.float64 else f"{value:.6g}"

@@ -110,7 +110,7 @@ def _packed(chosen: Tensor, gain: Tensor, room: Tensor) -> tuple[Tensor, Tensor]
     """The chosen entries of each row in the order of falling gain: their places, and their room; the rest has none."""
     row, place = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(dim=1)
-    turn = torch.arange(len(row)) - (counts.cumsum(dim=0) - counts)[row]
+    turn = torch.arange(len(row), device=row.device) - (counts.cumsum(dim=0) - counts)[row]
     places = row.new_zeros(len(room), int(counts.max()))
     keys = gain.new_full(places.shape, -math.inf)
     have = torch.zeros_like(keys)

@@ -24,14 +24,14 @@ small enough for their norms not to overflow.
 
 Other rooms, which only ask for logits, write
 
-    with frozen(model) as f, torch.no_grad():
+    with lent("evaluate", model) as f, torch.no_grad():
         logits = f(x.clone())  # a copy, because a model may write to its input
 """
 
 from perceptual_at.victims import inspection
 from perceptual_at.victims.door import Answer, Victim, check_arguments, first_gradients, leveled, opened, plain
 from perceptual_at.victims.finding import bare, modules_of, unwrapped
-from perceptual_at.victims.frozen import frozen
+from perceptual_at.victims.frozen import frozen, lent
 from perceptual_at.victims.in_step import in_step
 from perceptual_at.victims.judging import classified, misclassified, undefined
 from perceptual_at.victims.lanes import Lane
@@ -57,6 +57,7 @@ __all__ = [
     "in_step",
     "inspection",
     "is_own",
+    "lent",
     "leveled",
     "misclassified",
     "modules_of",

@@ -15,16 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from perceptual_at import _check
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Ball, Threat, box, check_excess
+from perceptual_at.victims import switching
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
-from perceptual_at.victims.switching import UNUSUAL, in_eval_mode, ordinary, switch_back, trains_itself, unusual
-from perceptual_at.victims.terms import OWN, Model, ModelMode, Terms, check_each, check_lane, check_logits, check_values
+from perceptual_at.victims.switching import UNUSUAL, KeptBuffer
+from perceptual_at.victims.terms import (
+    OWN,
+    Model,
+    ModelMode,
+    Terms,
+    check_each,
+    check_lane,
+    check_logits,
+    check_values,
+    refuse_transforms,
+)
 from perceptual_at.victims.twins import FastModel
 
 _USUAL = Terms()
@@ -65,6 +77,8 @@ class Loan:
         model_mode: `"eval"` or `"as_is"`.
         lane: how to run it.
         even: whether all processes make the same passes; if not, a model sharded over several is asked in step.
+        function: the name that errors speak of.
+        buffers: whether buffers that passes in eval mode have moved are put back, as after passes of the library's own.
     """
 
     freezes: bool | None = None
@@ -74,11 +88,22 @@ class Loan:
     switches = False
     """Whether a part may do more than to set flags when it is switched to another mode."""
 
-    def __init__(self, model: Model, model_mode: ModelMode, lane: Lane | None, even: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        model_mode: ModelMode,
+        lane: Lane | None,
+        even: bool = True,
+        *,
+        function: str = "frozen",
+        buffers: bool = False,
+    ) -> None:
         self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
+        self.function, self.buffers = function, buffers and model_mode == "eval"
         self.modules: list[nn.Module] = []
         self.settled: list[Callable[[], None]] = []
         self.keys: list[tuple[int, str]] = []
+        self.cache: dict[Any, Any] | None = None
 
     def take(self) -> Model:
         """Change what has to be changed; gives what to call."""
@@ -91,7 +116,7 @@ class Loan:
             model = inner.module if isinstance(inner, DistributedDataParallel) else model
             held = itertools.filterfalse(is_lazy, itertools.chain(model.parameters(), model.buffers()))
             if any(map(Tensor.is_inference, held)):
-                model = ordinary(model)
+                model = switching.ordinary(model)
             self.modules = [model]
         else:
             model = callable_of(model)
@@ -107,7 +132,7 @@ class Loan:
                         changes.append((part, "training", None))
                         trains = True
                     if isinstance(part, UNUSUAL):
-                        changes += unusual(part, evaluating)
+                        changes += switching.unusual(part, evaluating)
                 # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
                 # none of theirs in any case.
                 freezes = not (
@@ -124,23 +149,31 @@ class Loan:
                             changes.append((one, "requires_grad", False))
                 if trains and self.switches:  # parts may switch others, also those that are in eval mode already
                     changes[:0] = [(part, "training", None) for part in parts if hasattr(part, "training")]
-                for owner, name, _ in changes:  # first all is noted, then the first thing is changed
+                for part in parts:
+                    if part._forward_pre_hooks and freezes:
+                        changes += [(part, name, None) for name in switching.computed(part)]
+                    if self.buffers and part._buffers and not type(part).__module__.startswith("torch.nn."):
+                        changes += [(part, name, KeptBuffer) for name in switching.movable(part)]
+                for owner, name, value in changes:  # first all is noted, then the first thing is changed
                     key = (id(owner), name)
                     self.keys.append(key)
                     if key in _HELD:
                         _HELD[key].holders.add(self)
                     else:
-                        _HELD[key] = _Held(owner, name, getattr(owner, name), {self})
+                        before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
+                        _HELD[key] = _Held(owner, name, before, {self})
                 if trains:
                     try:
                         module.eval()
                     except NotImplementedError:  # an exported part cannot be switched
-                        in_eval_mode(parts)
+                        switching.in_eval_mode(parts)
                 for owner, name, value in changes:
-                    if value is not None:
+                    if value is not None and value is not KeptBuffer:
                         setattr(owner, name, value)
+        if parametrize._cache_enabled:
+            self.cache = switching.take_cache()
         if self.lane is not None:
-            self.fast = FastModel(self.modules[0], self.lane)
+            self.fast = FastModel(self.modules[0], self.lane, self.function)
         if not self.even and (joined := together(model)) is not model:
             model = self.joined = joined  # type: ignore[assignment]
         return self.fast or model
@@ -154,13 +187,18 @@ class Loan:
                     continue
                 if len(held.holders) == 1:
                     try:
-                        if self.switches and held.name == "training" and trains_itself(held.owner):
-                            switch_back(held.owner, held.before)
+                        if self.switches and held.name == "training" and switching.trains_itself(held.owner):
+                            switching.switch_back(held.owner, held.before)
                     finally:
-                        setattr(held.owner, held.name, held.before)
+                        if isinstance(held.before, KeptBuffer):
+                            held.before.put_back()
+                        else:
+                            setattr(held.owner, held.name, held.before)
                         _HELD.pop(key, None)
                 else:
                     held.holders.discard(self)
+        if self.cache is not None:
+            switching.put_back_cache(self.cache)
         for release in self.settled:
             release()
         if self.fast is not None:
@@ -191,7 +229,9 @@ def opened(
     check_arguments(function, model, x, labels, threat, terms)
     if terms.lane is not None or isinstance(model, FastModel):
         check_lane(function, model, terms.model_mode, terms.lane)
-    loan = Loan(model, terms.model_mode, terms.lane, terms.even)
+    if torch._C._are_functorch_transforms_active():
+        refuse_transforms(function)
+    loan = Loan(model, terms.model_mode, terms.lane, terms.even, function=function, buffers=True)
     with torch.inference_mode(False), torch.enable_grad():
         try:
             try:
@@ -423,12 +463,12 @@ class Victim:
             try:
                 (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
             except RuntimeError as error:
-                if "use_reentrant" not in str(error):
+                if not any(part in str(error) for part in _ONLY_BACKWARD):
                     raise
                 if not self.loan.freezes:
                     raise ValueError(
-                        f"{self.function}: `model` uses torch.utils.checkpoint with use_reentrant=True, which has no "
-                        "gradient with respect to inputs alone; pass use_reentrant=False there."
+                        f"{self.function}: `model` uses torch.utils.checkpoint with use_reentrant=True, or hooks that "
+                        "count gradients, which give none with respect to inputs alone; pass use_reentrant=False there."
                     ) from error
                 self.reentrant = True  # whose backward pass writes to the point, and to no parameter: all are frozen
                 return None
@@ -454,7 +494,8 @@ class Victim:
         name = "targets" if self.aimed else "labels"
         if self.classes:
             vectors = isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == batch
-            if not (vectors and output.shape[1] > 1 and self.labels.ndim == 1):
+            usual = vectors and output.is_floating_point() and output.layout == torch.strided
+            if not (usual and output.shape[1] > 1 and self.labels.ndim == 1 and output.device == self.labels.device):
                 check_logits(self.function, output, batch, self.labels[:batch], name=name)
         if self.label_range is not None and isinstance(output, Tensor) and output.ndim >= 2 and output.shape[1] > 1:
             first, last = self.label_range
@@ -488,6 +529,8 @@ class Victim:
             self.label_range = int(first), int(last)
 
 
+_ONLY_BACKWARD = ("use_reentrant", "_will_engine_execute_node")
+"""Of torch's errors where something in a graph can only be gone back through by `.backward()`."""
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
 
 
@@ -495,8 +538,8 @@ def check_arguments(
     function: str, model: Any, x: Tensor, labels: Tensor, threat: Any, terms: Terms, *, called: str = "model"
 ) -> None:
     """Require arguments of the right kind, shape and device; reads no values."""
-    if not callable(model):
-        raise TypeError(f"{function}: `{called}` must be callable, got {type(model).__name__}.")
+    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+        _check.model(function, model, name=called)
     if terms.loss is not None and not callable(terms.loss):
         raise TypeError(
             f"{function}: `loss` must be a function (logits, labels) -> (B,), got {type(terms.loss).__name__}."

@@ -217,7 +217,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def bare(model: nn.Module) -> nn.Module:
     """The user's own module, without distributed or compiled wrappers: its names carry no prefix."""
     while True:
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

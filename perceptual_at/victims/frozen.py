@@ -50,7 +50,16 @@ def frozen(model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = 
     _check.called("frozen", model=model)
     _check.choice("frozen", "model_mode", model_mode, ("eval", "as_is"))
     check_lane("frozen", model, model_mode, lane)
-    loan = Loan(model, model_mode, lane)
+    with lent("frozen", model, model_mode=model_mode, lane=lane, buffers=False) as f:
+        yield f
+
+
+@contextlib.contextmanager
+def lent(
+    function: str, model: Model, *, model_mode: ModelMode = "eval", lane: Lane | None = None, buffers: bool = True
+) -> Iterator[Model]:
+    """The same for passes of the library's own, which leave buffers as found too; errors speak of `function`."""
+    loan = Loan(model, model_mode, lane, function=function, buffers=buffers)
     try:
         try:
             yield loan.take()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as trees
 
+from perceptual_at._rounding import HOST
 from perceptual_at.victims.finding import is_sharded, modules_of
 
 _NOTHING, _FORWARD, _GRADIENT = 0, 1, 2
@@ -93,9 +94,9 @@ class InStep(nn.Module):
         """What is done next, and an input for who stands in: of one's own, or zeros in the shape of the others'."""
         reduce, most = torch.distributed.all_reduce, torch.distributed.ReduceOp.MAX
         shape = [] if x is None else [*x.shape, _DTYPES.index(x.dtype)]
-        said = torch.zeros(_DIMENSIONS + 2, dtype=torch.int64)
+        said = torch.zeros(_DIMENSIONS + 2, dtype=torch.int64, device=HOST)
         said[0] = wish
-        said[1 : 1 + len(shape)] = torch.tensor(shape, dtype=torch.int64)
+        said[1 : 1 + len(shape)] = torch.tensor(shape, dtype=torch.int64, device=HOST)
         said[-1] = len(shape)
         said = said.to(_device(self, x))
         for group in self.groups:

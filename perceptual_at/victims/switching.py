@@ -5,8 +5,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 
 def ordinary(model: nn.Module) -> nn.Module:
@@ -30,6 +32,45 @@ def switch_back(part: nn.Module, mode: bool) -> None:
     finally:
         for inner, flag in flags:
             inner.training = flag
+
+
+class KeptBuffer:
+    """A buffer of a module, to be put back: a pass in eval mode may move what the user's own modules hold there."""
+
+    def __init__(self, part: nn.Module, name: str) -> None:
+        self.part, self.name = part, name
+        self.tensor: Any = getattr(part, name)
+        with torch.no_grad():
+            self.copy = self.tensor.detach().clone()
+
+    def put_back(self) -> None:
+        """The same tensor, with what it held."""
+        with torch.no_grad():
+            self.tensor.data.copy_(self.copy)  # not seen by graphs that need it, whose values it does not change
+        setattr(self.part, self.name, self.tensor)
+
+
+def movable(part: nn.Module) -> list[str]:
+    """Buffers of a module of the user's own, which a pass in eval mode may move."""
+    held = ((name, value) for name, value in part._buffers.items() if value is not None)
+    return [name for name, value in held if not (is_lazy(value) or value.is_inference())]
+
+
+def computed(part: nn.Module) -> list[str]:
+    """Weights that hooks compute anew before each pass (pruning, the older weight norms), with a history to go on."""
+    return [name for name, value in vars(part).items() if isinstance(value, Tensor)]
+
+
+def take_cache() -> dict[Any, Any]:
+    """Parametrized weights that `torch.nn.utils.parametrize.cached` holds, out of the way of passes with others."""
+    cache, parametrize._cache = parametrize._cache, {}
+    return cache
+
+
+def put_back_cache(cache: dict[Any, Any]) -> None:
+    """Let the weights be used that were computed before, while the block lasts that holds them."""
+    if parametrize._cache_enabled:
+        parametrize._cache = cache
 
 
 UNUSUAL = (DistributedDataParallel, nn.RNNBase)

@@ -1,7 +1,7 @@
 """On what terms a model is asked for, and what is refused: messages for what is not right at a glance."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from torch import Tensor, nn
 
@@ -71,6 +71,14 @@ def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) ->
         raise TypeError(f"{function}: `lane` needs a torch.nn.Module to copy, got {type(model).__name__}.")
 
 
+def refuse_transforms(function: str) -> NoReturn:
+    """Say what to do inside a transform of torch.func, where no model can be lent."""
+    raise TypeError(
+        f"{function}: an attack cannot be differentiated or mapped by torch.func (grad, vmap, ...); call it outside, "
+        "or take `attacks.pure_pgd`, which can."
+    )
+
+
 def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name: str = "labels") -> None:
     """Require logits `(B, K)`, or dense ones, of as many samples as the batch has, that fit the labels."""
     if not isinstance(logits, Tensor):
@@ -85,6 +93,8 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
             f"{function}: `model` must return logits of shape ({batch}, K), or ({batch}, K, *places), with K >= 2 "
             f"classes, got shape {tuple(logits.shape)}.{hint} Other outputs need a `loss` of your own."
         )
+    _check.floating(function, **{"model(x)": logits})
+    _check.same_device(function, name, labels.device, "model(x)", logits.device)
     places = (batch, *logits.shape[2:])
     if labels.is_floating_point() and labels.shape != logits.shape:
         mask = " A mask of class indices is cast by `.long()`." if labels.shape == places else ""

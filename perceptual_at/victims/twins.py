@@ -30,18 +30,25 @@ class FastModel(nn.Module):
     Args:
         exact: the model itself, ready to be called.
         lane: how to run it.
+        function: the name that errors speak of.
     """
 
-    def __init__(self, exact: nn.Module, lane: Lane) -> None:
+    def __init__(self, exact: nn.Module, lane: Lane, function: str) -> None:
         super().__init__()
-        self.exact, self.lane = exact, lane
+        self.exact, self.lane, self.function = exact, lane, function
         self.training = False
         self._twin: _Twin | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the twin, in the dtype of the lane."""
         if self._twin is None:
-            self._twin = _twin(bare(self.exact), self.lane, x)
+            try:
+                self._twin = _twin(bare(self.exact), self.lane, x)
+            except _NoCopy as error:
+                raise ValueError(
+                    f"{self.function}: `lane` needs a copy of the model, but it cannot be copied ({error}); attack it "
+                    "without a lane."
+                ) from error.__cause__
         return self._twin(x)
 
     def release(self) -> None:
@@ -54,6 +61,10 @@ class FastModel(nn.Module):
     def notes(self) -> tuple[str, ...]:
         """What of the lane could not be had or had no object, and why; empty before the first call."""
         return () if self._twin is None else (*self._twin.notes, *self._twin.remarks)
+
+
+class _NoCopy(Exception):
+    """A model that cannot be copied, and why."""
 
 
 class _Fold(NamedTuple):
@@ -234,13 +245,13 @@ def _is_users(kind: type) -> bool:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """The model once more, in eval mode."""
+    held = (value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    # What a pass has left in an attribute has a history, which torch refuses to copy and a twin has no use for.
+    plain = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     try:
-        twin = copy.deepcopy(model).eval().requires_grad_(False)
+        twin = copy.deepcopy(model, plain).eval().requires_grad_(False)
     except Exception as error:
-        raise ValueError(
-            f"frozen: `lane` needs a copy of the model, but it cannot be copied ({_reason(error)}); attack it without "
-            "a lane."
-        ) from error
+        raise _NoCopy(_reason(error)) from error
     if "_original_forward" in vars(twin):  # Accelerate put autocast around it; a lane has a dtype of its own
         vars(twin).pop("forward", None)
     return twin
