@@ -36,6 +36,7 @@ from perceptual_at.commands.options.reading import settings_of  # noqa: E402
 from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
 from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
 from perceptual_at.commands.options.settings import GROUP_OF, GROUPS, Data, Settings, settings_from  # noqa: E402
+from perceptual_at.commands.options.words import amount  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.objectives.combination import BASES  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
@@ -205,6 +206,10 @@ MALFORMED = [
     ([*TRAIN, "--freeze", "nosuch.*"], "no parameter has such a name"),
     ([*TRAIN, "--freeze", "*"], "leaves nothing to train"),
     ([*TRAIN, "--weight-decay-of", "nosuch=0"], "no parameter has such a name"),
+    ([*TRAIN, "--weight-decay-of", "*.weight=-1"], "--weight-decay-of *.weight=-1 must be at least 0"),
+    ([*TRAIN, "--strong-attack-from", "9", "--strong-eps", "10"], "did you mean 10 / 255?"),
+    ([*TRAIN, "--out", "mine.py"], "`mine.py` is no folder, or below a file"),
+    ([*TRAIN, "--out", "mine.py/x"], "`mine.py/x` is no folder, or below a file"),
     ([*TRAIN, "--normalize", "own", "--grey"], "--grey has no effect with --data random"),
     ([*TRAIN, "--stream"], "--stream has no effect with --data random"),
     ([*TRAIN, "--held-out", "64"], "holds out 64 of 64"),
@@ -224,6 +229,13 @@ MALFORMED = [
     (["evaluate", "--model", "mine:build", "--data", "random", "--against", "none"], "there is no report `none`"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--step-size", "0"], "--step-size must be above 0"),
     (["evaluate", "--run", "a", "--attacks", "aa", "fgsm", "--step-size", "0.1"], "no effect with --attacks aa fgsm"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--split", "val"], "--split must be train or test"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--root", "x"], "--root has no effect"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--workers", "4"], "--workers has no effect"),
+    (
+        ["evaluate", "--model", "mine:build", "--data", "random", "--samples", "0"],
+        "--samples must be a count of at least 1",
+    ),
     (["compare", "a"], "give two reports, got 1"),
     (["compare", "a", "b"], "there is no report `a`"),
     (["table"], "give the folders of finished runs"),
@@ -543,6 +555,11 @@ def test_printed_rows_stand_beside_the_methods_they_are_of():
     assert f"printed: RAAT Table 1, RAAT |  | {row.printed['clean']} ± {row.printed_std['clean']}" in text
 
 
+def test_images_that_the_network_of_a_run_cannot_take_are_refused(copied, capsys):
+    text = refused(capsys, "evaluate", "--run", copied / "pgd_at-0", "--data", "digits", "--attacks", "pgd1", "--cpu")
+    assert "was trained on images of shape (3, 16, 16) and takes none of shape (1, 8, 8)" in text
+
+
 def test_two_reports_are_compared(copied, capsys):
     for name in ("pgd_at-0", "rebat-0"):
         call("evaluate", "--run", copied / name, "--attacks", "pgd1", "--which", "best", "--cpu")
@@ -758,6 +775,54 @@ def test_what_is_known_of_attacks_is_so(objective, monkeypatch):
 def test_values_that_an_objective_does_not_take_are_refused_before_anything_is_trained(words, message):
     with pytest.raises(ValueError, match=message):
         settings_of(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("12", 12), ("1.0", 1.0), ("0.5", 0.5), ("1/4", 0.25), ("+3", 3)]
+)
+def test_one_is_a_count_and_one_point_zero_a_share(text, value):
+    read = amount(text)
+    assert (type(read), read) == (type(value), value)
+
+
+@pytest.mark.parametrize("text", ["2.7", "0", "0.0", "-3", "3/2", "many"])
+def test_what_is_no_amount_is_refused(text):
+    with pytest.raises(ValueError, match=r"number|share"):
+        wishes.check(wishes.Wishes(wishes.Models(model="x"), wishes.Samples(samples=amount(text))))
+
+
+def test_a_share_of_all_samples_is_all_and_one_is_one():
+    images = images_of(Data(data="random"), "test")
+    for text, count in (("1.0", 64), ("1", 1), ("64", 64), ("99", 64)):
+        chosen = wishes.Wishes(images=wishes.Samples(data="random", samples=amount(text)))
+        assert len(targets.chosen_rows(images, chosen)) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": wishes.Models(model="x", which="best")}, "--which has no effect with --model"),
+        ({"models": wishes.Models(model="x", checkpoint=Path("y.pt"))}, "--checkpoint: there is no file `y.pt`"),
+        ({"evaluation": wishes.Measures(attacks=("pgd2", "cw2", "pgd2"))}, "--attacks names pgd2 twice"),
+    ],
+)
+def test_wishes_are_looked_at_before_anything_is_loaded(changes, message):
+    with pytest.raises(ValueError, match=message):
+        wishes.check(wishes.Wishes(**{"models": wishes.Models(model="x"), **changes}))
+
+
+def test_a_stronger_attack_is_no_weaker_one():
+    with pytest.raises(ValueError, match=r"--strong-eps .* is less than --eps"):
+        settings_of(["rpat", "--strong-attack-from", "9", "--eps", "16/255"])
+
+
+def test_results_are_not_written_over(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/result.json").write_text("{}")
+    for words in ([], ["--resume"]):
+        text = refused(capsys, "train", "hat", "--data", "random", "--out", "out", *words)
+        assert "`out` holds the result of a run, but no state to go on from" in text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
 
 
 def test_a_base_keeps_the_preset_of_its_own_where_names_are_shared():

@@ -112,7 +112,10 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         Stopped: if another process works in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Stopped(f"`{folder}` is no folder, or below a file; take another {what}.") from error
     with (folder / ".lock").open("a+b") as file:
         if not _lock(file):
             raise Stopped(f"another process is at work in `{folder}`; wait for it, or take another {what}.")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import perceptual_at as pat
 from perceptual_at.checkpoints import weights_checksum, written_whole
-from perceptual_at.commands.endings import Stopped, locked, said
+from perceptual_at.commands.endings import Stopped, collected, locked, said
 from perceptual_at.commands.evaluating.results import report_at
 from perceptual_at.commands.evaluating.sharing import Processes, join, joined_processes, name_of, part_path
 from perceptual_at.commands.evaluating.targets import Target, chosen_rows, targets_of
@@ -103,6 +103,6 @@ def main(wishes: Wishes) -> list[pat.Evaluation | None]:
 
 def command(arguments: list[str]) -> None:
     """`perceptual-at evaluate`: settings from the command line, errors as one line."""
-    with said("perceptual-at evaluate", "The same call goes on where it stopped."):
+    with said("perceptual-at evaluate", "The same call goes on where it stopped."), collected():
         wishes = parse(arguments, Wishes, Wishes(), "perceptual-at evaluate", description=__doc__ or "")
         main(wishes)

@@ -259,6 +259,7 @@ def train(settings: Settings) -> None:
     Raises:
         Stopped: if the run cannot begin or go on.
     """
+    _refuse_taken(settings)
     try:
         firsts = list(companions.first_runs(settings))
     except ValueError as error:
@@ -271,10 +272,21 @@ def train(settings: Settings) -> None:
     run.accelerator.end_training()
 
 
+def _refuse_taken(settings: Settings) -> None:
+    """Refuse a folder whose run or result would be written over, before anything is read or trained."""
+    running = settings.running
+    out, states = running.out, running.out / "states"
+    if states.is_dir() and any(states.iterdir()):
+        if not running.resume:
+            raise Stopped(f"`{out}` holds a run already: add --resume to go on with it, or take another --out.")
+    elif (out / "result.json").exists():
+        raise Stopped(f"`{out}` holds the result of a run, but no state to go on from; take another --out.")
+    elif any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise Stopped(f"`{out}` is no folder, or below a file; take another --out.")
+
+
 def _train(run: Run) -> None:
     settings, running = run.settings, run.settings.running
-    if (running.out / "states").is_dir() and any((running.out / "states").iterdir()) and not running.resume:
-        raise Stopped(f"`{running.out}` holds a run already: add --resume to go on with it, or take another --out.")
     run.accelerator.wait_for_everyone()
     alone = locked(running.out, "--out") if run.leader else contextlib.nullcontext()
     with alone:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +55,12 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
     channels, height, width = record["shape"]
 
-    def made(images: Images) -> nn.Module:  # noqa: ARG001
+    def made(images: Images) -> nn.Module:
         task = networks.Task(channels, record["classes"], torch.zeros(2, channels, height, width))
         model = networks.network(settings.network, task, seed=settings.running.seed)
         load_weights(model, folder / f"{name}.safetensors")
+        if shape_of(images) != (channels, height, width):
+            _try_shape(model, images, folder, record)
         return model
 
     out = (wishes.running.out or folder / "evaluation") / name
@@ -67,6 +71,18 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         threat_of(_under(settings.threat, wishes.threat)),
         out,
     )
+
+
+def _try_shape(model: nn.Module, images: Images, folder: Path, record: dict[str, Any]) -> None:
+    """Refuse images of another shape than those of the training, where the network cannot take them."""
+    try:
+        with pat.frozen(model) as f, torch.no_grad():
+            f(torch.zeros(2, *shape_of(images)))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network of `{folder}` was trained on images of shape {tuple(record['shape'])} and takes none of "
+            f"shape {shape_of(images)}: {error}"
+        ) from error
 
 
 def _under(own: Budget, wishes: Threats) -> Budget:
@@ -109,6 +125,8 @@ def _maker(wishes: Wishes, chosen: Data) -> Callable[[Images], nn.Module]:
             model = networks.network(Network(model=name), task, seed=0)
         if wishes.models.checkpoint is not None:
             load_weights(model, wishes.models.checkpoint)
+        elif name in networks.OWN:
+            warnings.warn(f"--model {name} without --checkpoint has random weights.", stacklevel=1)
         return model
 
     return made
@@ -131,6 +149,9 @@ def chosen_rows(images: Images, wishes: Wishes) -> Tensor:
     """Which samples: all, or a choice with the same share of every class."""
     amount = wishes.images.samples
     rows = torch.arange(len(images))
-    if amount is None or amount == 1.0 or (isinstance(amount, int) and amount >= len(rows)):
+    if amount is None or amount >= (len(rows) if isinstance(amount, int) else 1.0):
         return rows
-    return data.hold_out((rows, images.labels), amount, seed=wishes.evaluation.seed)[1][0]
+    try:
+        return data.hold_out((rows, images.labels), amount, seed=wishes.evaluation.seed)[1][0]
+    except ValueError as error:
+        raise ValueError(f"--samples: {error}") from error

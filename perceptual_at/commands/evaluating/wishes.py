@@ -117,6 +117,10 @@ def check(wishes: Wishes) -> None:
         raise ValueError("--checkpoint goes with --model; a run has weights of its own.")
     if wishes.models.model is not None and wishes.models.which != "both":
         raise ValueError("--which has no effect with --model; it is for runs, which have best and final weights.")
+    if wishes.models.checkpoint is not None and not wishes.models.checkpoint.is_file():
+        raise ValueError(f"--checkpoint: there is no file `{wishes.models.checkpoint}`.")
+    if wishes.images.samples is not None and wishes.images.samples <= 0:
+        raise ValueError(f"--samples must be a count of at least 1, or a share, got {wishes.images.samples}.")
     for name in ("batch", "repeats"):
         if getattr(wishes.evaluation, name) < 1:
             raise ValueError(f"{option(name)} must be at least 1, got {getattr(wishes.evaluation, name)}.")
@@ -124,6 +128,8 @@ def check(wishes: Wishes) -> None:
         raise ValueError("--attacks must name at least one attack.")
     for name in wishes.evaluation.attacks:
         takes_steps(name)
+        if wishes.evaluation.attacks.count(name) > 1:
+            raise ValueError(f"--attacks names {name} twice.")
     if wishes.evaluation.step_size is not None:
         if not wishes.evaluation.step_size > 0:
             raise ValueError(f"--step-size must be above 0, got {wishes.evaluation.step_size:g}.")

@@ -185,6 +185,8 @@ def _imported(name: str, missing: str) -> Any:
 
 def initialise(model: nn.Module, path: Path) -> str:
     """Take what fits from a file of weights; gives a line that says what was taken and what not."""
+    if not path.is_file():
+        raise ValueError(f"--init: there is no file `{path}`.")
     stored = read_weights(path).keys()
     part = max(
         _inside(model), key=lambda place: len(place.state_dict().keys() & stored)
@@ -226,6 +228,8 @@ def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, A
     decays = {}
     for pattern, text in pairs("weight_decay_of", chosen.weight_decay_of).items():
         decays[pattern] = number_in(text)
+        if decays[pattern] < 0:
+            raise ValueError(f"--weight-decay-of {pattern}={text} must be at least 0.")
         if not fnmatch.filter([name for name, _ in model.named_parameters()], pattern):
             raise ValueError(f"--weight-decay-of {pattern}: no parameter has such a name.")
     groups: dict[float, list[nn.Parameter]] = {}

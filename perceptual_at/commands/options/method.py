@@ -288,6 +288,10 @@ def _check_parts(settings: Settings) -> None:
         raise ValueError("--attack free goes with --objective pgd_at alone, without --awp and --smoothing.")
     if settings.optimisation.replays > 1 and threat.attack != "free":
         raise ValueError("--replays goes with --attack free.")
+    if threat.strong_attack_from is not None and threat.strong_eps < threat.eps:
+        raise ValueError(
+            f"--strong-eps {threat.strong_eps:g} is less than --eps {threat.eps:g}; the later attack is the stronger."
+        )
     if threat.attack == "n_fgsm" and threat.steps != 1:
         raise ValueError(f"--attack n_fgsm takes one step: --steps must be 1, got {threat.steps}.")
     if "cure" in names and settings.running.precision == "fp16":

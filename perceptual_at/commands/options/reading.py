@@ -125,7 +125,8 @@ def _one_line(box: str) -> str:
     wanted = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("Perhaps you meant")), "")
     got = [line.removeprefix("- ").partition(": ")[2] for line in lines if line.startswith("- <class")]
     problem = problem.removeprefix("Error parsing Settings: ").rstrip(":.") + (f" ({got[-1]})" if got else "")
-    return f"{problem}{f' (did you mean {wanted.split()[0]}?)' if wanted else ''}."
+    said = f"{problem}{f' (did you mean {wanted.split()[0]}?)' if wanted else ''}"
+    return said if said.endswith("?") else f"{said}."
 
 
 def listing() -> str:

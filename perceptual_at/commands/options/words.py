@@ -17,11 +17,15 @@ def number_in(text: str) -> float:
 
 
 def amount(text: str) -> int | float | None:
-    """How many: a count of images, or a share of them between 0 and 1."""
+    """How many: a count of images, or a share of them up to 1: `1` is one image, `1.0` are all."""
     if text == "None":
         return None
     value = number_in(text)
-    return value if value < 1 else int(Fraction(text))
+    if text.lstrip("+").isdecimal():
+        return int(text)
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is neither a count nor a share, a number above 0 and up to 1")
+    return value
 
 
 def place(text: str) -> float | str | None:

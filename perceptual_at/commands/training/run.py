@@ -104,6 +104,8 @@ def prepare(settings: Settings) -> Run:
         method.check(settings)
         refuse_values(settings)
         threat_of(settings.threat)
+        if settings.threat.strong_attack_from is not None:
+            threat_of(dataclasses.replace(settings.threat, eps=settings.threat.strong_eps))
         accelerator = _accelerator(settings)
         with accelerator.main_process_first():  # only one of them downloads
             parts = splits(settings)

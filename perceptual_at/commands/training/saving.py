@@ -44,11 +44,14 @@ def refuse_what_is_not_finite(run: Run) -> None:
     well = torch.stack([value.isfinite().all() for value in held]).all()
     if not run.agreed(well):
         newest = states.newest_name(run.settings.running.out / "states")
-        kept = f"the newest state, {newest}, is good" if newest else "no state was saved before"
-        raise Stopped(
-            f"the loss or the weights are not finite at step {run.step}; {kept}. Go on from it with --resume --change "
-            "lr --lr and a smaller rate, or start again with a smaller --lr or --weight."
+        again = "start again with a smaller --lr or --weight"
+        kept = (
+            f"the newest state, {newest}, is good. Go on from it with --resume --change lr --lr and a smaller rate, or "
+            f"{again}."
+            if newest
+            else f"no state was saved before; {again}."
         )
+        raise Stopped(f"the loss or the weights are not finite at step {run.step}; {kept}")
 
 
 def facts(run: Run) -> dict[str, Any]:

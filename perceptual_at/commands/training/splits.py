@@ -68,7 +68,10 @@ def splits(settings: Settings) -> Splits:
     amount = settings.evaluation.held_out
     if amount is None:
         amount = min(1000, max(1, len(everything) // 10))
-    train, held_out = _held_out(everything, amount, settings.running.seed)
+    try:
+        train, held_out = _held_out(everything, amount, settings.running.seed)
+    except ValueError as error:
+        raise ValueError(f"--held-out: {error}") from error
     return Splits(train, held_out, test, classes, shape, extra)
 
 
