@@ -597,9 +597,11 @@ def test_every_objective_has_keywords_of_paper_and_release():
     for name in objectives.__all__:
         if name == "preset":
             continue
-        known = inspect.signature(getattr(objectives, name)).parameters
+        known = set(inspect.signature(getattr(objectives, name)).parameters)
+        if "raat_options" in known:  # which are handed on
+            known |= set(inspect.signature(objectives.raat).parameters)
         paper, release = (objectives.preset(name, source) for source in ("paper", "release"))
-        assert set(paper) | set(release) <= set(known), name
+        assert set(paper) | set(release) <= known, name
     assert objectives.preset("rpat", "paper", base="kd") == {"base": "kd", "form": "quotient"}  # the word is RPAT's
     assert objectives.preset("dicar", "paper", base="cure")["beta"] == 1.0
 
@@ -663,3 +665,20 @@ def test_a_model_is_something_that_gives_logits(name):
         objective(None, (x,), labels, lambda *_, **__: x, **given)
     with pytest.raises(TypeError, match=r"`model` must return a tensor of logits, got dict.*logits_of"):
         objective(lambda z: {"logits": z}, (x,), labels, lambda *_, **__: x.clone(), **given)
+    wrong = {
+        "floating-point": lambda z: (9 * z).long(),
+        "shape": lambda z: z[:, 0],
+        "the pair": lambda z: z[:, :1],
+        "a row of logits for each of 3": lambda z: torch.cat([z, z]),
+    }
+    for words, model in wrong.items():  # of the model, not of what its outputs go into
+        with pytest.raises((TypeError, ValueError), match=rf"^objectives: `model.* must .*{words}"):
+            objective(model, (x,), labels, lambda *_, **__: x.clone(), **given)
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "trades", "mart"])
+def test_an_attack_that_changes_the_dtype_is_named(name):
+    model, x, labels = nn.Linear(2, 3), torch.rand(3, 2), torch.tensor([0, 1, 0])
+    for dtype in (torch.float16, torch.float64):
+        with pytest.raises(TypeError, match=rf"^{name}: `attack.* must return inputs of torch.float32.*got {dtype}"):
+            getattr(objectives, name)(model, (x,), labels, lambda *_, dtype=dtype, **__: x.to(dtype))

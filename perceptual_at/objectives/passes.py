@@ -65,6 +65,11 @@ def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels:
     _check.attack(function, "`attack`", attack, *options)
     x_adv = attack(model, x, labels, **options)
     _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
+    if x_adv.dtype != x.dtype:
+        raise TypeError(
+            f"{function}: `attack(model, x, labels)` must return inputs of {x.dtype}, as it was given, got "
+            f"{x_adv.dtype}; end it with `x_adv.to(x.dtype)`."
+        )
     return x_adv.detach() if x_adv.requires_grad else x_adv
 
 
@@ -106,19 +111,25 @@ def predictions(
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
     with torch.no_grad(), lent("objectives", model, model_mode="as_is" if as_is else "eval") as f:
-        return [_logits(f(x.clone()) if weights is None else call_with(model, weights, x.clone())) for x in inputs]
+        return [_logits(f(x.clone()) if weights is None else call_with(model, weights, x.clone()), x) for x in inputs]
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
     """Logits at `x`. The model gets a copy, because it may write to its input, which other terms still need."""
-    return _logits(model(x if getattr(model, "copies", False) else x.clone()))
+    return _logits(model(x if getattr(model, "copies", False) else x.clone()), x)
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: Any, x: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(
             f"objectives: `model` must return a tensor of logits, got {type(output).__name__}; take them out with "
             "perceptual_at.models.logits_of."
+        )
+    _check.logits("objectives", **{"model(x)": output})
+    if output.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"objectives: `model` must return a row of logits for each of {x.shape[0]} samples, got shape "
+            f"{tuple(output.shape)}."
         )
     return output
 

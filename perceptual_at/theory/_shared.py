@@ -74,6 +74,7 @@ def fixed(function: str, h: Map) -> None:
     """
     if not callable(h):
         raise TypeError(f"{function}: `h` must be a module or a function of a batch, got {type(h).__name__}.")
+    _check.model(function, h, name="h")
     owner = h if isinstance(h, nn.Module) else getattr(h, "__self__", None)
     if not isinstance(owner, nn.Module):
         return
@@ -110,6 +111,10 @@ def call(function: str, h: Map, points: Tensor) -> Tensor:
         raise TypeError(
             f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}; `models.logits_of(h, name)` "
             "takes one tensor out of what a network returns."
+        )
+    if not (values.is_floating_point() or values.is_complex()):
+        raise TypeError(
+            f"{function}: `h` must return floating-point numbers, which have derivatives, got {values.dtype}."
         )
     if values.ndim < 1 or values.shape[0] != points.shape[0]:
         raise ValueError(

@@ -36,6 +36,9 @@ BROKEN = {
     "mode": nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double(),
     "pairs": lambda x: (x, x),
     "batch": lambda x: x.sum(),
+    "class": nn.Flatten,
+    "list": nn.ModuleList([nn.Flatten()]),
+    "whole numbers": lambda x: (9 * x).long(),
 }
 NOT_BROKEN = {
     ("batch_jacobian", "x", "shape"), ("linf_to_l2_norm", "x", "shape"), ("taylor_residual", "coefficients", "shape"),
