@@ -412,6 +412,22 @@ def test_presets_are_keywords_the_objective_takes(name):
         assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("source", ["paper", "release"])
+def test_a_preset_with_a_base_leaves_both_their_own_keywords(source):
+    model, views, labels = problem()
+    model.eval()
+    x_adv = attack_with()(model, torch.cat(views), labels.repeat(2))
+    own = objectives.preset("raat", source)
+    raat, _ = objectives.raat(model, views, labels, fixed_attack(x_adv), mix=0.7, **own)
+    chosen = objectives.preset("rpat", source, base="raat")
+    assert chosen["base"].keywords == {"temperature": own["temperature"]}  # which `rpat` has too
+    both, terms = objectives.rpat(model, views, labels, fixed_attack(x_adv), mix=0.7, **chosen)
+    assert_close(both - raat, terms["robust_perception"], check_dtype=False)
+    kd = objectives.preset("rpat", source, base="kd")
+    assert kd["base"].keywords["form"] != kd["form"]
+    assert objectives.preset("rpat", source, base="consistency_at")["base"] == "consistency_at"
+
+
 def test_a_preset_can_be_changed_without_changing_the_next_one():
     objectives.preset("raat", "paper")["space"] = "logits"
     assert objectives.preset("raat", "paper")["space"] == "probabilities"

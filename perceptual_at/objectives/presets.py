@@ -1,5 +1,7 @@
 """Where the papers and their released codes differ: the keywords of both."""
 
+import functools
+import inspect
 from typing import Any, Literal
 
 from perceptual_at import _check
@@ -48,8 +50,8 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
     Args:
         objective: name of a function of `perceptual_at.objectives`.
         source: `"paper"` or `"release"`.
-        base: for `"rpat"` and `"dicar"`, the base they are added to; its name and keywords then come along, but for
-            those that the two share.
+        base: for `"rpat"` and `"dicar"`, the base they are added to; it and its keywords then come along. Keywords that
+            both have (`temperature` of RAAT, `form` of KD) are bound to the base, which is then a partial.
 
     Returns:
         A new dict of keywords; empty where the two agree.
@@ -77,5 +79,15 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
                 f"preset: `base`={base!r} has no effect with objective={objective!r}, which takes no base."
             )
         _check.choice("preset", "base", base, BASES)
-        keywords = {"base": base, **_PRESETS[base][source], **keywords}
+        keywords = _of_base(objective, base, _PRESETS[base][source]) | keywords
     return keywords
+
+
+def _of_base(objective: str, base: str, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The base and its keywords; those that the objective has too are bound to it, where they mean the base's."""
+    from perceptual_at import objectives  # the names of this package are complete only now
+
+    own = inspect.signature(getattr(objectives, objective)).parameters
+    bound = {name: value for name, value in keywords.items() if name in own}
+    chosen = functools.partial(getattr(objectives, base), **bound) if bound else base
+    return {"base": chosen, **{name: value for name, value in keywords.items() if name not in own}}
