@@ -33,7 +33,7 @@ def ways(model: nn.Module, x: Tensor, labels: Tensor, steps: int, backend: str) 
     """Ways to make the same steps from the clean inputs; the model is frozen."""
     compile_ = functools.partial(torch.compile, backend=backend)
     plain = functools.partial(pgd, threat=THREAT, steps=steps, step_size=STEP_SIZE, start="clean")
-    fast = FastModel(model, Lane())  # as `frozen` makes it, but for longer than a block
+    fast = FastModel(model, Lane(), "pgd")  # as `frozen` makes it, but for longer than a block
     fast(x)
     pure, in_lane = (functools.partial(pure_pgd, f, x, labels, THREAT, step_size=STEP_SIZE) for f in (model, fast))
     step = compile_(functools.partial(pure, steps=1), fullgraph=True)

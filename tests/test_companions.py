@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from perceptual_at.commands.evaluating.wishes import Models, Wishes  # noqa: E40
 from perceptual_at.commands.options import method  # noqa: E402
 from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
 from perceptual_at.commands.training import companions  # noqa: E402
+from perceptual_at.data import TensorImages  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
 from perceptual_at.schedules import ramped_decay  # noqa: E402
 from tests.runs import started  # noqa: E402
@@ -243,7 +245,8 @@ def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):
     assert read_weights(tmp_path / "final.safetensors")["model.linear.weight"].shape[0] == 20
     wishes = Wishes(models=Models(run=(tmp_path,), which="final"))
     (target,) = targets_of(wishes)
-    assert target.made(None)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    images = TensorImages(torch.rand(2, 1, 8, 8), torch.arange(2))
+    assert target.made(images)(images.images).shape == (2, 10)
 
 
 # Two processes --------------------------------------------------------------------------------------------------------
@@ -360,8 +363,9 @@ def test_what_a_method_lacks_is_named(words, message, tmp_path):
 
 def test_a_teacher_of_another_run_is_not_taken(tmp_path):
     train.train(parsed("hat", "--epochs", "1", "--out", tmp_path / "run"))
+    shutil.copytree(tmp_path / "run" / "helper", tmp_path / "other" / "helper")
     with pytest.raises(Stopped, match=r"the helper in .* was trained with other settings: lr 0.21 -> 0.1"):
-        train.train(parsed("hat", "--epochs", "1", "--lr", "0.1", "--out", tmp_path / "run"))
+        train.train(parsed("hat", "--epochs", "1", "--lr", "0.1", "--out", tmp_path / "other"))
 
 
 def test_recipes_hold_the_settings_of_the_released_codes():

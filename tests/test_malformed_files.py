@@ -230,7 +230,7 @@ def repack(split, held, mode="w"):
     return lambda root: pack(root / f"{split}-0.tar", held, mode)
 
 
-TARS = [
+ARCHIVES = [
     (repack("train", members(8), "w:gz"), "cannot be read as a plain tar archive"),
     (lambda root: cut("train-0.tar", 1000)(root), "cannot be read as a plain tar archive"),
     (put("train-0.tar", b"hello"), "cannot be read as a plain tar archive"),
@@ -250,7 +250,7 @@ TARS = [
 ]
 
 
-@pytest.mark.parametrize(("hurt", "message"), TARS, ids=[message for _, message in TARS])
+@pytest.mark.parametrize(("hurt", "message"), ARCHIVES, ids=[message for _, message in ARCHIVES])
 def test_archives_that_are_refused(tmp_path, capsys, hurt, message):
     (tmp_path / "tars").mkdir()
     for split in ("train", "test"):

@@ -618,7 +618,9 @@ def test_every_objective_has_keywords_of_paper_and_release():
             known |= set(inspect.signature(objectives.raat).parameters)
         paper, release = (objectives.preset(name, source) for source in ("paper", "release"))
         assert set(paper) | set(release) <= known, name
-    assert objectives.preset("rpat", "paper", base="kd") == {"base": "kd", "form": "quotient"}  # the word is RPAT's
+    both = objectives.preset("rpat", "paper", base="kd")
+    assert (both.pop("form"), both.pop("base").keywords) == ("quotient", {"form": "kl"})  # each has its own
+    assert not both
     assert objectives.preset("dicar", "paper", base="cure")["beta"] == 1.0
 
 

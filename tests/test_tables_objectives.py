@@ -275,7 +275,7 @@ def test_a_search_for_margins_refuses_what_it_cannot_use():
     for bounds in ((1.0, 0.0), ("a", "b"), (0.0, float("nan"))):
         with pytest.raises(ValueError, match=r"^bisect_margins: `bounds` must be numbers"):
             bisect_margins(model, x, labels, bounds=bounds, **given)
-    with pytest.raises(TypeError, match=r"^bisect_margins: `model` must be a function, got NoneType"):
+    with pytest.raises(TypeError, match=r"^bisect_margins: `model` must be callable, got NoneType"):
         bisect_margins(None, x, labels, **given)
     with pytest.raises(TypeError, match=r"^find_margins: `model` must be a function, got NoneType"):
         find_margins(None, x, model(x), labels, pgd, ball=Linf, before=torch.zeros(10), largest=0.5)

@@ -73,7 +73,7 @@ def test_a_run_killed_at_random_points_ends_like_the_run_that_was_not(runner, wh
 KILLED_AT = """
 import os, signal
 name, number = {name!r}, {number}
-home = commands
+home = commands.training
 *path, last = name.split(".")
 for part in path:
     home = getattr(home, part)
@@ -223,7 +223,7 @@ command()
 def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_path):
     (tmp_path / "file").write_text("")
     printed = runner.refused([*SHARP, "--out", tmp_path / "file" / "out"])
-    assert "Not a directory" in printed
+    assert "is no folder, or below a file" in printed
     assert "epoch" not in printed
 
 

@@ -538,7 +538,7 @@ def check_arguments(
     function: str, model: Any, x: Tensor, labels: Tensor, threat: Any, terms: Terms, *, called: str = "model"
 ) -> None:
     """Require arguments of the right kind, shape and device; reads no values."""
-    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+    if not isinstance(model, nn.Module) or getattr(type(model), "forward", None) is nn.Module.forward:
         _check.model(function, model, name=called)
     if terms.loss is not None and not callable(terms.loss):
         raise TypeError(
