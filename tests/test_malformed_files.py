@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = ["--model", "resnet18", "--width", "2", "--stem-stride", "2", "--batch", "4", "--steps", "1",
          "--select-steps", "1", "--test-steps", "1", "--epochs", "1", "--cpu", "--out", "out"]  # fmt: skip
+FOLDER = ["--data", "folder", "--root", "images", "--size", "8"]
 TARS = ["--data", "tars", "--root", "tars", "--size", "8", "--workers", "0"]
 STREAMED = ["--stream", "--workers", "0"]
 KINDS = ("ant", "bee")
@@ -134,15 +135,7 @@ FOLDERS = [
 @pytest.mark.parametrize(("hurt", "message"), FOLDERS, ids=[message for _, message in FOLDERS])
 def test_folders_that_are_refused(images, capsys, hurt, message, streamed):
     hurt(images)
-    words = [
-        "--data",
-        "folder",
-        "--root",
-        "images",
-        "--size",
-        "8",
-        *(["--stream", "--workers", "0"] if streamed else []),
-    ]
+    words = [*FOLDER, *(STREAMED if streamed else [])]
     text = refused(capsys, "train", "pgd_at", *SMALL, *words)
     assert message in text
     assert not list(images.parent.glob("out/states/*"))
@@ -159,15 +152,7 @@ def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, st
     (images / "train/README").write_text("x")
     if hasattr(os, "mkfifo"):
         os.mkfifo(images / "train/bee/pipe.png")
-    words = [
-        "--data",
-        "folder",
-        "--root",
-        "images",
-        "--size",
-        "8",
-        *(["--stream", "--workers", "0"] if streamed else []),
-    ]
+    words = [*FOLDER, *(STREAMED if streamed else [])]
     assert call("train", "pgd_at", *SMALL, *words) == 0
     said = capsys.readouterr().err
     assert f"left out {8 if hasattr(os, 'mkfifo') else 7} entries of `images/train`" in said
@@ -182,15 +167,7 @@ def test_what_is_no_image_is_left_out_with_a_count_and_a_name(images, capsys, st
 def test_damaged_images_are_skipped_by_name_where_that_is_asked_for(images, capsys, streamed):
     put(FIRST, b"hello")(images)
     draw(LAST, "CMYK", format="JPEG")(images)
-    words = [
-        "--data",
-        "folder",
-        "--root",
-        "images",
-        "--size",
-        "8",
-        *(["--stream", "--workers", "0"] if streamed else []),
-    ]
+    words = [*FOLDER, *(STREAMED if streamed else [])]
     assert call("train", "pgd_at", *SMALL, *words, "--skip-damaged") == 0
     said = capsys.readouterr().err
     assert "left out 2 of 12 images that cannot be read: images/train/ant/0.png, images/train/bee/5.png" in said
@@ -203,12 +180,11 @@ def test_names_that_are_no_text_are_read_and_reported(images, capsys):
             (images / split / "bee").rename(images / split / odd)
     except (OSError, UnicodeError):
         pytest.skip("this file system has no such names")
-    words = ["--data", "folder", "--root", "images", "--size", "8"]
-    assert call("train", "pgd_at", *SMALL, *words) == 0
+    assert call("train", "pgd_at", *SMALL, *FOLDER) == 0
     assert call("evaluate", "--run", "out", "--attacks", "pgd1", "--which", "best", "--cpu") == 0
     assert "b\\udcffe" in capsys.readouterr().out
     put(f"train/{odd}/x.png", b"hello")(images)
-    assert "cannot be read" in refused(capsys, "train", "pgd_at", *SMALL, *words, "--resume")
+    assert "cannot be read" in refused(capsys, "train", "pgd_at", *SMALL, *FOLDER, "--resume")
 
 
 # Tars -----------------------------------------------------------------------------------------------------------------
