@@ -306,8 +306,16 @@ def js_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
     """JS(p, q) at each place, `(B, *S)`, from log-probabilities `(B, K, *S)`."""
     # The smallest number instead of -inf: its exponential is 0 too, and its difference to itself is 0 and not NaN.
     log_p, log_q = (value.clamp_min(torch.finfo(value.dtype).min) for value in (log_p, log_q))
-    log_mean = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    log_mean = log_sum(log_p, log_q) - math.log(2.0)
     return (kl_of_logs(log_p, log_mean) + kl_of_logs(log_q, log_mean)) / 2
+
+
+def log_sum(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """log(p + q) from finite logarithms, as `logaddexp`, but with second derivatives however far apart the two are."""
+    # logaddexp's backward divides by 1 + exp(difference), whose own derivative is NaN once the exponential overflows.
+    # A summand of e^-80 of the other is lost in the sum in any case.
+    least_p, least_q = (value.detach() - 80.0 for value in (log_q, log_p))
+    return torch.logaddexp(log_p.maximum(least_p), log_q.maximum(least_q))
 
 
 def square_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -506,6 +506,19 @@ def test_a_column_of_two_meanings_is_refused(copied, capsys):
     assert "pgd1 has steps of 0.0039" in refused(capsys, "table", copied / "pgd_at-0", copied / "pgd_at-1")
 
 
+@pytest.mark.slow
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_printed_or_written(copied, capsys):
+    for name, attack in (("pgd_at-0", "pgd1"), ("pgd_at-1", "pgd2")):
+        assert call("evaluate", "--which", "best", "--cpu", "--run", copied / name, "--attacks", attack) == 0
+    capsys.readouterr()
+    words = ["table", copied / "pgd_at-0", copied / "pgd_at-1", "--out", copied / "t.csv", "--plot", copied / "t.png"]
+    assert call(*words) == 1
+    printed, said = capsys.readouterr()
+    assert "--plot needs an attack that all runs were evaluated with" in said
+    assert not printed
+    assert not (copied / "t.csv").exists()
+
+
 def table_of(*runs):
     settings = settings_of(["pgd_at"]).flat()
     found = [

@@ -250,6 +250,18 @@ def test_gradients_are_those_of_finite_differences(case):
 
 
 @every_case
+def test_second_derivatives_are_those_of_finite_differences(case):
+    given, keywords = case.arguments(batch=2, classes=4)
+    case = with_reference(case, lambda: normal(7, 2, 4))
+    labels = given[case.logits :]
+
+    def call(*logits):
+        return case.per_sample_values([*logits, *labels], keywords)
+
+    assert torch.autograd.gradgradcheck(call, given[: case.logits])
+
+
+@every_case
 def test_every_logit_gets_a_gradient(case):
     given, keywords = case.arguments()
     for i, grad in enumerate(torch.autograd.grad(case.total(given, keywords), given[: case.logits])):
@@ -290,19 +302,28 @@ def extreme_logits(count, kind, dtype, batch=6, classes=5):
     return [same.clone() for _ in range(count)]
 
 
+QUOTIENTS = ("cosine", "normalized_error", "grad_align", "dlr")
+"""Losses that divide by a length or a difference of logits, which is 0 for some of these."""
+
+
 @pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize(
     "kind", ["+-80", "opposite and sure", "sure of the same", "all classes equal", "all zero", "arguments equal"]
 )
-def test_value_and_gradient_stay_finite(case, kind, dtype):
+def test_value_gradient_and_second_derivatives_stay_finite(case, kind, dtype):
     given, keywords = case.beside(extreme_logits(case.logits, kind, dtype))
     case = with_reference(case, lambda: extreme_logits(2, kind, dtype)[1])
     each = case.per_sample_values(given, keywords)
     assert each.isfinite().all()
-    for grad in torch.autograd.grad(each.sum(), given[: case.logits]):
-        assert grad.isfinite().all()
+    logits = given[: case.logits]
+    grads = torch.autograd.grad(each.sum(), logits, create_graph=True)
+    assert all(grad.isfinite().all() for grad in grads)
+    penalty = sum(grad.square().sum() for grad in grads if grad.requires_grad)  # losses may be linear
+    if isinstance(penalty, torch.Tensor) and not any(name in case.name for name in QUOTIENTS):
+        for second in torch.autograd.grad(penalty, logits, allow_unused=True, materialize_grads=True):
+            assert second.isfinite().all()
 
 
 @rows([case for case in FREE_STANDING if case.name not in ("margin", "dlr", "soft_logit_margin")])  # those are signed

@@ -325,6 +325,14 @@ def test_folded_classes_are_attacked_and_predicted_through(rule):
             assert_close(f(x).softmax(dim=1), g(x).softmax(dim=1).reshape(10, 2, 3).sum(dim=1))
 
 
+def test_summed_classes_are_twice_differentiable_however_sure_the_network_is():
+    folded = fold_classes(torch.nn.Identity(), rule="sum")
+    logits = torch.tensor([[100.0, 0.0, 0.0, 0.0, 0.0, 100.0]], requires_grad=True)
+    (grad,) = torch.autograd.grad(folded(logits).softmax(dim=1)[0, 1], logits, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), logits)
+    assert second.isfinite().all()
+
+
 @pytest.mark.parametrize("base", ["pgd_at", "trades", "mart", "consistency_at"])
 @pytest.mark.parametrize("dummies", [True, False])
 def test_ducat_learns_on_every_base(base, dummies):

@@ -289,12 +289,12 @@ def command(arguments: list[str]) -> None:
         one_meaning(runs)
         groups = grouped(runs)
         text = table_text(cells(groups, printed=chosen.printed), chosen.format)
-        print(text, end="")
+        if chosen.plot is not None:  # may be refused, so nothing is printed before
+            _draw(groups, chosen.plot)
         if chosen.out is not None:
             with written_whole(chosen.out) as path:
                 path.write_text(text, encoding="utf-8")
-        if chosen.plot is not None:
-            _draw(groups, chosen.plot)
+        print(text, end="")
 
 
 def _draw(groups: Sequence[Group], path: Path) -> None:

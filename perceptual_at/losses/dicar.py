@@ -11,7 +11,7 @@ from perceptual_at._places import over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at._shapes import rows
-from perceptual_at.divergences import js_of_logs, log_distribution
+from perceptual_at.divergences import js_of_logs, log_distribution, log_sum
 from perceptual_at.paths import fraction
 
 
@@ -87,8 +87,8 @@ def dicar_loss(
     if space == "logits":
         target = log_distribution(_share(weight, clean_1) + _share(1 - weight, clean_2), temperature)
     else:
-        lowest = torch.finfo(mixed.dtype).min  # logaddexp of minus infinities has no gradient
-        target = torch.logaddexp(
+        lowest = torch.finfo(mixed.dtype).min  # the sum of two minus infinities has no gradient
+        target = log_sum(
             (_log(weight) + log_distribution(clean_1, temperature)).clamp_min(lowest),
             (_log(1 - weight) + log_distribution(clean_2, temperature)).clamp_min(lowest),
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at.divergences import log_sum
 from perceptual_at.models._parts import check_logits
 
 Rule = Literal["max", "sum"]
@@ -26,7 +27,7 @@ class FoldedClasses(nn.Module):
                 f"fold_classes: the model must have two outputs per class, (B, 2 K), got shape {tuple(logits.shape)}."
             )
         own, dummy = logits.chunk(2, dim=1)
-        return torch.maximum(own, dummy) if self.rule == "max" else torch.logaddexp(own, dummy)
+        return torch.maximum(own, dummy) if self.rule == "max" else log_sum(own, dummy)
 
     def extra_repr(self) -> str:
         """Show the rule when the model is printed."""

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from perceptual_at import _check
@@ -79,15 +80,16 @@ def preset(objective: str, source: Literal["paper", "release"], *, base: str | N
                 f"preset: `base`={base!r} has no effect with objective={objective!r}, which takes no base."
             )
         _check.choice("preset", "base", base, BASES)
-        keywords = _of_base(objective, base, _PRESETS[base][source]) | keywords
+        chosen, of_base = bound_base(base, source, [objective])
+        keywords = {"base": chosen, **of_base, **keywords}
     return keywords
 
 
-def _of_base(objective: str, base: str, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The base and its keywords; those that the objective has too are bound to it, where they mean the base's."""
+def bound_base(base: str, source: str, above: Iterable[str]) -> tuple[Any, dict[str, Any]]:
+    """A base and the keywords of its preset; those that an objective above it has too are bound to it, as its own."""
     from perceptual_at import objectives  # the names of this package are complete only now
 
-    own = inspect.signature(getattr(objectives, objective)).parameters
-    bound = {name: value for name, value in keywords.items() if name in own}
-    chosen = functools.partial(getattr(objectives, base), **bound) if bound else base
-    return {"base": chosen, **{name: value for name, value in keywords.items() if name not in own}}
+    taken = {name for objective in above for name in inspect.signature(getattr(objectives, objective)).parameters}
+    held = {name: value for name, value in _PRESETS[base][source].items() if name in taken}
+    rest = {name: value for name, value in _PRESETS[base][source].items() if name not in taken}
+    return functools.partial(getattr(objectives, base), **held) if held else base, rest

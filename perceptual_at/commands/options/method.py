@@ -13,6 +13,7 @@ from perceptual_at import objectives
 from perceptual_at.commands.options.settings import Method, Settings
 from perceptual_at.commands.options.words import meant, option, pairs
 from perceptual_at.objectives.combination import BASES
+from perceptual_at.objectives.presets import bound_base
 
 SPOKEN = ("form", "criterion", "weight", "alpha", "beta", "eta", "misclassified", "temperature", "consistency_weight",
           "average_over")  # fmt: skip
@@ -194,24 +195,10 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
         raise ValueError(f"--base knows {', '.join(BASES)}, not {below[-1]!r}{meant(below[-1], BASES)}.")
     if "dicar" in (own, *below[:-1]) and "mix" in inspect.signature(objective_named(below[-1])).parameters:
         raise ValueError(f"--base {method.base}: {below[-1]} has DICAR's term already.")
+    last: Any = "pgd_at" if below == ["dicar"] else bound_base(below[-1], method.source, parts(method)[:-1])[0]
     if below[0] != "dicar":
-        return _with_preset(method, below[0])
-    choices: dict[str, Any] = objectives.preset("dicar", method.source)
-    choices["base"] = "pgd_at" if len(below) == 1 else _with_preset(method, below[1])
-    return functools.partial(objectives.dicar, **choices)
-
-
-def _with_preset(method: Method, name: str) -> Any:
-    """A base by its name, with the keywords of its preset bound to it that what stands above it has too."""
-    of_base = objectives.preset(name, method.source)
-    above = _above(method) if of_base else set()
-    held = {key: value for key, value in of_base.items() if key in above}
-    return functools.partial(objective_named(name), **held) if held else name
-
-
-def _above(method: Method) -> set[str]:
-    """The keywords of what stands above the last base."""
-    return {name for part in parts(method)[:-1] for name in inspect.signature(objective_named(part)).parameters}
+        return last
+    return functools.partial(objectives.dicar, **objectives.preset("dicar", method.source), base=last)
 
 
 def _literals(kind: Any) -> tuple[str, ...]:
@@ -303,10 +290,13 @@ def _check_parts(settings: Settings) -> None:
 
 
 def _preset(method: Method) -> dict[str, Any]:
-    own, *below = parts(method)
-    of_base = objectives.preset(below[-1], method.source) if below and below[-1] != "dicar" else {}
-    above = _above(method) if of_base else set()
-    return {name: value for name, value in of_base.items() if name not in above} | objectives.preset(own, method.source)
+    """The keywords of the source, those of the last base included that nothing above it has."""
+    *above, last = parts(method)
+    chosen = objectives.preset(method.objective, method.source)
+    if above and last != "dicar":
+        _, of_base = bound_base(last, method.source, above)
+        chosen = of_base | chosen
+    return chosen
 
 
 def _paper_differs(settings: Settings) -> bool:
