@@ -65,6 +65,41 @@ def trade_off(
     return ax
 
 
+def name_points(ax: Any, points: Mapping[str, Point], *, fontsize: float | None = None) -> list[Any]:
+    """Write a name beside each point of a plot, where it covers no point and no other name.
+
+    A name takes the nearest free place inside the axes, with a line to its point where that is not beside it. Numbers
+    on lines of equal NRR that would lie under a name go.
+
+    Args:
+        ax: matplotlib axes, with limits and layout as they shall be.
+        points: by name, where the point is, in the units of the axes.
+        fontsize: size of the names in points; None is matplotlib's `font.size`.
+
+    Returns:
+        The names, as matplotlib's annotations, whose colour may still be set.
+
+    Raises:
+        TypeError: if `ax` are no axes, `points` is no dictionary, or a point is no pair of numbers.
+        ValueError: if `fontsize` is not positive.
+        ImportError: if matplotlib is not installed.
+
+    Examples:
+        >>> means = {"PGD-AT": (84.1, 51.8), "TRADES": (82.9, 52.8)}
+        >>> ax = trade_off({name: [mean] for name, mean in means.items()})
+        >>> [name.get_text() for name in name_points(ax, means)]
+        ['PGD-AT', 'TRADES']
+    """
+    _check_axes("name_points", ax)
+    _check_mapping("name_points", "points", points)
+    if fontsize is not None:
+        _check.number("name_points", "fontsize", fontsize, above=0.0)
+    places = {name: _pairs("name_points", name, [point], argument="points")[0] for name, point in points.items()}
+    names = [_named(ax, name, place, fontsize) for name, place in places.items()]
+    _apart(ax, names, list(places.values()))
+    return names
+
+
 def published_trade_offs(
     rows: Sequence[PublishedRow], *, own: Mapping[str, Evaluation] | None = None, ax: Any = None
 ) -> Any:
@@ -108,11 +143,7 @@ def published_trade_offs(
         group = [row for row in rows if row.variant == variant]
         if group:
             ax.scatter([row.clean for row in group], [row.aa for row in group], s=22, color=colour, label=label)
-    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
-    names = [
-        ax.annotate(row.method, (row.clean, row.aa), (4, 4), textcoords="offset points", fontsize=6, arrowprops=line)
-        for row in rows
-    ]
+    names = [_named(ax, row.method, (row.clean, row.aa), 6.0) for row in rows]
     for number, (name, point) in enumerate(points.items()):
         ax.scatter(*point, marker="*", s=140, color=f"C{number + 3}", edgecolors="white", label=name, zorder=3)
     everything = [*((row.clean, row.aa) for row in rows), *points.values()]
@@ -269,8 +300,7 @@ def save(ax: Any, path: str | os.PathLike[str]) -> None:
         >>> target.stat().st_size > 0
         True
     """
-    if not hasattr(ax, "figure"):
-        raise TypeError(f"save: `ax` must be matplotlib axes, got {type(ax).__name__}.")
+    _check_axes("save", ax)
     check_file("save", "path", path)
     formats = ax.figure.canvas.get_supported_filetypes()
     if Path(path).suffix.lower().removeprefix(".") not in formats:
@@ -291,9 +321,13 @@ def _axes(function: str, ax: Any) -> Any:
     """The axes given, or new ones."""
     if ax is None:
         return _matplotlib_figure().add_subplot()
+    _check_axes(function, ax)
+    return ax
+
+
+def _check_axes(function: str, ax: Any) -> None:
     if not (hasattr(ax, "scatter") and hasattr(ax, "figure")):
         raise TypeError(f"{function}: `ax` must be matplotlib axes, got {type(ax).__name__}.")
-    return ax
 
 
 def _check_mapping(function: str, name: str, value: Any, kind: type = object) -> None:
@@ -305,26 +339,27 @@ def _check_mapping(function: str, name: str, value: Any, kind: type = object) ->
             raise TypeError(f"{function}: `{name}` must hold {kind.__name__}s, got {type(one).__name__} for {key!r}.")
 
 
-def _pairs(function: str, method: str, runs: Any) -> list[Point]:
+def _pairs(function: str, method: str, runs: Any, *, argument: str = "results") -> list[Point]:
     """Points of some runs, which may be rows of an array or a tensor."""
     try:
-        found = [_check.numbers_of(function, "results", run) for run in runs]
+        found = [_check.numbers_of(function, argument, run) for run in runs]
     except TypeError:
         found = [()]
     if not found:
-        raise ValueError(f"{function}: `results` has no run for {method!r}.")
+        raise ValueError(f"{function}: `{argument}` has no run for {method!r}.")
     if any(len(run) != 2 for run in found):
-        raise TypeError(f"{function}: `results` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
+        raise TypeError(f"{function}: `{argument}` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
     return [(run[0], run[1]) for run in found]
 
 
 def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> None:
     """Let no label cover another: names of points move, words on the axis turn, those on lines of equal NRR go."""
     ax.figure.canvas.figure.draw_without_rendering()
-    scale = ax.figure.dpi / 72
+    agg = extra("plotting", "matplotlib.backends.backend_agg", why="for plots")  # measures words for any canvas
+    renderer, scale = agg.RendererAgg(*ax.figure.bbox.size, ax.figure.dpi), ax.figure.dpi / 72
     taken = [_around(ax.transData.transform(point), 4 * scale) for point in points]
     for name in names:
-        taken.append(_moved(name, taken, ax.bbox))
+        taken.append(_moved(name, taken, ax.bbox, renderer))
     legend = ax.get_legend()
     taken += [legend.get_window_extent()] if legend else []
     for text in [text for marks in ax.collections for text in getattr(marks, "labelTexts", ())]:
@@ -333,6 +368,12 @@ def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> 
         text.set_visible(inside and not any(box.overlaps(other) for other in taken))
         taken += [box] if text.get_visible() else []
     _turned(ax)
+
+
+def _named(ax: Any, name: str, point: Point, fontsize: float | None) -> Any:
+    """A name on a line to its point."""
+    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+    return ax.annotate(name, point, (4, 4), textcoords="offset points", arrowprops=line, fontsize=fontsize)
 
 
 def _turned(ax: Any) -> None:
@@ -348,7 +389,7 @@ def _turned(ax: Any) -> None:
         word.set(ha="right" if slanted else "center", rotation_mode="anchor" if slanted else "default")
 
 
-def _moved(name: Any, taken: Sequence[Any], inside: Any) -> Any:
+def _moved(name: Any, taken: Sequence[Any], inside: Any, renderer: Any) -> Any:
     """Put the name of a point where nothing is yet, as near as that can be had; gives its place."""
     for distance in (5, 9, 15, 22, 30, 40, 55, 75, 100):
         for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -357,16 +398,16 @@ def _moved(name: Any, taken: Sequence[Any], inside: Any) -> Any:
                 ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y],
             )  # fmt: skip
             name.arrow_patch.set_visible(distance > 9)
-            box = _text_box(name)
+            box = _text_box(name, renderer)
             if inside.contains(*box.min) and inside.contains(*box.max) and not any(map(box.overlaps, taken)):
                 return box
     return box
 
 
-def _text_box(name: Any) -> Any:
+def _text_box(name: Any, renderer: Any) -> Any:
     """Where the words of an annotation are, without its line."""
-    name.update_positions(name.figure.canvas.get_renderer())
-    return extra("plotting", "matplotlib.text", why="for plots").Text.get_window_extent(name)
+    name.update_positions(renderer)
+    return extra("plotting", "matplotlib.text", why="for plots").Text.get_window_extent(name, renderer)
 
 
 def _around(place: Any, radius: float) -> Any:

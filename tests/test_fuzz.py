@@ -55,7 +55,7 @@ GOOD = {
     "only_a": lambda: 2, "only_b": lambda: 3, "rows": lambda: published(paper="RPAT", table=1),
     "gaps": lambda: {"a": GAP}, "paths": lambda: {"a": torch.rand(2, 3)}, "ax": lambda: plotting.accuracy_bars(RESULT),
     "values": lambda: torch.rand(4), "clean": lambda: 0.8, "robust": lambda: 0.5, "mean": lambda: 0.5,
-    "logits": lambda: torch.randn(6, 3), "std": lambda: 0.1,
+    "logits": lambda: torch.randn(6, 3), "std": lambda: 0.1, "points": lambda: {"a": (80.0, 50.0)},
 }  # fmt: skip
 OWN = {
     ("trade_off", "results"): lambda: {"a": [(80.0, 50.0)]},
@@ -72,7 +72,7 @@ ROOMS = {
     "metrics": (metrics, ["accuracy", "mean_score", "nrr"]),
     "plotting": (
         plotting,
-        ["trade_off", "published_trade_offs", "accuracy_bars", "perception_bars", "perception_paths"],
+        ["trade_off", "published_trade_offs", "name_points", "accuracy_bars", "perception_bars", "perception_paths"],
     ),
 }
 SLOW = ("evaluate", "sanity_checks")  # tried by tests of their own

@@ -61,6 +61,42 @@ def meeting(ax):
     return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
 
 
+def named_points(count, canvas=None):
+    """Methods side by side, each with its name at its point."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    if canvas is not None:
+        canvas(figure)
+    means = {f"PGD-AT and more {i}": (80 + 0.1 * i, 50 + 0.1 * (i % 3)) for i in range(count)}
+    ax = plotting.trade_off({name: [mean] for name, mean in means.items()}, ax=figure.subplots())
+    ax.get_legend().remove()
+    assert [name.get_text() for name in plotting.name_points(ax, means, fontsize=8)] == list(means)
+    return ax
+
+
+def test_names_are_placed_on_any_canvas():
+    svg = pytest.importorskip("matplotlib.backends.backend_svg")
+    ax = named_points(8, svg.FigureCanvasSVG)
+    assert meeting(ax) == []
+
+
+def test_a_number_on_a_line_gives_way_to_a_name():
+    ax = plotting.trade_off(RUNS)
+    number = next(text for marks in ax.collections for text in getattr(marks, "labelTexts", ()) if text.get_visible())
+    plotting.name_points(ax, {"here": number.get_position()})
+    assert not number.get_visible()
+
+
+def test_what_cannot_be_named_is_refused():
+    ax = plotting.trade_off(RUNS)
+    for wrong, words in {"points": {"points": [1, 2]}, "ax": {"ax": None}}.items():
+        with pytest.raises(TypeError, match=f"^name_points: `{wrong}` must be"):
+            plotting.name_points(**{"ax": ax, "points": {}, **words})
+    with pytest.raises(TypeError, match=r"^name_points: `points` must hold pairs"):
+        plotting.name_points(ax, {"PGD-AT": 3.0})
+
+
 EVALUATED = Evaluation(
     torch.tensor([True, True, False]),
     {f"an attack of long name {i}": torch.tensor([True, False, False]) for i in range(7)},
@@ -74,6 +110,7 @@ GAP = PerceptionGap(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), torch
     [
         lambda: plotting.published_trade_offs(published(paper="RPAT", table=4, dataset="CIFAR-10")),
         lambda: plotting.published_trade_offs(2 * published(paper="RAAT", table=3, dataset="CIFAR-100")),
+        lambda: named_points(9),
         lambda: plotting.trade_off({f"method {i}": [(80 + i, 50 - i), (80.5 + i, 49.5 - i)] for i in range(6)}),
         lambda: plotting.accuracy_bars({"a model": EVALUATED, "another": EVALUATED}),
         lambda: plotting.perception_bars({f"PGD-AT and more {i}": GAP for i in range(3)}),

@@ -8,10 +8,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import HERE, SMALL, Scheme, arrow, label, sheet, write
+from matplotlib.patheffects import withStroke
+from style import HERE, SMALL, Scheme, arrow, sheet, write
 
 from perceptual_at import plotting
 
@@ -26,8 +25,6 @@ ARROWS = {
     "pgd_at_two_views": ("raat", "consistency_at"),
     "consistency_at": ("consistency_at_rpat",),
 }
-SIDES = ((8, 10), (8, -10), (-8, 10), (-8, -10))
-"""Where a name may stand, in points from what it names."""
 NAMES = {"all": "49,000 images", "small": "8,000 images"}
 Points = dict[str, tuple[tuple[float, float], tuple[float, float]]]
 
@@ -43,22 +40,6 @@ def points(record: dict, regime: str) -> Points:
             halves = tuple(numbers.t_interval(values).half if len(values) > 1 else 0.0 for values in columns)
             found[arm] = (means, halves)
     return found
-
-
-def named(ax: Axes, places: dict[str, tuple[float, float]], colour: str) -> None:
-    """A name beside each point, on the side that is farthest from the other points and from the names before it."""
-    taken = [ax.transData.transform(place) for place in places.values()]
-    for name, place in places.items():
-        point, size = ax.transData.transform(place), np.array((3.4 * len(name) + 8, 11))  # half of the name's, about
-        others = [other for other in taken if (other != point).any()]
-        rooms = {}
-        for side in SIDES:
-            middle = point + np.sign(side) * size
-            if middle[0] - size[0] > ax.bbox.x0:
-                rooms[side] = min((np.abs((middle - other) / size).max() for other in others), default=0.0), middle
-        side = max(rooms, key=lambda side: rooms[side][0])
-        label(ax, place, name, colour, side)
-        taken.append(rooms[side][1])
 
 
 def draw(scheme: Scheme, record: dict) -> Figure:
@@ -82,11 +63,13 @@ def draw(scheme: Scheme, record: dict) -> Figure:
         for means, halves in found.values():
             if any(halves):
                 ax.errorbar(*means, xerr=halves[0], yerr=halves[1], color=scheme.muted, linewidth=1.4, capsize=3)
-        named(ax, {ARMS[arm].title: means for arm, (means, _) in found.items()}, scheme.text)
         for control, tested in ARROWS.items():
             for arm in tested:
                 if control in found and arm in found:
                     arrow(ax, found[control][0], found[arm][0], colour_of[control], shrinkA=6, shrinkB=7)
+        names = plotting.name_points(ax, {ARMS[arm].title: means for arm, (means, _) in found.items()}, fontsize=SMALL)
+        for name in names:  # arrows pass behind them
+            name.set(color=scheme.text, path_effects=[withStroke(linewidth=3, foreground=scheme.paper)])
     return figure
 
 
