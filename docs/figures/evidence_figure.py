@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from style import HERE, SMALL, Scheme, arrow, sheet, write
 
 from perceptual_at import plotting
@@ -69,7 +68,7 @@ def draw(scheme: Scheme, record: dict) -> Figure:
                     arrow(ax, found[control][0], found[arm][0], colour_of[control], shrinkA=6, shrinkB=7)
         names = plotting.name_points(ax, {ARMS[arm].title: means for arm, (means, _) in found.items()}, fontsize=SMALL)
         for name in names:  # arrows pass behind them
-            name.set(color=scheme.text, path_effects=[withStroke(linewidth=3, foreground=scheme.paper)])
+            name.set(color=scheme.text, bbox={"facecolor": scheme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1})
     return figure
 
 
