@@ -21,7 +21,7 @@ for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
 from perceptual_at import Evaluation, Linf, objectives, pgd  # noqa: E402
-from perceptual_at.checkpoints import save_weights  # noqa: E402
+from perceptual_at.checkpoints import read_weights, save_weights  # noqa: E402
 from perceptual_at.commands import table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
 from perceptual_at.commands.evaluating import targets, wishes  # noqa: E402
@@ -35,8 +35,16 @@ from perceptual_at.commands.options.method import OBJECTIVES, beside, keywords  
 from perceptual_at.commands.options.reading import settings_of  # noqa: E402
 from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
 from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
-from perceptual_at.commands.options.settings import GROUP_OF, GROUPS, Data, Settings, settings_from  # noqa: E402
+from perceptual_at.commands.options.settings import (  # noqa: E402
+    GROUP_OF,
+    GROUPS,
+    Data,
+    Optimisation,
+    Settings,
+    settings_from,
+)
 from perceptual_at.commands.options.words import amount  # noqa: E402
+from perceptual_at.commands.training import saving  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.objectives.combination import BASES  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
@@ -178,6 +186,10 @@ MALFORMED = [
     (["train", "rpat", "--milestones", "9", "3"], "--milestones must be epochs in order"),
     (["train", "rpat", "--size", "1", "2", "3"], "--size must be one side or height and width"),
     (["train", "rpat", "--extend"], "--extend and --change go with --resume"),
+    (["train", "rpat", "--resume", "--change", "learning-rate"], "--change learning_rate: there is no such option"),
+    (["train", "rpat", "--resume", "--change", "root"], "--change root has no effect: --root may differ anyway"),
+    (["train", "rpat", "--resume", "--change", "lr", "batch"], "cannot go on with another --batch; take another --out"),
+    (["train", "rpat", "--resume", "--change", "weight-decay-of"], "cannot go on with another --weight-decay-of"),
     (["train", "rpat", "--nesterov", "--momentum", "0"], "--nesterov needs a --momentum"),
     (["train", "trades", "--eta", "0.2"], "--eta has no effect with --objective trades"),
     (["train", "pgd_at", "--criterion", "kl"], "--criterion has no effect"),
@@ -364,8 +376,6 @@ def test_first_weights_are_taken_where_they_fit_and_parts_are_frozen(tmp_path, c
     assert {name for name, p in new.named_parameters() if p.requires_grad} == {
         name for name in kept if "layer1" not in name and not name.endswith(".bias")
     }
-    from perceptual_at.commands.options.settings import Optimisation
-
     chosen = Optimisation(weight_decay=0.1, weight_decay_of=("layer1*=0", "*.weight=0.3"))
     groups = {group["weight_decay"]: len(group["params"]) for group in networks.parameter_groups(DigitsCNN(), chosen)}
     assert set(groups) == {0.0, 0.3, 0.1}
@@ -517,6 +527,119 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_printed_or_wr
     assert "--plot needs an attack that all runs were evaluated with" in said
     assert not printed
     assert not (copied / "t.csv").exists()
+
+
+@pytest.mark.slow
+def test_what_a_run_goes_on_with_counts_and_what_its_state_lacks_is_refused(copied, capsys):
+    words = [*TRAIN[:-2], "--resume", "--extend", "--epochs", "2", "--out"]
+    ends = []
+    for place, more in enumerate([[], ["--weight-decay", "0.5"], ["--momentum", "0"]]):
+        out = shutil.copytree(copied / "pgd_at-0", copied / f"again-{place}")
+        changed = ["--change", more[0].lstrip("-"), *more] if more else []
+        assert call(*words, out, *changed) == 0
+        ends.append(read_weights(out / "final.safetensors")["linear.weight"])
+    assert not torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    capsys.readouterr()
+    averaged = ["--change", "average-decay", "--average-decay", "0.5"]
+    text = refused(capsys, *words, copied / "pgd_at-0", *averaged)
+    assert "holds no averaged weights, which the run would need" in text
+    remembering = ["--change", "objective", "--objective", "te"]
+    assert "holds no ensemble" in refused(capsys, *words, copied / "pgd_at-0", *remembering)
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs", "message"),
+    [
+        (["--change", "epochs", "--epochs", "3"], 4, "has done 4 epochs already, and --epochs is 3"),
+        (["--extend", "--epochs", "6"], 4, "--extend is for more epochs than the run's 9, and --epochs is 6"),
+        (["--change", "epochs", "--epochs", "6"], 4, ""),
+        (["--extend", "--epochs", "9"], 9, ""),
+    ],
+)
+def test_a_run_is_extended_to_more_epochs_and_never_ends_before_where_it_is(words, epochs, message):
+    saved = settings_of(["pgd_at", "--epochs", "9"]).fixed()
+    settings = settings_of(["pgd_at", "--resume", *words])
+    if message:
+        with pytest.raises(Stopped, match=message):
+            saving.changed(settings, saved, epochs)
+    else:
+        saving.changed(settings, saved, epochs)
+
+
+def test_patterns_of_one_weight_decay_stay_groups_of_their_own():
+    patterns = ("layer1*=0", "*.weight=0.3")
+    for decay in (0.0, 0.3, 0.1):  # so that a state fits whatever the decays are
+        chosen = Optimisation(weight_decay=decay, weight_decay_of=patterns)
+        assert len(networks.parameter_groups(DigitsCNN(), chosen)) == 3
+
+
+def scored(name, seed, scores, **more):
+    settings = {**settings_of(["pgd_at"]).flat(), "seed": seed}
+    return table.Scored(Path(name), settings, {"clean": 80.0, **scores}, **more)
+
+
+def test_the_summary_of_a_table_is_of_one_attack_that_all_runs_have():
+    runs = table.summarised([scored("a", 0, {"pgd20": 50.0, "aa": 40.0}), scored("b", 1, {"pgd20": 52.0})])
+    assert [run.scores["mean"] for run in runs] == [65.0, 66.0]
+    runs = table.summarised([scored("a", 0, {"pgd20": 50.0, "aa": 40.0}), scored("b", 1, {"aa": 42.0})])
+    assert [run.scores["mean"] for run in runs] == [60.0, 61.0]
+    assert "nrr" not in table.summarised([scored("a", 0, {"pgd20": 50.0}), scored("b", 1, {"aa": 42.0})])[0].scores
+
+
+@pytest.mark.parametrize("other", [(8, None), (16, "sha256:2")])
+def test_runs_that_were_measured_on_other_images_are_not_put_into_one_table(other):
+    first = scored("a", 0, {"pgd20": 50.0}, images=(16, "sha256:1"))
+    table.one_meaning([first, scored("b", 1, {"pgd20": 50.0}, images=(16, None))])
+    with pytest.raises(ValueError, match="`a` was measured on 16 images and `b` on"):
+        table.one_meaning([first, scored("b", 1, {"pgd20": 50.0}, images=other)])
+
+
+def finished(folder, **changes):
+    """The record of a run, as far as a table reads it."""
+    test = {"n": 16, "clean": 80.0, "pgd20": 50.0}
+    record = {"settings": settings_of(["pgd_at"]).flat(), "shape": [3, 32, 32], "classes": 10,
+              "best": {"test": test}, "final": {"test": test}}  # fmt: skip
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(record | changes))
+    return record
+
+
+def test_records_of_other_versions_are_read_and_damaged_ones_named(tmp_path, capsys):
+    settings = finished(tmp_path / "whole")["settings"]
+    finished(tmp_path / "older", settings={name: settings[name] for name in settings if name != "smoothing_over"})
+    finished(tmp_path / "again", settings=settings | {"seed": 1})
+    finished(tmp_path / "newer", settings=settings | {"seed": 2, "tomorrow": True})
+    assert call("table", *(tmp_path / name for name in ("older", "again", "newer"))) == 0
+    printed = capsys.readouterr().out
+    assert "| pgd_at (tomorrow None) | 2 |" in printed  # an option that is left out has its default
+    assert "| pgd_at (tomorrow True) | 1 |" in printed
+    finished(tmp_path / "wrong", settings=settings | {"norm": "l7"})
+    assert "result.json`: the setting 'norm' cannot be 'l7'" in refused(capsys, "table", tmp_path / "wrong")
+    for place, test in enumerate([{}, {"n": 16}, {"n": 16, "clean": float("nan")}, {"n": 16, "clean": "80"}]):
+        finished(tmp_path / f"{place}", best={"test": test})
+        assert "is damaged in best" in refused(capsys, "table", tmp_path / f"{place}")
+    text = refused(capsys, "table", tmp_path / "whole", "--out", tmp_path, "--plot", tmp_path / "t.png")
+    assert "--out must be a file of its own" in text
+    assert not (tmp_path / "t.png").exists()
+    text = refused(capsys, "evaluate", "--run", tmp_path / "whole")
+    assert "holds no best.safetensors" in text
+
+
+def test_a_flag_that_can_only_say_what_is_so_anyway_is_unknown(capsys):
+    assert "--no-grey" in refused(capsys, "evaluate", "--run", "x", "--no-grey")
+    assert not settings_of(["pgd_at", "--no-flip"]).data.flip
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line(capsys, monkeypatch):
+    from perceptual_at.commands import main as entry
+
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry.importlib, "import_module", interrupted)
+    assert call("table") == 130
+    assert capsys.readouterr().err == "perceptual-at table: interrupted.\n"
 
 
 def table_of(*runs):
@@ -685,6 +808,8 @@ def test_every_attack_that_is_named_is_one_and_has_a_meaning():
         (["rpat", "--data", "npz", "--workers", "4"], "--workers has no effect with --data npz, .* it is for streamed"),
         (["rpat", "--data=folder", "--workers=2"], "--workers has no effect with --data folder"),
         (["rpat", "--select-on", "test", "--held-out", "9"], "--held-out has no effect with --select-on test"),
+        (["pgd_at", "--extra-share", "0.5"], "--extra-share has no effect without --extra"),
+        (["pgd_at", "--padding", "0", "--padding-mode", "reflect"], "--padding-mode has no effect with --padding 0"),
         (["ikl", "--alpha", "0.3"], "--alpha has no effect beside --options alpha=4.0; give it there"),
     ],
 )

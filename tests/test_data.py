@@ -696,6 +696,30 @@ def test_what_cannot_be_served_is_refused_before_anything_is_read(call, error, w
         call()
 
 
+def test_labels_and_pixels_of_any_machine_are_read(tmp_path):
+    np = pytest.importorskip("numpy")
+    for place, kind in enumerate(("u2", "u4", "u8", ">i4", ">u2", "i1")):
+        path = tmp_path / f"{place}.npz"
+        np.savez(path, x_train=np.full((3, 2, 2), 0.5, dtype=">f8"), y_train=np.array([0, 2, 1], dtype=kind))
+        data = npz_images(path)
+        assert data.labels.tolist() == [0, 2, 1]
+        assert data.labels.dtype == torch.int64
+        assert data.images.unique().tolist() == [0.5]
+    np.savez(path, x_train=np.zeros((3, 2, 2), dtype=np.longdouble), y_train=np.arange(3))
+    with pytest.raises(ValueError, match=r"^npz_images: 'x_train' .* not numbers of up to 64 bits"):
+        npz_images(path)
+
+
+def test_labels_of_any_integer_type_are_split_and_named():
+    labels = (torch.arange(40) % 4).to(torch.uint16)
+    (_, rest), (_, held) = hold_out((torch.zeros(40, 1), labels), 8)
+    assert held.long().bincount().tolist() == [2, 2, 2, 2]
+    assert rest.dtype == torch.uint16
+    data = TensorImages(torch.zeros(40, 1, 2, 2), labels, classes=list("abcd"))
+    assert data.labels.dtype == torch.int64
+    assert ImageFiles(["a.png"] * 40, labels, size=8, classes=list("abcd")).labels.dtype == torch.int64
+
+
 def test_an_archive_is_named_with_what_is_wrong_in_it(tmp_path):
     np.savez(tmp_path / "far.npz", x_train=np.full((2, 2, 2), 3.5), y_train=np.arange(2))
     with pytest.raises(ValueError, match=r"^npz_images: .*'x_train'.*far.npz`: floating-point `images` must"):

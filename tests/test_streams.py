@@ -189,10 +189,15 @@ def test_a_stream_serves_what_memory_holds_also_through_workers(root):
         files[4]
 
 
-def test_the_fingerprint_notices_other_files_and_rows_are_taken(root):
+def test_the_fingerprint_notices_other_files_and_rows_are_taken(root, monkeypatch):
     files = stream_folder(root, size=8)
     assert files.fingerprint() == stream_folder(root, size=8).fingerprint()
     assert files.fingerprint() != files.rows(torch.tensor([1, 0, 2, 3])).fingerprint()
+    moved = root.rename(root.with_name("moved here"))
+    assert files.fingerprint() == stream_folder(moved, size=8).fingerprint()
+    monkeypatch.chdir(moved)
+    assert files.fingerprint() == stream_folder(".", size=8).fingerprint()
+    moved.rename(root)
     part = files.rows(torch.tensor([3, 1]))
     assert torch.equal(part[0][0], files[3][0])
     assert part.labels.tolist() == [1, 0]

@@ -41,7 +41,8 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
     model = target.made(images).to(device)
     weights, leader = weights_checksum(model), processes.rank == 0
     rows = torch.split(chosen_rows(images, wishes), protocol.batch)
-    whole = target.out / name_of(weights, fingerprint(images), wishes.images.samples, threat, _decisive(protocol))
+    what = (wishes.models.model, weights, fingerprint(images), wishes.images.samples, threat, _decisive(protocol))
+    whole = target.out / name_of(*what)
 
     def judged(rows: Sequence[Tensor], record: Path, *, checks: bool) -> pat.Evaluation:
         served = batches(images, rows, workers=wishes.images.workers)

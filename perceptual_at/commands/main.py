@@ -36,4 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         brings = f"`pip install {missing}` brings it, the extra `train` all"
         sys.exit(f"perceptual-at {words[0]}: {missing} is not installed; {brings}.")
+    except KeyboardInterrupt:  # importing takes seconds
+        print(f"perceptual-at {words[0]}: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
     command(words[1:])

@@ -27,7 +27,7 @@ from perceptual_at.commands.ingredients.protocol import threat_of
 from perceptual_at.commands.options.reading import parse
 from perceptual_at.commands.options.recipes import RECIPES
 from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS
-from perceptual_at.commands.options.settings import FREE, Budget
+from perceptual_at.commands.options.settings import FREE, GROUP_OF, Budget, Settings, settings_from
 from perceptual_at.published import PublishedRow, published
 
 
@@ -49,6 +49,10 @@ class Tabulating:
     """A file for a plot of clean against robust accuracy."""
 
 
+USUAL = "2.5 eps / steps"
+"""Length of a step where nothing else was said."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Scored:
     """One run: its settings, and its scores in percent by column."""
@@ -60,6 +64,8 @@ class Scored:
     """Length of a step of each attack that has one, as it was called."""
     threats: dict[str, str] = dataclasses.field(default_factory=dict)
     """Threat of each attack whose call is known."""
+    images: tuple[int, str | None] = (0, None)
+    """On how many images, and their fingerprint where it is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +84,11 @@ class Group:
 def scored(folder: Path, which: str) -> Scored:
     """The scores of a run: of its evaluation where there is one, else of its own test."""
     record = read_result(folder)
+    try:
+        settings_from({name: value for name, value in record["settings"].items() if name in GROUP_OF})
+    except ValueError as error:
+        raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
+    settings = Settings().flat() | record["settings"]
     report = folder / "evaluation" / which / "report.json"
     if report.is_file():
         result = report_at(report)
@@ -87,30 +98,65 @@ def scored(folder: Path, which: str) -> Scored:
             )
         shown = {"clean": result.clean_accuracy, **result.robust_accuracy}
         scores = {name: 100 * value for name, value in shown.items()}
+        images = (len(result), result.provenance.get("data"))
         calls = {name: str(result.provenance.get(f"attack {name!r}")) for name in result.robust}
         steps = {name: found[1] for name, call in calls.items() if (found := re.search(r"step_size=([^,)]+)", call))}
         threats = {
             name: found[1] for name, call in calls.items() if (found := re.search(r"threat=(\w+\([^()]*\))", call))
         }
+        if result.cascade:
+            names = list(result.robust)
+            steps |= {name: f"{steps.get(name, USUAL)} on what {', '.join(names[:place])} left"
+                      for place, name in enumerate(names) if place}  # fmt: skip
     else:
         test = record[which]["test"]
         scores = {name: value for name, value in test.items() if name not in ("n", "mean", "nrr")}
-        chosen = record["settings"].get("eval_step_size")
+        images = (test["n"], None)
+        chosen = settings["eval_step_size"]
         steps = {} if chosen is None else {name: str(chosen) for name in scores if name != "clean"}
-        own = repr(threat_of(Budget(norm=record["settings"]["norm"], eps=record["settings"]["eps"])))
+        own = repr(threat_of(Budget(norm=settings["norm"], eps=settings["eps"])))
         threats = {name: own for name in scores if name != "clean"}
-    robust = scores.get("aa", min((value for name, value in scores.items() if name != "clean"), default=math.nan))
-    if not math.isnan(robust):
-        scores |= {"mean": metrics.mean_score(scores["clean"], robust), "nrr": metrics.nrr(scores["clean"], robust)}
-    return Scored(folder, record["settings"], scores, steps, threats)
+    return Scored(folder, settings, scores, steps, threats, images)
+
+
+def strongest(runs: Sequence[Scored]) -> str | None:
+    """Of the attacks that all runs have AutoAttack, else the one that leaves the least; None if they share none."""
+    shared = [name for name in runs[0].scores if name != "clean" and all(name in run.scores for run in runs)]
+    return "aa" if "aa" in shared else min(
+        shared, key=lambda name: statistics.fmean(run.scores[name] for run in runs), default=None
+    )  # fmt: skip
+
+
+def summarised(runs: Sequence[Scored]) -> list[Scored]:
+    """Runs with the mean and the NRR of their clean accuracy and that under the strongest attack."""
+    robust = strongest(runs)
+    if robust is None:
+        return list(runs)
+    found = []
+    for run in runs:
+        pair = run.scores["clean"], run.scores[robust]
+        more = {"mean": metrics.mean_score(*pair), "nrr": metrics.nrr(*pair)}
+        found.append(dataclasses.replace(run, scores=run.scores | more))
+    return found
 
 
 def one_meaning(runs: Sequence[Scored]) -> None:
-    """Refuse a column whose name means different attacks.
+    """Refuse a column whose name means different attacks, or different images of one data set.
 
     Raises:
-        ValueError: if an attack of one name had steps of different lengths, or different budgets on runs of one.
+        ValueError: if an attack of one name had steps of different lengths, or different budgets on runs of one, or
+            runs on one data set were measured on other images.
     """
+    measured: dict[str, list[Scored]] = {}
+    for run in runs:
+        for other in measured.setdefault(run.settings["data"], []):
+            (count, data), (count_other, data_other) = run.images, other.images
+            if count != count_other or (None not in (data, data_other) and data != data_other):
+                raise ValueError(
+                    f"`{other.folder}` was measured on {count_other} images and `{run.folder}` on {count}, which are "
+                    "not the same; evaluate both alike."
+                )
+        measured[run.settings["data"]].append(run)
     met: dict[str, tuple[str, Path]] = {}
     under: dict[tuple[Any, ...], tuple[str, Path]] = {}
     for run in runs:
@@ -121,7 +167,7 @@ def one_meaning(runs: Sequence[Scored]) -> None:
                     f"{name} is under {first} in `{folder}` and under {threat} in `{run.folder}`; evaluate both alike."
                 )
         for name in run.scores.keys() - {"clean", "mean", "nrr"}:
-            step = run.steps.get(name, "2.5 eps / steps")
+            step = run.steps.get(name, USUAL)
             first, folder = met.setdefault(name, (step, run.folder))
             if first != step:
                 raise ValueError(
@@ -146,8 +192,8 @@ def grouped(runs: Sequence[Scored]) -> list[Group]:
     for key, group in held.items():
         namesakes = [other for other in held if other != key and short[other] == short[key]]
         differing = sorted({
-            name for other in namesakes for name, value in held[other][0].settings.items()
-            if name not in (*FREE, "seed") and value != group[0].settings.get(name)
+            name for other in namesakes for name in {**held[other][0].settings, **group[0].settings}
+            if name not in (*FREE, "seed") and held[other][0].settings.get(name) != group[0].settings.get(name)
         })  # fmt: skip
         more = ", ".join(f"{name} {group[0].settings.get(name)}" for name in differing[:4])
         groups.append(
@@ -285,9 +331,11 @@ def command(arguments: list[str]) -> None:
         chosen = parse(arguments, Tabulating, Tabulating(), "perceptual-at table", description=__doc__ or "")
         if not chosen.runs:
             raise ValueError("give the folders of finished runs.")
+        if chosen.out is not None and (chosen.out.is_dir() or chosen.out == chosen.plot):
+            raise ValueError(f"--out must be a file of its own, got `{chosen.out}`.")
         runs = [scored(folder, chosen.which) for folder in chosen.runs]
         one_meaning(runs)
-        groups = grouped(runs)
+        groups = grouped(summarised(runs))
         text = table_text(cells(groups, printed=chosen.printed), chosen.format)
         if chosen.plot is not None:  # may be refused, so nothing is printed before
             _draw(groups, chosen.plot)
@@ -299,10 +347,8 @@ def command(arguments: list[str]) -> None:
 
 def _draw(groups: Sequence[Group], path: Path) -> None:
     """Clean against the strongest attack that all runs have."""
-    shared = [c for c in columns_of(groups) if c not in ("clean", "mean", "nrr")
-              and all(c in run.scores for group in groups for run in group.runs)]  # fmt: skip
-    if not shared:
+    robust = strongest([run for group in groups for run in group.runs])
+    if robust is None:
         raise ValueError("--plot needs an attack that all runs were evaluated with.")
-    robust = "aa" if "aa" in shared else shared[-1]
     points = {group.name: [(run.scores["clean"], run.scores[robust]) for run in group.runs] for group in groups}
     plotting.save(plotting.trade_off(points, robust_name=robust), path)

@@ -61,8 +61,9 @@ def npz_images(
             f"npz_images: {keys[0]!r} in `{path}` holds bytes of 0 and 1 only, which would be nearly black; store "
             "pixels as bytes up to 255, or as floating-point numbers in [0, 1]."
         )
-    if not labels.is_floating_point() and labels.numel() and int(labels.min()) < 0:
-        raise ValueError(f"npz_images: {keys[1]!r} in `{path}` holds the label {int(labels.min())}; they start at 0.")
+    lowest = 0 if labels.is_floating_point() or not labels.numel() else int(labels.long().min())
+    if lowest < 0:
+        raise ValueError(f"npz_images: {keys[1]!r} in `{path}` holds the label {lowest}; they start at 0.")
     try:
         return TensorImages(images, labels, transform=transform)
     except (TypeError, ValueError) as error:
@@ -84,9 +85,10 @@ def _read(path: Path, keys: tuple[str, str]) -> tuple[list[str], list[Tensor]]:
             f"npz_images: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
         ) from error
     for key, array in zip(keys, arrays, strict=False):
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"npz_images: {key!r} in `{path}` holds {array.dtype}, not numbers.")
-    return names, [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise ValueError(f"npz_images: {key!r} in `{path}` holds {array.dtype}, not numbers of up to 64 bits.")
+    native = (array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays)  # of other machines too
+    return names, [torch.from_numpy(np.ascontiguousarray(array)) for array in native]
 
 
 def _channels_first(path: Path, key: str, images: Tensor, layout: Layout | None) -> Tensor:

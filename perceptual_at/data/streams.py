@@ -3,9 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +68,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         held = len(encoded) if places is None else len(places)
         if labels.shape != (held,):
             raise ValueError(f"ImageFiles: `labels` must be of shape ({held},), got {tuple(labels.shape)}.")
-        _check.labels("ImageFiles", labels, labels=labels)
+        labels = _check.labels("ImageFiles", labels, labels=labels)
         check_classes("ImageFiles", classes, labels)
         self.labels, self.size, self.grey = labels, size, grey
         self.classes = None if classes is None else tuple(classes)
@@ -111,9 +112,14 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         )  # fmt: skip
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, places and labels: notices that other files are read, not that one was rewritten."""
+        """SHA-256 over names, places and labels: notices that other files are read, not that one was rewritten.
+
+        Names count from the folder that holds all files, so that it may be moved, or named from another place.
+        """
         digest = hashlib.sha256(json.dumps([list(self.shape), self.classes]).encode())
-        for tensor in (self._names, self._ends, self.labels, *([] if self._places is None else [self._places])):
+        for name in _below([self._path(row) for row in range(len(self._ends))]):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        for tensor in (self.labels, *([] if self._places is None else [self._places])):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
@@ -139,6 +145,16 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __repr__(self) -> str:
         return f"ImageFiles({len(self)} images served as {self.shape})"
+
+
+def _below(names: list[str]) -> Iterator[str]:
+    """The names of files without the folders that all of them are in."""
+    try:
+        above = os.path.commonpath([min(names), max(names)]) if names else ""  # which stand for all between them
+    except ValueError:  # some count from the root and some from the working folder
+        above = ""
+    for name in names:
+        yield name[len(above) :].replace(os.sep, "/").lstrip("/") or Path(name).name
 
 
 def _encoded(path: Any) -> bytes:

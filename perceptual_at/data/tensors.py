@@ -70,7 +70,7 @@ class TensorImages(Dataset[Any]):
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"TensorImages: `images` must be uint8 or floating point, got {images.dtype}.")
-        _check.labels("TensorImages", labels, images=images)
+        labels = _check.labels("TensorImages", labels, images=images)
         if images.is_floating_point() and images.numel():
             low, high = (float(extreme) for extreme in torch.aminmax(images))
             if not (low >= 0 and high <= 1):
@@ -81,7 +81,7 @@ class TensorImages(Dataset[Any]):
                 )
         check_classes("TensorImages", classes, labels)
         self.images = images
-        self.labels = labels.long()
+        self.labels = labels
         self.transform = transform
         self.classes = None if classes is None else tuple(classes)
 
@@ -294,8 +294,7 @@ def _labels_of(data: Any) -> tuple[int, Tensor]:
             raise ValueError(f"hold_out: `data` must be a pair `(x, labels)`, got a tuple of {len(data)}.")
         for name, value in zip(("x", "labels"), data, strict=True):
             _check.tensor("hold_out", name, value)
-        _check.labels("hold_out", data[1], x=data[0])
-        return data[0].shape[0], data[1].cpu()
+        return data[0].shape[0], _check.labels("hold_out", data[1], x=data[0]).cpu()
     if not _is_indexed(data):
         raise TypeError(
             f"hold_out: `data` must be a pair of tensors or a data set with a length, got {type(data).__name__}."
@@ -316,7 +315,7 @@ def _known_labels(data: Any) -> Tensor | None:
         return None
     labels = torch.as_tensor(found, device="cpu")
     usable = labels.ndim == 1 and labels.numel() == len(data) and not labels.is_floating_point()
-    return labels if usable else None
+    return labels.long() if usable else None
 
 
 def _stratified_mask(labels: Tensor, held: int, generator: torch.Generator) -> Tensor:

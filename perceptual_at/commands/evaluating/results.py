@@ -1,6 +1,7 @@
 """What runs and evaluations have left behind, read back: result.json and report.json."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,19 @@ def read_result(folder: Path) -> dict[str, Any]:
         "settings": isinstance(record["settings"], dict),
         "shape": isinstance(shape, list) and len(shape) == 3 and all(isinstance(side, int) for side in shape),
         "classes": isinstance(record["classes"], int),
-        **{name: isinstance(record[name], dict) and isinstance(record[name].get("test"), dict)
+        **{name: isinstance(record[name], dict) and _are_scores(record[name].get("test"))
            for name in ("best", "final")},
     }  # fmt: skip
     if wrong := [name for name, fits in fitting.items() if not fits]:
         raise ValueError(f"`{path}` is damaged in {', '.join(wrong)}; {again}")
     return record
+
+
+def _are_scores(test: Any) -> bool:
+    """Whether something is the scores of a test: finite numbers by name, those of clean images among them."""
+    return isinstance(test, dict) and {"n", "clean"} <= test.keys() and all(
+        isinstance(score, (int, float)) and math.isfinite(score) for score in test.values()
+    )  # fmt: skip
 
 
 def report_at(path: Path) -> pat.Evaluation:

@@ -53,12 +53,15 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         settings = settings_from({key: value for key, value in record["settings"].items() if key not in left_out})
     except ValueError as error:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
+    weights = folder / f"{name}.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"`{folder}` holds no {weights.name}; `perceptual-at train ... --resume` writes it again.")
     channels, height, width = record["shape"]
 
     def made(images: Images) -> nn.Module:
         task = networks.Task(channels, record["classes"], torch.zeros(2, channels, height, width))
         model = networks.network(settings.network, task, seed=settings.running.seed)
-        load_weights(model, folder / f"{name}.safetensors")
+        load_weights(model, weights)
         if shape_of(images) != (channels, height, width):
             _try_shape(model, images, folder, record)
         return model

@@ -224,7 +224,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
 
 
 def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, Any]]:
-    """What the optimiser gets: parameters with their weight decay, one group for each decay."""
+    """What the optimiser gets: parameters with their weight decay, a group for each pattern and one for the rest."""
     decays = {}
     for pattern, text in pairs("weight_decay_of", chosen.weight_decay_of).items():
         decays[pattern] = number_in(text)
@@ -232,12 +232,15 @@ def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, A
             raise ValueError(f"--weight-decay-of {pattern}={text} must be at least 0.")
         if not fnmatch.filter([name for name, _ in model.named_parameters()], pattern):
             raise ValueError(f"--weight-decay-of {pattern}: no parameter has such a name.")
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[str | None, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = next((d for pattern, d in decays.items() if fnmatch.fnmatch(name, pattern)), chosen.weight_decay)
-            groups.setdefault(decay, []).append(parameter)
-    return [{"params": held, "weight_decay": decay} for decay, held in groups.items()]
+            fitting = next((pattern for pattern in decays if fnmatch.fnmatch(name, pattern)), None)
+            groups.setdefault(fitting, []).append(parameter)
+    return [
+        {"params": held, "weight_decay": chosen.weight_decay if pattern is None else decays[pattern]}
+        for pattern, held in groups.items()
+    ]
 
 
 def tried(model: nn.Module, task: Task, name: str) -> None:

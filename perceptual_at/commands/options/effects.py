@@ -56,6 +56,8 @@ RULES = (
          "--schedule triangular has a peak"),
     Rule(("milestones", "factor"), lambda s: s.optimisation.schedule in ("steps", "rebat"),
          "with --schedule {schedule}", "--schedule steps and rebat drop at milestones"),
+    Rule(("extra_share",), lambda s: s.data.extra is not None, "without --extra"),
+    Rule(("padding_mode",), lambda s: s.data.padding > 0, "with --padding 0, which moves nothing"),
     Rule(("padding", "padding_mode"), _shifted, "where images are not shifted, with --augment {augment}",
          "--augment shift shifts them"),
     Rule(("flip",), lambda s: s.data.augment != "none", "with --augment none", "the others mirror images"),

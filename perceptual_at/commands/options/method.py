@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from perceptual_at import objectives
 from perceptual_at.commands.options.settings import Method, Settings
-from perceptual_at.commands.options.words import meant, option, pairs
+from perceptual_at.commands.options.words import literals, meant, option, pairs
 from perceptual_at.objectives.combination import BASES
 from perceptual_at.objectives.presets import bound_base
 
@@ -185,7 +185,7 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
         raise ValueError(f"--base has no effect with --objective {method.objective}.")
     own, *below = parts(method)
     if not below:  # a base of the objective's own
-        allowed = _literals(typing.get_type_hints(objective_named(own))["base"])
+        allowed = literals(typing.get_type_hints(objective_named(own))["base"])
         if method.base not in allowed:
             raise ValueError(f"--base knows {', '.join(allowed)} with --objective {own}, not {method.base!r}.")
         return method.base
@@ -199,14 +199,6 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
     if below[0] != "dicar":
         return last
     return functools.partial(objectives.dicar, **objectives.preset("dicar", method.source), base=last)
-
-
-def _literals(kind: Any) -> tuple[str, ...]:
-    """The words among the types that an argument may have."""
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Literal:
-        return arguments
-    return tuple(word for part in arguments for word in _literals(part))
 
 
 def effective(method: Method) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
         ValueError: if words are unknown or values do not fit.
     """
     said, width = io.StringIO(), os.environ.get("COLUMNS")
+    # Recipes turn flags on, so `train` can turn them off again; elsewhere `--no-flag` would say what is so anyway.
+    flags = () if kind is Settings else (tyro.conf.FlagCreatePairsOff,)
     helping = "--help" in words or "-h" in words
     try:
         if not helping:
@@ -100,7 +102,7 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind, args=list(words), default=default, prog=program, description=description or None,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=(tyro.conf.OmitArgPrefixes, *flags),
             )  # fmt: skip
     except SystemExit as end:
         if end.code in (0, None):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from perceptual_at.commands.options.words import Amount, Number, Place, option
+from perceptual_at.commands.options.words import Amount, Number, Place, literals, meant, option
 
 Strength = Literal["full", "reduced", "clean"]
 
@@ -272,6 +273,12 @@ class Running:
     track: tuple[str, ...] = ()
     """Further trackers of Accelerate to log to, such as wandb."""
 
+    @property
+    def may_change(self) -> set[str]:
+        """The options that --change and --extend name, as the settings are called."""
+        named = {name.lstrip("-").replace("-", "_") for name in self.change}
+        return named | ({"epochs"} if self.extend else set())
+
 
 GROUPS = {
     "method": Method, "data": Data, "network": Network, "threat": Budget, "optimisation": Optimisation,
@@ -295,6 +302,8 @@ FREE = (
     "teacher",
 )
 """What may differ when a run goes on."""
+LASTING = ("seed", "batch", "shard", "weight_decay_of")
+"""What no --change can change, beside images and network: states count steps, and hold the optimiser's groups."""
 
 # Option: least value, whether that value itself is allowed, greatest value.
 RANGES: dict[str, tuple[float, bool, float]] = {
@@ -360,6 +369,8 @@ class Settings:
             raise ValueError(f"--size must be one side or height and width, got {' '.join(map(str, self.data.size))}.")
         if (running.extend or running.change) and not running.resume:
             raise ValueError("--extend and --change go with --resume.")
+        for name in sorted(running.may_change):
+            _check_change(name)
 
     def changed(self, **changes: Any) -> "Settings":
         """The same settings but for the options named, whatever group they are in."""
@@ -381,6 +392,16 @@ class Settings:
         return {name: value for name, value in self.flat().items() if name not in FREE}
 
 
+def _check_change(name: str) -> None:
+    """Require an option that a run can go on with another value of."""
+    if name not in GROUP_OF:
+        raise ValueError(f"--change {name}: there is no such option{meant(name, GROUP_OF)}.")
+    if name in FREE:
+        raise ValueError(f"--change {name} has no effect: {option(name)} may differ anyway.")
+    if GROUP_OF[name] in ("data", "network") or name in LASTING:
+        raise ValueError(f"--change {name}: the run cannot go on with another {option(name)}; take another --out.")
+
+
 def settings_from(flat: dict[str, Any]) -> Settings:
     """The settings that `flat` wrote down; options that are not among them keep their defaults.
 
@@ -394,7 +415,9 @@ def settings_from(flat: dict[str, Any]) -> Settings:
     for name, value in flat.items():
         wanted: Any = type(defaults[name])
         wanted = (int, float) if wanted in (int, float) else wanted
-        if defaults[name] is not None and not isinstance(value, wanted):
+        words = literals(typing.get_type_hints(GROUPS[GROUP_OF[name]])[name])
+        mistaken = words and isinstance(value, str) and value not in words
+        if mistaken or (defaults[name] is not None and not isinstance(value, wanted)):
             raise ValueError(f"the setting {name!r} cannot be {value!r}.")
     return Settings().changed(**{
         name: Path(value) if name in ("root", "out", "init", "extra") and value

@@ -1,6 +1,7 @@
 """Words of the command line that are no plain numbers or texts: fractions, amounts, places, names."""
 
 import difflib
+import typing
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
@@ -67,6 +68,14 @@ def meant(word: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)` where something known is like the word, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def literals(kind: Any) -> tuple[str, ...]:
+    """The words among the types that an argument may have."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return arguments
+    return tuple(word for part in arguments for word in literals(part))
 
 
 def pairs(name: str, words: Sequence[str]) -> dict[str, str]:

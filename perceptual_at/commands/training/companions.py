@@ -190,7 +190,7 @@ def first_runs(settings: Settings) -> Iterator[Settings]:
             yield first
             continue
         saved = json.loads((out / "result.json").read_text())["settings"]
-        free = {*plain, "epochs", *settings.running.change}
+        free = {*plain, "epochs", *settings.running.may_change}
         other = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in first.fixed().items()
                  if key not in free and saved.get(key) != value]  # fmt: skip
         if other:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor
 from perceptual_at.averaging import Weights, snapshot
 from perceptual_at.checkpoints import read_weights, save_weights
 from perceptual_at.commands.endings import Stopped
-from perceptual_at.commands.options.settings import GROUP_OF, Settings
-from perceptual_at.commands.options.words import meant, option
+from perceptual_at.commands.options.settings import Settings
 from perceptual_at.commands.training import companions, shards, states
 from perceptual_at.commands.training.run import Run
 
@@ -100,10 +100,11 @@ def restore_run(run: Run) -> bool:
         raise Stopped(f"the run in `{run.settings.running.out}` was trained on other images ({', '.join(other)}).")
     if other:
         warnings.warn("the test images are others than when the run began.", stacklevel=1)
-    if not run.settings.running.shard:
-        run.accelerator.load_state(str(state))
-    device = run.accelerator.device
     held = load_file(state / f"process_{run.accelerator.process_index}.safetensors")
+    _refuse_what_the_state_lacks(run, state, held)
+    if not run.settings.running.shard:
+        _load(run, state)
+    device = run.accelerator.device
 
     def group(wanted: str) -> dict[str, Tensor]:
         return {name.partition("/")[2]: value for name, value in held.items() if name.startswith(f"{wanted}/")}
@@ -126,6 +127,24 @@ def restore_run(run: Run) -> bool:
     return True
 
 
+def _load(run: Run, state: Path) -> None:
+    """Weights, momenta and the scaler of a state; momentum and weight decay stay those of the settings."""
+    chosen = [{name: value for name, value in held.items() if name != "params"} for held in run.optimizer.param_groups]
+    run.accelerator.load_state(str(state))
+    for held, own in zip(run.optimizer.param_groups, chosen, strict=True):
+        held.update(own)
+
+
+def _refuse_what_the_state_lacks(run: Run, state: Path, held: Weights) -> None:
+    """Refuse to go on with averages, or with what a method keeps, that the run did not have."""
+    for name in own_tensors(run).keys() - held.keys():
+        group, _, key = name.partition("/")
+        if group in ("average", "kept"):
+            what = "no averaged weights" if group == "average" else f"no {key.partition('/')[0]}"
+            named = " ".join(run.settings.running.change)
+            raise Stopped(f"--change {named}: `{state}` holds {what}, which the run would need; take another --out.")
+
+
 def _like(tensor: Tensor, value: Tensor) -> Tensor:
     made = tensor.clone()
     shards.part_of(made).copy_(value)
@@ -136,23 +155,23 @@ def changed(settings: Settings, saved: dict[str, Any], epoch: int) -> list[dict[
     """Settings that differ from the run's, all of them named by --change or --extend.
 
     Raises:
-        Stopped: if one is not named, or cannot be changed in the middle of a run.
+        Stopped: if one is not named, or the epochs are fewer than it allows.
     """
     running, present = settings.running, settings.fixed()
-    named = {name.lstrip("-").replace("-", "_") for name in running.change} | ({"epochs"} if running.extend else set())
-    for name in named:
-        if name not in GROUP_OF:
-            raise Stopped(f"--change {name}: there is no such option{meant(name, GROUP_OF)}.")
-        if GROUP_OF[name] in ("data", "network") or name == "seed":
-            raise Stopped(f"--change {name}: the run cannot go on with another {option(name)}; take another --out.")
     differing = {name: (saved.get(name), value) for name, value in present.items() if saved.get(name) != value}
-    others = [f"{name} {before!r} -> {after!r}" for name, (before, after) in differing.items() if name not in named]
+    unnamed = differing.keys() - running.may_change
+    others = [f"{name} {before!r} -> {after!r}" for name, (before, after) in differing.items() if name in unnamed]
     if others:
         raise Stopped(
             f"the run in `{running.out}` has other settings: {', '.join(others)}. Take another --out, or name what may "
             "differ in --change."
         )
-    if running.extend and present["epochs"] < epoch:
-        raise Stopped(f"--extend: the run has done {epoch} epochs already, and --epochs is {present['epochs']}.")
+    if present["epochs"] < epoch:
+        raise Stopped(f"the run has done {epoch} epochs already, and --epochs is {present['epochs']}.")
+    if running.extend and present["epochs"] < saved["epochs"]:
+        raise Stopped(
+            f"--extend is for more epochs than the run's {saved['epochs']}, and --epochs is {present['epochs']}; with "
+            "--change epochs they can be fewer."
+        )
     return [{"epoch": epoch, "option": name, "from": before, "to": after}
             for name, (before, after) in differing.items()]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from perceptual_at import data
 from perceptual_at.commands.ingredients.images import Images, as_floats, fingerprint, images_of, shape_of
 from perceptual_at.commands.ingredients.networks import Task
-from perceptual_at.commands.options.settings import Data, Network, Settings
+from perceptual_at.commands.options.settings import Network, Settings
 from perceptual_at.data import TensorImages
 
 
@@ -61,8 +62,6 @@ def splits(settings: Settings) -> Splits:
             f"--extra-share {settings.data.extra_share:g} takes {share} of a batch of {settings.optimisation.batch} "
             "from --extra; both sources need at least one."
         )
-    if extra is None and settings.data.extra_share != Data.extra_share:
-        raise ValueError("--extra-share has no effect without --extra.")
     if settings.evaluation.select_on == "test":
         return Splits(everything, test, test, classes, shape, extra)
     amount = settings.evaluation.held_out
@@ -96,6 +95,11 @@ def _classes(train: Images, test: Images) -> int:
     classes = int(train.labels.max()) + 1 if train.classes is None else len(train.classes)
     if classes < 2:
         raise ValueError("there must be at least two classes to train on.")
+    if classes > len(train):
+        raise ValueError(
+            f"the part 'train' has the label {classes - 1} and {len(train)} images, fewer than one for each of "
+            f"{classes} classes; number the classes from 0 without gaps."
+        )
     if int(test.labels.max()) >= classes:
         raise ValueError(
             f"the test has the label {int(test.labels.max())}, but training has the classes 0 to {classes - 1} only."
@@ -112,7 +116,8 @@ def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImage
     try:
         with np.load(path, allow_pickle=False) as archive:
             labelled = "y_train" in archive.files
-            unlabelled = None if labelled else torch.from_numpy(archive["x_train"])
+            pixels = None if labelled else archive["x_train"]
+            unlabelled = None if pixels is None else _as_tensor(pixels.astype(pixels.dtype.newbyteorder("=")))
     except Exception as error:  # NumPy and zipfile raise a dozen kinds
         raise ValueError(f"--extra: `{path}` cannot be read as an archive with x_train ({error}).") from error
     if unlabelled is None:
@@ -129,6 +134,13 @@ def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImage
     if int(found.labels.max()) >= classes:
         raise ValueError(f"--extra has the label {int(found.labels.max())}, but --data has {classes} classes.")
     return found
+
+
+def _as_tensor(pixels: Any) -> Tensor:
+    """Images of an array, floating-point ones in float32; grey ones get their channel."""
+    images = torch.from_numpy(pixels)
+    images = images.float() if images.is_floating_point() else images
+    return images.unsqueeze(1) if images.ndim == 3 else images
 
 
 def task_of(parts: Splits, chosen: Network) -> Task:
