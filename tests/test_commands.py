@@ -623,7 +623,8 @@ def test_records_of_other_versions_are_read_and_damaged_ones_named(tmp_path, cap
     assert "--out must be a file of its own" in text
     assert not (tmp_path / "t.png").exists()
     text = refused(capsys, "evaluate", "--run", tmp_path / "whole")
-    assert "holds no best.safetensors" in text
+    assert "there is no file" in text
+    assert "best.safetensors`; `perceptual-at train ... --resume` writes it again" in text
 
 
 def test_a_flag_that_can_only_say_what_is_so_anyway_is_unknown(capsys):

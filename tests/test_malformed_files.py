@@ -460,7 +460,7 @@ LEFT = [
     (put("evaluation/best/report.json", b"{"), ["table", "run"], "is no report of an evaluation"),
     (put("evaluation/best/report.json", b"[]"), ["table", "run"], "is no report of an evaluation"),
     (put("evaluation/best/report.json", b"\xff"), ["compare", *["run/evaluation/best"] * 2], "no report"),
-    (rewritten(best={"weights": "other", "test": {"clean": 1.0}}), ["table", "run"], "is of other weights"),
+    (rewritten(best={"weights": "other", "test": {"n": 64, "clean": 1.0}}), ["table", "run"], "is of other weights"),
 ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
     weights = folder / f"{name}.safetensors"
     if not weights.is_file():
-        raise ValueError(f"`{folder}` holds no {weights.name}; `perceptual-at train ... --resume` writes it again.")
+        raise ValueError(f"there is no file `{weights}`; `perceptual-at train ... --resume` writes it again.")
     channels, height, width = record["shape"]
 
     def made(images: Images) -> nn.Module:
