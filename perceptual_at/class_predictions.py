@@ -75,7 +75,8 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
     _check.labels(name, labels, classes=logits.shape[1], logits=logits)
     predictions = log_distribution(logits.detach().to(sums.dtype), temperature).exp()
     of_class = torch.zeros_like(predictions).scatter(1, labels.long()[:, None], 1.0)
-    return sums + of_class.T @ predictions  # unlike `index_add` the same bits every time, on GPUs too
+    with torch.autocast(logits.device.type, enabled=False):  # a product of matrices would be in half precision
+        return sums + of_class.T @ predictions  # unlike `index_add` the same bits every time, on GPUs too
 
 
 def _check_table(function: str, argument: str, value: Tensor) -> None:

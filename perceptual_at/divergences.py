@@ -324,8 +324,11 @@ def square_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def directions(value: Tensor) -> Tensor:
-    """Vectors `(B, K, *S)` of length one at each place; zero vectors stay."""
-    return functional.normalize(_vectors(value), dim=1, eps=1e-8)
+    """Vectors `(B, K, *S)` of length one at each place; zero vectors stay, and have second derivatives too."""
+    vectors, shortest = _vectors(value), 1e-8
+    none = torch.linalg.vector_norm(vectors.detach(), dim=1, keepdim=True) == 0
+    some = functional.normalize(torch.where(none, 1.0, vectors), dim=1, eps=shortest)
+    return torch.where(none, vectors / shortest, some)
 
 
 def times_log(shares: Tensor, logs: Tensor) -> Tensor:

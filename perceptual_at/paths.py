@@ -120,3 +120,16 @@ def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> f
     if value.ndim:
         _check.same_device(function, name, value.device, "the other arguments", like.device)
     return per_sample(value.to(like.dtype), like)
+
+
+def mixture(logits_1: Tensor, logits_2: Tensor, weight: float | Tensor) -> Tensor:
+    """Mixed logits, with a weight as from `fraction`: a class that one part masks is masked, unless its weight is 0."""
+    return _part(weight, logits_1) + _part(1 - weight, logits_2)
+
+
+def _part(weight: float | Tensor, logits: Tensor) -> Tensor:
+    absent = logits.isneginf()
+    part = weight * logits.masked_fill(absent, 0.0)
+    if isinstance(weight, Tensor):
+        return part.masked_fill(absent & (weight > 0), -math.inf)
+    return part.masked_fill(absent, -math.inf) if weight > 0 else part

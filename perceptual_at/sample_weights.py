@@ -13,7 +13,7 @@ from torch.nn import functional
 from perceptual_at import _check
 from perceptual_at._places import known, labelled, over_places, right
 from perceptual_at._rounding import wide
-from perceptual_at.divergences import PerSampleLoss, cross_entropy
+from perceptual_at.divergences import PerSampleLoss, cross_entropy, times_log
 
 __all__ = [
     "StepsWithstood",
@@ -205,7 +205,7 @@ def entropy_weights(adv_logits: Tensor, *, form: Literal["one_plus", "proportion
     _check.logits("entropy_weights", adv_logits=adv_logits)
     _check.choice("entropy_weights", "form", form, ("one_plus", "proportional"))
     log_p = functional.log_softmax(adv_logits.detach().to(wide(adv_logits)), dim=1)
-    entropy = over_places(-(log_p.exp() * log_p).sum(dim=1))
+    entropy = over_places(-times_log(log_p.exp(), log_p).sum(dim=1))
     mean = entropy.mean() if entropy.shape[0] else entropy.sum()
     share = torch.where(mean > 0, entropy / mean, torch.ones_like(entropy))
     return (share + 1 if form == "one_plus" else share).to(adv_logits.dtype)

@@ -320,7 +320,17 @@ def test_a_class_that_one_side_alone_masks():
     expected = ((math.log(2 / 3) + math.log(2)) / 2 + math.log(4 / 3)) / 2  # JS of (1/2, 1/2) and (1, 0)
     assert pat.js_divergence(p, q).item() == pytest.approx(expected)
     assert pat.dicar_loss(p, p, q, mix=1.0, space="logits").item() == pytest.approx(0, abs=1e-7)  # view 2 has no weight
+    alone = pat.interpolation_consistency_loss(p, p, q, mix=1.0)
+    assert alone == pat.interpolation_consistency_loss(p, p, q, mix=torch.ones(1)) == 0
     assert pat.trades_loss(q, q, torch.tensor([1])).item() == math.inf  # the label itself is impossible
+
+
+def test_a_mix_may_be_a_number_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    given = [normal(i, BATCH, CLASSES) for i in range(3)]
+    for space in ("logits", "probabilities"):
+        expected = pat.dicar_loss(*given, mix=0.25, space=space)
+        assert_close(pat.dicar_loss(*given, mix=numpy.float32(0.25), space=space), expected)
 
 
 def test_all_classes_but_one_may_be_masked():

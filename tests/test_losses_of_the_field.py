@@ -151,6 +151,13 @@ def test_the_table_of_class_predictions_is_the_mean_of_each_class():
     assert torch.equal(class_table(sums, before)[3], before[3])
 
 
+def test_the_table_keeps_its_digits_under_autocast():
+    logits, labels = normal(0, 30, 4, dtype=torch.float32), integers(1, 30, below=4)
+    expected = add_class_predictions(torch.zeros(4, 4), logits, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(add_class_predictions(torch.zeros(4, 4), logits, labels), expected)
+
+
 def test_tables_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="add_class_predictions: `sums` is of 4 classes but `logits` has 3"):
         add_class_predictions(torch.zeros(4, 4), Z.float(), Y)

@@ -700,3 +700,11 @@ def test_an_attack_that_changes_the_dtype_is_named(name):
     for dtype in (torch.float16, torch.float64):
         with pytest.raises(TypeError, match=rf"^{name}: `attack.* must return inputs of torch.float32.*got {dtype}"):
             getattr(objectives, name)(model, (x,), labels, lambda *_, dtype=dtype, **__: x.to(dtype))
+
+
+def test_a_weight_of_another_dtype_does_not_widen_the_loss():
+    model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])
+    beta = torch.linspace(0, 6, 4, dtype=torch.float64)[3]
+    loss, terms = objectives.trades(model, (x,), labels, fixed_attack(x + 0.1), beta=beta)
+    assert loss.dtype == torch.float32
+    assert_close(loss, terms["cross_entropy"] + 6 * terms["kl"])

@@ -20,6 +20,7 @@ from tests.strategies import (
     dtype_name,
     dtypes,
     generator,
+    integers,
     normal,
     seeds,
     shapes,
@@ -207,6 +208,19 @@ def test_inductor_agrees_up_to_rounding():
         compiled, eager = torch.compile(attack, fullgraph=True)(start), attack(start)
     signs = [(x_adv - x).sign() for x_adv in (compiled, eager)]
     assert (signs[0] != signs[1]).float().mean() <= 0.02
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about its own way of loading forward mode
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=repr)
+def test_no_mode_of_differentiation_follows_the_attack(threat):
+    x, labels, weight = normal(0, 3, 4).sigmoid(), integers(1, 3, below=2), normal(2, 2, 4)
+
+    def total(weight):
+        x_adv = pure_pgd(lambda x: x @ weight.T, x, labels, threat, x, steps=2)
+        return cross_entropy(x_adv.square() @ weight.T, labels).sum()
+
+    forward_over_reverse, reverse = torch.func.hessian(total), torch.func.jacrev(torch.func.jacrev(total))
+    assert_close(forward_over_reverse(weight), reverse(weight), rtol=1e-12, atol=1e-14)
 
 
 # Many starts ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,14 @@ def test_where_nobody_is_unsure_all_count_alike():
     assert (entropy_weights(sure, form="proportional") == 1).all()
 
 
+@pytest.mark.parametrize("form", ["one_plus", "proportional"])
+def test_a_class_that_is_masked_adds_no_entropy(form):
+    logits = normal(0, 6, 5)
+    masked = torch.cat([logits, torch.full((6, 1), -math.inf)], dim=1)
+    assert_close(entropy_weights(masked, form=form), entropy_weights(logits, form=form))
+    assert entropy_weights(masked, form=form).std() > 0.01
+
+
 @given(seeds, st.integers(0, 9))
 def test_as_many_are_chosen_as_asked_for(seed, count):
     logits, labels = normal(seed, 9, 5), integers(seed, 9, below=5)

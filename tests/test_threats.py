@@ -420,6 +420,22 @@ def test_batches_may_be_empty_and_samples_may_be_single_numbers(threat):
         assert threat.norm(x).shape == shape[:1]
 
 
+@every_threat
+def test_points_at_the_centre_have_gradients_and_so_have_others_in_their_batch(threat):
+    x, delta = torch.full((2, 3), 0.5), torch.zeros(2, 3)
+    delta[1, 0] = 0.3
+    (grad,) = torch.autograd.grad(threat.project(x + delta.requires_grad_(), x).sum(), delta)
+    assert torch.equal(grad[0], torch.ones(3))
+    assert grad[1].isfinite().all()
+
+
+def test_the_norm_of_what_must_not_move_and_does_not_has_a_gradient():
+    delta = torch.zeros(1, 2, requires_grad=True)
+    for threat in (Linf(torch.tensor([[0.25, 0.0]])), L2(torch.tensor([[0.25, 0.0]])), L1(torch.tensor([[0.25, 0.0]]))):
+        (grad,) = torch.autograd.grad(threat.norm(delta).sum(), delta)
+        assert grad.isfinite().all()
+
+
 # The worst case of a linear classifier ----------------------------------------------------------------------------
 
 

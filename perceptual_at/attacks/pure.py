@@ -97,7 +97,7 @@ def pure_pgd(
         for _ in range(steps):
             grad = _gradient("pure_pgd", f, visible(point, x, threat), labels, loss)
             point = stepped(threat, point, center, grad.to(center.dtype), step_size)
-        return visible(point, x, threat)
+        return visible(point, x, threat).detach()  # forward mode too would follow it, without regard to `no_grad`
 
 
 def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampleLoss) -> Tensor:

@@ -12,7 +12,7 @@ from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import js_of_logs, log_distribution, log_sum
-from perceptual_at.paths import fraction
+from perceptual_at.paths import fraction, mixture
 
 
 def dicar_loss(
@@ -85,7 +85,7 @@ def dicar_loss(
     mixed, clean_1, clean_2 = (logits.to(wide(*given)) for logits in given)
     weight = fraction(name, "mix", mix, mixed)
     if space == "logits":
-        target = log_distribution(_share(weight, clean_1) + _share(1 - weight, clean_2), temperature)
+        target = log_distribution(mixture(clean_1, clean_2, weight), temperature)
     else:
         lowest = torch.finfo(mixed.dtype).min  # the sum of two minus infinities has no gradient
         target = log_sum(
@@ -96,13 +96,6 @@ def dicar_loss(
     if mask is None or average_over == "all" or reduction != "mean":
         return reduce(name, per_sample.to(dtype), reduction)
     return (per_sample.sum() / rows(mask).any(dim=1).sum().clamp_min(1)).to(dtype)
-
-
-def _share(weight: float | Tensor, logits: Tensor) -> Tensor:
-    """A view's part of the mixed logits: a class that it masks stays masked, unless the view has weight 0."""
-    absent = logits.isneginf()
-    part = weight * logits.masked_fill(absent, 0.0)
-    return part.masked_fill(absent & (weight > 0), -math.inf)
 
 
 def _log(weight: float | Tensor) -> float | Tensor:

@@ -8,7 +8,7 @@ from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import kl_of_logs, log_distribution
-from perceptual_at.paths import fraction
+from perceptual_at.paths import fraction, mixture
 
 
 def interpolation_consistency_loss(
@@ -62,7 +62,7 @@ def interpolation_consistency_loss(
     mixed, teacher_1, teacher_2 = (logits.to(wide(*given)) for logits in given)
     weight = fraction(name, "mix", mix, mixed)
     log_p = log_distribution(mixed)
-    log_target = log_distribution(weight * teacher_1 + (1 - weight) * teacher_2)
+    log_target = log_distribution(mixture(teacher_1, teacher_2, weight))
     if criterion == "kl":
         distance = kl_of_logs(log_target, log_p)
     else:

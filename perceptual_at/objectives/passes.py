@@ -8,6 +8,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceptual_at import _check, _random
+from perceptual_at._rounding import common
 from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights, call_with
 from perceptual_at.victims import lent
@@ -135,5 +136,5 @@ def _logits(output: Any, x: Tensor) -> Tensor:
 
 
 def finish(loss: Tensor, **terms: Tensor) -> Result:
-    """The loss, and its terms detached for logging."""
-    return loss, {name: value.detach() for name, value in terms.items()}
+    """The loss, in the dtype of its terms whatever that of their weights, and the terms detached for logging."""
+    return loss.to(common(*terms.values())), {name: value.detach() for name, value in terms.items()}

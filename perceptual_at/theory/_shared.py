@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
+from perceptual_at._rounding import common
 from perceptual_at._shapes import per_sample
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -34,8 +35,9 @@ class Identity(NamedTuple):
 
     @property
     def error(self) -> Tensor:
-        """Largest absolute difference, a scalar; rounding alone where the statement holds."""
-        return (self.left - self.right).abs().amax()
+        """Largest absolute difference, a scalar; rounding alone where the statement holds. 0 for no samples."""
+        apart = (self.left - self.right).abs()
+        return apart.amax() if apart.numel() else apart.sum()
 
 
 class Inequality(NamedTuple):
@@ -54,8 +56,9 @@ class Inequality(NamedTuple):
 
     @property
     def slack(self) -> Tensor:
-        """Smallest `right - left`, a scalar; negative beyond rounding where the statement fails."""
-        return (self.right - self.left).amin()
+        """Smallest `right - left`, a scalar, infinite for no samples; negative beyond rounding where it fails."""
+        room = self.right - self.left
+        return room.amin() if room.numel() else room.new_full((), math.inf)
 
 
 def _draws(layer: nn.Module) -> bool:
@@ -179,15 +182,15 @@ def with_ends(places: Tensor) -> Tensor:
     return torch.cat([places.new_zeros(1), places.new_ones(1), places])
 
 
-def by_point(values: Tensor, batch: int) -> Tensor:
-    """View `(m B, ...)` as `(m, B, ...)`."""
-    return values.reshape(-1, batch, *values.shape[1:])
+def by_point(values: Tensor, points: Tensor) -> Tensor:
+    """View values `(m B, ...)` at points `(m, B, ...)` as `(m, B, ...)`."""
+    return values.reshape(*points.shape[:2], *values.shape[1:])
 
 
 def along(function: str, h: Map, x: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:
     """The values `h(x + alphas delta)` in one batched forward pass, shape `(m, B, ...)`."""
     points = segment(x, delta, alphas)
-    return by_point(call(function, h, points.flatten(0, 1)), x.shape[0])
+    return by_point(call(function, h, points.flatten(0, 1)), points)
 
 
 def residual(function: str, h: Map, x: Tensor, delta: Tensor, places: Tensor) -> Tensor:
@@ -295,7 +298,7 @@ def derivatives_along(
     def g(t: Tensor) -> Tensor:
         return call(function, h, base + t * direction)
 
-    return tuple(by_point(value, x.shape[0]) for value in derivatives(g, base.new_zeros(()), order))
+    return tuple(by_point(value, points) for value in derivatives(g, base.new_zeros(()), order))
 
 
 @functools.lru_cache(maxsize=32)
@@ -318,8 +321,10 @@ def quadrature(nodes: int, edges: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum `weights (n,)` times `values (n, ...)` over the first dimension."""
-    total: Tensor = torch.tensordot(weights, values, dims=1)
+    """Sum `weights (n,)` times `values (n, ...)` over the first dimension, in the wider dtype of the two."""
+    dtype = common(weights, values)
+    with torch.autocast(values.device.type, enabled=False):
+        total: Tensor = torch.tensordot(weights.to(dtype), values.to(dtype), dims=1)
     return total
 
 

@@ -5,6 +5,7 @@ itself is constant, which cancels a vector from both sides of an equation. The f
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample
+from perceptual_at._shapes import per_sample, rows
 from perceptual_at.theory._shared import (
     Identity,
     Inequality,
@@ -110,21 +111,39 @@ def jacobian_at(name: str, h: Map, x: Tensor) -> Tensor:
     # The clone keeps in-place layers away from the caller's tensor.
     with torch.inference_mode(False):
         values, pullback = torch.func.vjp(lambda y: call(name, h, y.clone()), usable(x))[:2]
-        outputs = values[0].numel()
+        outputs = values.shape[1:].numel()
         units = torch.eye(outputs, dtype=values.dtype, device=values.device)[:, None].expand(-1, x.shape[0], -1)
-        (rows,) = torch.func.vmap(pullback)(units.reshape(outputs, *values.shape))
-    jacobian: Tensor = rows.flatten(2).transpose(0, 1)
+        (gradients,) = torch.func.vmap(pullback)(units.reshape(outputs, *values.shape))
+    jacobian: Tensor = gradients.reshape(outputs, x.shape[0], math.prod(x.shape[1:])).transpose(0, 1)
     return jacobian
 
 
 def matrix_norm(matrices: Tensor, norm: str) -> Tensor:
-    """The spectral or Frobenius norm of each matrix."""
+    """The spectral or Frobenius norm of each matrix; NaN or infinite for one that holds such an entry."""
     if norm == "frobenius":
         return length(matrices, batch_dims=matrices.ndim - 2)
-    own = matrices.to(wide(matrices))  # half precision has no eigenvalues
-    gram = own @ own.mT if own.shape[-2] <= own.shape[-1] else own.mT @ own
-    largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
-    return largest.clamp_min(0).sqrt().to(matrices.dtype)
+    own, scale = scaled(matrices.to(wide(matrices)))  # half precision has no eigenvalues
+    usable = scale.isfinite()
+    own = torch.where(usable, own, 0.0)  # LAPACK refuses the others
+    with torch.autocast(own.device.type, enabled=False):
+        gram = own @ own.mT if own.shape[-2] <= own.shape[-1] else own.mT @ own
+    squared: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
+    positive = squared > 0  # where it is zero its root has no derivative
+    root = torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+    scale, usable = scale[..., 0, 0], usable[..., 0, 0]
+    return torch.where(usable, scale * root, scale).to(matrices.dtype)
+
+
+def scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices whose squares do not leave the dtype, and the power of two that they were divided by.
+
+    It is 1 for matrices of ordinary numbers and of zeros, and NaN or infinite where an entry is.
+    """
+    largest = matrices.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    ordinary = (largest == 0) | ((largest > 2.0**-40) & (largest < 2.0**40))
+    power = torch.where(largest.isfinite(), largest.log2().floor().exp2(), largest)
+    power = torch.where(ordinary, 1.0, power)
+    return matrices / power, power
 
 
 def jacobian_gap(
@@ -151,7 +170,7 @@ def jacobian_gap(
         norm: `"spectral"`, or `"frobenius"` for the cheaper upper bound, at most `sqrt(C)` times larger.
 
     Returns:
-        Shape `(m, B)`, in units of `h` per unit of `x`. Not differentiable where it is zero.
+        Shape `(m, B)`, in units of `h` per unit of `x`. Where it is zero, so is its gradient.
 
     Raises:
         ValueError: if shapes differ, a place is outside [0, 1], `norm` is unknown, or `h` is in training
@@ -234,13 +253,14 @@ def power_jacobian_gap(
     _check.same_shape(name, x=x, delta=delta)
     _check.count(name, "steps", steps)
     fixed(name, h)
-    far = segment(x, delta, positions(name, alphas, x))
+    places = positions(name, alphas, x)
+    far = segment(x, delta, places)
     generator = torch_generator(name, generator)
     start = torch.randn(far.shape, generator=generator, dtype=x.dtype, device=generator.device)
     start = start.to(x.device, non_blocking=True)
     v = torch.stack([delta.expand_as(far), start]).flatten(0, 2)
     far = torch.stack([far, far]).flatten(0, 2)
-    near = x.repeat(v.shape[0] // x.shape[0], *[1] * (x.ndim - 1))
+    near = x.repeat(2 * len(places), *[1] * (x.ndim - 1))
     both = torch.cat([far, near])
 
     def fresh(y: Tensor) -> Tensor:
@@ -257,7 +277,7 @@ def power_jacobian_gap(
         (pulled,) = pullback(torch.cat([u, -u]))
         ahead, behind = pulled.chunk(2)
         v = _unit(ahead + behind)
-    best = torch.stack(history).reshape(steps, 2, -1, x.shape[0]).amax(1)
+    best = torch.stack(history).reshape(steps, 2, len(places), x.shape[0]).amax(1)
     return best.cummax(0).values
 
 
@@ -309,7 +329,7 @@ def directional_gap(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[f
     for point in segment(x, delta, positions(name, alphas, x)):
         change = jacobian_at(name, h, point) - start
         gaps.append(matrix_norm(change, "spectral"))
-        images.append(length((change @ delta.flatten(1)[:, :, None])[..., 0]))
+        images.append(length((change @ rows(delta)[:, :, None])[..., 0]))
     return Inequality(torch.stack(images), torch.stack(gaps) * length(delta))
 
 
@@ -365,7 +385,7 @@ def hessian_identity(
     fixed(name, h)
 
     def slope(y: Tensor) -> Tensor:
-        directions = v.repeat(y.shape[0] // v.shape[0], *[1] * (v.ndim - 1))
+        directions = v.repeat(y.shape[0] // max(1, v.shape[0]), *[1] * (v.ndim - 1))
         return jvp(lambda z: call(name, h, z.clone()), y, directions)[1]
 
     def integral(alpha: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at.theory._shared import Inequality, Map, bound_of, fixed, length, positions, quotient, segment
-from perceptual_at.theory.jacobian import gap_along, jacobian_at, matrix_norm
+from perceptual_at.theory.jacobian import gap_along, jacobian_at, matrix_norm, scaled
 
 
 def lipschitz_quotient(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float] | Tensor) -> Tensor:
@@ -198,13 +198,14 @@ def linf_to_l2_norm(h: Map, x: Tensor, *, steps: int = 20) -> Tensor:
 
 def corner_ascent(function: str, h: Map, x: Tensor, steps: int) -> Tensor:
     """The largest change of the linearised outputs that sign ascent finds, shape `(B,)`."""
-    matrix = jacobian_at(function, h, x)
+    matrix, scale = scaled(jacobian_at(function, h, x))
     delta = _signs(matrix)
-    for _ in range(steps):
-        image = delta @ matrix.mT
-        delta = _signs(image @ matrix)
-    reached: Tensor = torch.linalg.vector_norm(delta @ matrix.mT, dim=-1)
-    return reached.amax(-1)
+    with torch.autocast(x.device.type, enabled=False):
+        for _ in range(steps):
+            image = delta @ matrix.mT
+            delta = _signs(image @ matrix)
+        reached: Tensor = torch.linalg.vector_norm(delta @ matrix.mT, dim=-1)
+    return reached.amax(-1) * scale[..., 0, 0]
 
 
 def _signs(values: Tensor) -> Tensor:

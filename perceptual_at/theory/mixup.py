@@ -40,7 +40,7 @@ def _weight(function: str, mix: float | Tensor, like: Tensor) -> Tensor:
 
 def _mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """`weight first + (1 - weight) second`, sample by sample."""
-    return torch.lerp(second, first, per_sample(weight, first).expand_as(first))
+    return torch.lerp(second, first, per_sample(weight.to(first.dtype), first).expand_as(first))
 
 
 def mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor) -> Tensor:
@@ -354,7 +354,8 @@ def crossover_eps(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor, *, steps:
     fixed(name, h)
     weight = _weight(name, mix, x1)
     residual = length(_mixup_residual(name, h, x1, x2, weight))
-    return residual / corner_ascent(name, h, _mix(x1, x2, weight), steps)
+    steepness = corner_ascent(name, h, _mix(x1, x2, weight), steps)
+    return torch.where(steepness == 0, math.inf, residual / torch.where(steepness == 0, 1.0, steepness))
 
 
 def mixup_box(
@@ -385,7 +386,7 @@ def mixup_box(
         The lowest and the highest mixture, each the shape of `x1`.
 
     Raises:
-        ValueError: if shapes differ, `mix` is outside [0, 1], or `eps` is negative.
+        ValueError: if shapes differ, `mix` is outside [0, 1], `eps` is negative, or the bounds are no interval.
 
     Cost:
         None.
@@ -410,6 +411,8 @@ def mixup_box(
     low, high = bounds
     for value in bounds:
         _check.number(name, "bounds", value)
+    if not low < high:
+        raise ValueError(f"{name}: `bounds` must be numbers (low, high) with low < high, got {bounds!r}.")
     return (
         _mix((x1 - eps).clamp(low, high), (x2 - eps).clamp(low, high), weight),
         _mix((x1 + eps).clamp(low, high), (x2 + eps).clamp(low, high), weight),

@@ -8,16 +8,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from perceptual_at import _check
+from perceptual_at._shapes import rows
 from perceptual_at.theory._shared import (
     Identity,
     Map,
     along,
-    by_point,
     derivatives_along,
     fixed,
     length,
     positions,
     residual,
+    weighted_sum,
 )
 
 # Where each piecewise-linear activation bends, by the name under which torch calls it.
@@ -123,11 +124,12 @@ def _breakpoints(function: str, h: Map, x: Tensor, delta: Tensor) -> Tensor:
             raise ValueError(f"{function}: an activation of `h` does not keep the batch dimension.")
         found = [alphas]
         for bend in bends:
-            height = values.flatten(1) - bend
+            height = rows(values) - bend
             positive = height > 0
             left, unit = (positive[1:] != positive[:-1]).nonzero(as_tuple=True)
             before, after = height[left, unit], height[left + 1, unit]
-            found.append(torch.lerp(alphas[left], alphas[left + 1], before / (before - after)))
+            share = (before / (before - after)).to(alphas.dtype)
+            found.append(torch.lerp(alphas[left], alphas[left + 1], share))
         alphas = torch.unique(torch.cat(found))
         wanted += 1
 
@@ -222,12 +224,13 @@ def kink_identity(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[flo
     _check.same_shape(name, x=x, delta=delta)
     fixed(name, h)
     places = positions(name, alphas, x)
+    left = residual(name, h, x, delta, places)
     sums = []
     for i in range(x.shape[0]):
         at, jumps = _kinks(name, h, x[i : i + 1], delta[i : i + 1])
         kernel = torch.minimum(places[:, None], at) * (1 - torch.maximum(places[:, None], at))
-        sums.append(-torch.tensordot(kernel, jumps, dims=1))
-    return Identity(residual(name, h, x, delta, places), torch.stack(sums, dim=1))
+        sums.append(-weighted_sum(kernel, jumps))
+    return Identity(left, torch.stack(sums, dim=1) if sums else torch.zeros_like(left))
 
 
 def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17) -> Tensor:
@@ -280,7 +283,8 @@ def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17
         piece = sum((values > bend).to(torch.int8) for bend in bends)
         if not isinstance(piece, Tensor) or piece.shape[0] != points * batch:
             raise ValueError(f"{name}: an activation of `h` does not keep the batch dimension.")
-        flips.append(by_point(piece, batch).flatten(2).diff(dim=0).abs().sum(dim=(0, 2)))
+        pattern = rows(piece)
+        flips.append(pattern.reshape(points, batch, pattern.shape[1]).diff(dim=0).abs().sum(dim=(0, 2)))
 
     grid = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
     with torch.no_grad(), _Activations(visit):
@@ -322,7 +326,7 @@ def hessian_is_vacuous(h: Map, x: Tensor, delta: Tensor) -> bool:
         really is zero.
 
     Raises:
-        ValueError: if shapes differ or `h` is in training mode.
+        ValueError: if shapes differ, there is no sample, or `h` is in training mode.
 
     Cost:
         About 300 forward passes. Reads its result on the host, so it waits for the device.
@@ -340,6 +344,8 @@ def hessian_is_vacuous(h: Map, x: Tensor, delta: Tensor) -> bool:
     """
     name = "hessian_is_vacuous"
     _check.same_shape(name, x=x, delta=delta)
+    if not x.numel():
+        raise ValueError(f"{name}: `x` must hold a sample to try `h` at, got shape {tuple(x.shape)}.")
     fixed(name, h)
     generator = torch.Generator().manual_seed(0)
     x, delta = x.detach(), delta.detach()

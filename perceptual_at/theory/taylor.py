@@ -308,7 +308,7 @@ def layer_residuals(
                 f"{name}: layer {key!r} changes the batch dimension (shape {tuple(outputs[key].shape)} for "
                 f"{points.shape[0] * points.shape[1]} inputs); leave it out of `layers`."
             )
-        values = by_point(outputs[key], x.shape[0])
+        values = by_point(outputs[key], points)
         residuals[key] = from_chord(values, places)
         if relative:
             residuals[key] = residuals[key] / per_sample(length(values[1] - values[0]), values[0])
@@ -366,6 +366,8 @@ def taylor_coefficients(h: Map, x: Tensor, delta: Tensor, *, order: int = 4, alp
     _check.number(name, "order", order, at_most=4)
     fixed(name, h)
     place = positions(name, alpha, x)
+    if len(place) != 1:
+        raise ValueError(f"{name}: `alpha` must be one place, where the series is centred, got {len(place)} of them.")
     return coefficients(name, h, x, delta, place, order)
 
 

@@ -247,8 +247,9 @@ def shrink(ball: Ball, y: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
     size = size_seen(ball, y, center, dtype)
     eps = ball._each(y)
     outside = size > eps
-    inner = eps * (1 - slack(dtype, y.dtype))
-    factor = torch.where(outside, inner / size, torch.ones_like(size)).to(y.dtype)
+    inner, one = eps * (1 - slack(dtype, y.dtype)), torch.ones_like(size)
+    # Not by the size of a point at the centre, which is 0 and would give all of its batch a gradient of NaN.
+    factor = torch.where(outside, inner / torch.where(outside, size, one), one).to(y.dtype)
     moved = add_inward(center, (y - center) * per_sample(factor, y))
     return y.lerp(moved, per_sample(outside, y).to(y.dtype))  # exact for shares of 0 and 1
 

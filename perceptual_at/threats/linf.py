@@ -121,7 +121,7 @@ class Linf(Ball):
             return size.amax(dim=1) if size.shape[1] else size.sum(dim=1)
         # A quotient by the entry's own `eps` is at most one exactly where the entry is inside.
         eps = rows(self._spread(delta).to(units.scale.dtype).expand_as(delta))  # type: ignore[union-attr]
-        share = torch.where(size == 0, 0.0, size.to(eps.dtype) / eps).amax(dim=1)
+        share = torch.where(size == 0, 0.0, size.to(eps.dtype) / torch.where(size == 0, 1.0, eps)).amax(dim=1)
         length = share * eps.amax(dim=1)
         return cast_toward(length.nan_to_num(nan=math.inf), torch.zeros_like(length, dtype=wide(delta)))
 

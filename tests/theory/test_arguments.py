@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from perceptual_at import theory
 
@@ -112,3 +113,75 @@ def test_a_layer_without_forward_mode_is_named_with_a_way_out():
 
     with pytest.raises(NotImplementedError, match=r"^directional_jacobian: `h` .* does not support it. .*mkldnn.flags"):
         theory.directional_jacobian(recurrent, X, X, 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if {"h", "model"} & arguments(name).keys()])
+def test_a_batch_may_be_empty(name):
+    given = arguments(name)
+    empty = {key: value[:0] if torch.is_tensor(value) else value for key, value in given.items()}
+    if name == "hessian_is_vacuous":
+        with pytest.raises(ValueError, match="hessian_is_vacuous: `x` must hold a sample"):
+            theory.hessian_is_vacuous(**empty)
+        return
+    full, none = (getattr(theory, name)(**arguments) for arguments in (given, empty))
+    if name == "kinks":
+        assert none == ()
+        return
+    for one, other in zip(tree_leaves(full), tree_leaves(none), strict=True):
+        assert other.shape == tuple(0 if place == one.shape.index(2) else n for place, n in enumerate(one.shape))
+    assert not isinstance(none, theory.Identity) or none.error == 0
+    assert not isinstance(none, theory.Inequality) or none.slack == torch.inf
+
+
+def test_a_sample_may_be_one_number():
+    x, delta = X[:, 0], 0.1 * X[:, 0]
+    column = theory.batch_jacobian(torch.square, x[:, None])
+    torch.testing.assert_close(theory.batch_jacobian(torch.square, x), column)
+    gaps = theory.directional_gap(torch.square, x, delta, 0.5)
+    torch.testing.assert_close(gaps, theory.directional_gap(torch.square, x[:, None], delta[:, None], 0.5))
+    (found, _) = theory.kinks(torch.relu, x - x, delta - x)
+    assert len(found.alphas) == 0
+    assert theory.count_activation_flips(lambda x: torch.relu(x.sum(dim=1)), X - 1.5, 9 * X).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["peano_identity", "mean_jacobian_identity", "hessian_identity", "mixup_identity",
+                                  "adversarial_mixup_identity", "kink_identity"])  # fmt: skip
+def test_a_map_may_answer_in_another_dtype_as_under_autocast(name):
+    given = {key: value.float() if torch.is_tensor(value) else value for key, value in arguments(name).items()}
+    given["h"] = net(torch.float32)
+    expected = getattr(theory, name)(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = getattr(theory, name)(**given)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-25, 1e25])
+def test_norms_of_jacobians_are_found_at_every_scale(size):
+    h = net(torch.float32)
+    x, delta = X.float(), X.float()
+    for norm in (
+        lambda h: theory.linf_to_l2_norm(h, x),
+        lambda h: theory.local_lipschitz_bound(h, x, delta, [0.5, 1.0]).left,
+    ):
+        torch.testing.assert_close(norm(lambda x: size * h(x)).double(), size * norm(h).double(), rtol=1e-4, atol=0)
+
+
+def test_a_jacobian_that_is_undefined_has_no_norm_and_one_of_zeros_a_gradient():
+    holes = torch.tensor([torch.nan, 1.0], dtype=torch.float64)[:, None]
+    steepest = theory.local_lipschitz_bound(lambda x: holes * x.square(), X, X, 1.0).left
+    assert steepest.isnan().tolist() == [True, False]
+    weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    theory.jacobian_gap(lambda x: weight * x.square(), X, X, [0.0, 1.0]).sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(3, dtype=torch.float64))
+
+
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match=r"taylor_coefficients: `alpha` must be one place, .* got 2 of them"):
+        theory.taylor_coefficients(torch.tanh, X, X, alpha=[0.0, 0.5])
+    with pytest.raises(ValueError, match=r"mixup_box: `bounds` must be numbers \(low, high\) with low < high"):
+        theory.mixup_box(X, X, 0.5, eps=0.1, bounds=(1.0, 0.0))
+
+
+def test_no_budget_makes_a_constant_map_about_the_attack():
+    assert (theory.crossover_eps(lambda x: 0 * x + 1, X, X.flip(0), 0.5) == torch.inf).all()
