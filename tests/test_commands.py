@@ -706,6 +706,19 @@ def test_two_reports_are_compared(copied, capsys):
     assert "|  | a, % | b, % | difference | 95 % interval | p |" in capsys.readouterr().out
 
 
+def test_an_attack_that_was_called_in_two_ways_is_said_beside_the_comparison(tmp_path, capsys):
+    right = torch.tensor([True, False])
+    for name, eps in (("a", 8), ("b", 8), ("c", 4)):
+        call_of = {"attack 'pgd20'": f"pgd(threat=Linf(eps={eps}/255))"}
+        Evaluation(right, {"pgd20": right}, provenance=call_of).to_json(tmp_path / f"{name}.json")
+    assert call("compare", tmp_path / "a.json", tmp_path / "b.json") == 0
+    assert not capsys.readouterr().err
+    assert call("compare", tmp_path / "a.json", tmp_path / "c.json") == 0
+    printed, said = capsys.readouterr()
+    assert "| pgd20 |" in printed
+    assert said.startswith("warning: pgd20 is not the same attack in both reports: pgd(threat=Linf(eps=8/255)) and ")
+
+
 UNKNOWN = json.dumps({"settings": {"nosuch": 1}, "shape": [3, 1, 1], "classes": 2, "best": 0, "final": 0})
 
 

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import tyro
 
-import perceptual_at as pat
-from perceptual_at.commands.endings import said
-from perceptual_at.commands.evaluating.results import report_at
+from perceptual_at.commands.endings import collected, said
+from perceptual_at.commands.evaluating.results import comparison_of, report_at
 from perceptual_at.commands.options.reading import parse
 
 
@@ -29,12 +28,13 @@ class Comparing:
 
 def command(arguments: list[str]) -> None:
     """`perceptual-at compare`: two reports, one table."""
-    with said("perceptual-at compare"):
+    with said("perceptual-at compare"), collected():
         chosen = parse(arguments, Comparing, Comparing(), "perceptual-at compare", description=__doc__ or "")
         if len(chosen.reports) != 2:
             raise ValueError(f"give two reports, got {len(chosen.reports)}.")
         if len(chosen.names) not in (0, 2):
             raise ValueError(f"--names takes two names, got {len(chosen.names)}.")
         first, second = chosen.names or map(str, chosen.reports)
-        comparison = pat.compare(*map(report_at, chosen.reports), names=(first, second))
+        a, b = map(report_at, chosen.reports)
+        comparison = comparison_of(a, b, names=(first, second))
         print(comparison.to_latex() if chosen.latex else comparison.to_markdown())
