@@ -48,7 +48,10 @@ def trade_off(
     _check_mapping("trade_off", "results", results)
     if not results:
         raise ValueError("trade_off: `results` is empty.")
-    pairs = {method: _pairs("trade_off", method, runs) for method, runs in results.items()}
+    pairs = {method: _pairs("trade_off", "results", runs, method) for method, runs in results.items()}
+    for method, found in pairs.items():
+        if not found:
+            raise ValueError(f"trade_off: `results` has no run for {method!r}.")
     ax = _axes("trade_off", ax)
     points = [point for runs in pairs.values() for point in runs]
     for number, (method, runs) in enumerate(pairs.items()):
@@ -65,7 +68,9 @@ def trade_off(
     return ax
 
 
-def name_points(ax: Any, points: Mapping[str, Point], *, fontsize: float | None = None) -> list[Any]:
+def name_points(
+    ax: Any, points: Mapping[str, Point], *, clear: Sequence[Point] = (), fontsize: float | None = None
+) -> list[Any]:
     """Write a name beside each point of a plot, where it covers no point and no other name.
 
     A name takes the nearest free place inside the axes, with a line to its point where that is not beside it. Numbers
@@ -74,6 +79,7 @@ def name_points(ax: Any, points: Mapping[str, Point], *, fontsize: float | None 
     Args:
         ax: matplotlib axes, with limits and layout as they shall be.
         points: by name, where the point is, in the units of the axes.
+        clear: other points that no name may cover, for example some along an arrow.
         fontsize: size of the names in points; None is matplotlib's `font.size`.
 
     Returns:
@@ -94,9 +100,10 @@ def name_points(ax: Any, points: Mapping[str, Point], *, fontsize: float | None 
     _check_mapping("name_points", "points", points)
     if fontsize is not None:
         _check.number("name_points", "fontsize", fontsize, above=0.0)
-    places = {name: _pairs("name_points", name, [point], argument="points")[0] for name, point in points.items()}
+    places = {name: _pairs("name_points", "points", [point], name)[0] for name, point in points.items()}
+    others = _pairs("name_points", "clear", clear)
     names = [_named(ax, name, place, fontsize) for name, place in places.items()]
-    _apart(ax, names, list(places.values()))
+    _apart(ax, names, list(places.values()), others)
     return names
 
 
@@ -339,25 +346,25 @@ def _check_mapping(function: str, name: str, value: Any, kind: type = object) ->
             raise TypeError(f"{function}: `{name}` must hold {kind.__name__}s, got {type(one).__name__} for {key!r}.")
 
 
-def _pairs(function: str, method: str, runs: Any, *, argument: str = "results") -> list[Point]:
-    """Points of some runs, which may be rows of an array or a tensor."""
+def _pairs(function: str, argument: str, runs: Any, method: str = "") -> list[Point]:
+    """Points, which may be rows of an array or a tensor; those of a method's runs, if they are."""
     try:
         found = [_check.numbers_of(function, argument, run) for run in runs]
     except TypeError:
         found = [()]
-    if not found:
-        raise ValueError(f"{function}: `{argument}` has no run for {method!r}.")
     if any(len(run) != 2 for run in found):
-        raise TypeError(f"{function}: `{argument}` must hold pairs (clean, robust) for {method!r}, got {runs!r}.")
+        owner = f" for {method!r}" if method else ""
+        raise TypeError(f"{function}: `{argument}` must hold pairs (clean, robust){owner}, got {runs!r}.")
     return [(run[0], run[1]) for run in found]
 
 
-def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = ()) -> None:
+def _apart(ax: Any, names: Sequence[Any] = (), points: Sequence[Point] = (), clear: Sequence[Point] = ()) -> None:
     """Let no label cover another: names of points move, words on the axis turn, those on lines of equal NRR go."""
     ax.figure.canvas.figure.draw_without_rendering()
     agg = extra("plotting", "matplotlib.backends.backend_agg", why="for plots")  # measures words for any canvas
     renderer, scale = agg.RendererAgg(*ax.figure.bbox.size, ax.figure.dpi), ax.figure.dpi / 72
     taken = [_around(ax.transData.transform(point), 4 * scale) for point in points]
+    taken += [_around(ax.transData.transform(point), scale) for point in clear]
     for name in names:
         taken.append(_moved(name, taken, ax.bbox, renderer))
     legend = ax.get_legend()

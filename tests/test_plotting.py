@@ -88,6 +88,17 @@ def test_a_number_on_a_line_gives_way_to_a_name():
     assert not number.get_visible()
 
 
+def test_names_keep_off_what_shall_stay_clear():
+    from matplotlib.text import Text
+
+    place = {"a name": (84.0, 52.0)}
+    (free,) = plotting.name_points(plotting.trade_off(RUNS), place)
+    ax = plotting.trade_off(RUNS)
+    covered = ax.transData.inverted().transform(Text.get_window_extent(free).get_points().mean(axis=0))
+    (moved,) = plotting.name_points(ax, place, clear=[tuple(covered)])
+    assert not Text.get_window_extent(moved).contains(*ax.transData.transform(covered))
+
+
 def test_what_cannot_be_named_is_refused():
     ax = plotting.trade_off(RUNS)
     for wrong, words in {"points": {"points": [1, 2]}, "ax": {"ax": None}}.items():

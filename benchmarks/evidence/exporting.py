@@ -17,6 +17,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 LIMITS = (
     "Narrow, and trained for minutes to hours on a CPU: accuracies are far below those of published networks.",
     "Trained and tested on a JPEG copy of CIFAR-10; the scores say how it does on the original images where known.",
+    "AutoAttack ran on 1,000 of the 10,000 test images.",
     "Robust, as far as measured, within Linf 8/255 only; other threats were not part of training or test.",
     "For tutorials, tests and first attacks, not for use.",
 )

@@ -6,8 +6,11 @@ python docs/figures/evidence_figure.py
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from style import HERE, SMALL, Scheme, arrow, sheet, write
 
@@ -41,10 +44,17 @@ def points(record: dict, regime: str) -> Points:
     return found
 
 
+def before(ax: Axes, start: Sequence[float], end: Sequence[float]) -> list[tuple[float, float]]:
+    """Where the head of an arrow is."""
+    here, there = ax.transData.transform([start, end])
+    way = (here - there) / np.linalg.norm(here - there)
+    return [tuple(place) for place in ax.transData.inverted().transform([there + 10 * way, there + 18 * way])]
+
+
 def draw(scheme: Scheme, record: dict) -> Figure:
     """One panel for each regime that has runs."""
     panels = {regime: found for regime in REGIMES if (found := points(record, regime))}
-    figure = sheet(430 * len(panels))
+    figure = sheet(470 * len(panels))
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     colours = (scheme.blue, scheme.orange, scheme.green, scheme.purple)
     colour_of = dict(zip(ARROWS, colours, strict=True))
@@ -62,12 +72,15 @@ def draw(scheme: Scheme, record: dict) -> Figure:
         for means, halves in found.values():
             if any(halves):
                 ax.errorbar(*means, xerr=halves[0], yerr=halves[1], color=scheme.muted, linewidth=1.4, capsize=3)
+        heads = []
         for control, tested in ARROWS.items():
             for arm in tested:
                 if control in found and arm in found:
-                    arrow(ax, found[control][0], found[arm][0], colour_of[control], shrinkA=6, shrinkB=7)
-        names = plotting.name_points(ax, {ARMS[arm].title: means for arm, (means, _) in found.items()}, fontsize=SMALL)
-        for name in names:  # arrows pass behind them
+                    start, end = found[control][0], found[arm][0]
+                    arrow(ax, start, end, colour_of[control], shrinkA=6, shrinkB=7)
+                    heads += before(ax, start, end)
+        names = {ARMS[arm].title: means for arm, (means, _) in found.items()}
+        for name in plotting.name_points(ax, names, clear=heads, fontsize=SMALL):  # shafts may pass behind them
             name.set(color=scheme.text, bbox={"facecolor": scheme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1})
     return figure
 
