@@ -60,50 +60,70 @@ def scores(regime: str, which: str) -> Callable[[Run], str]:
     return write
 
 
-def rows_of(record: Run, row: Callable[[Run, Hypothesis, str], tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """A row for each expectation that a run has something to say about."""
+def expected(record: Run) -> list[tuple[Hypothesis, str, list[float]]]:
+    """The expectations that runs have something to say about, in a regime, with the differences seed by seed."""
     runs = numbers.finished(record)
-    return [
-        row(runs, one, regime) for one in HYPOTHESES for regime in one.regimes
-        if numbers.pairs(runs, regime, one.arm, one.control, one.column)
+    found = [
+        (one, regime, [pair.difference for pair in numbers.pairs(runs, regime, one.arm, one.control, one.column)])
+        for one in HYPOTHESES for regime in one.regimes
     ]  # fmt: skip
+    return [(one, regime, differences) for one, regime, differences in found if differences]
 
 
 def named(one: Hypothesis, regime: str) -> tuple[str, str, str]:
     """What is compared, in which column, on which images."""
-    return f"{ARMS[one.arm].title} minus {ARMS[one.control].title}", COLUMNS[one.column], regime
+    return minus(one.arm, one.control), COLUMNS[one.column], regime
+
+
+def minus(arm: str, control: str) -> str:
+    """A difference in words."""
+    return f"{ARMS[arm].title} minus {ARMS[control].title}"
 
 
 def hypotheses(record: Run) -> str:
     """What was expected, and what came."""
-
-    def row(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
-        differences = [pair.difference for pair in numbers.pairs(runs, regime, one.arm, one.control, one.column)]
-        expected = {1: "above 0", -1: "below 0", 0: "none"}[one.sign]
-        judged = numbers.judgement(one, differences)
-        return *named(one, regime), expected, interval(differences, signed=True), str(len(differences)), judged
-
-    rows = rows_of(record, row)
+    signs = {1: "above 0", -1: "below 0", 0: "none"}
+    rows = [
+        (
+            *named(one, regime), signs[one.sign], interval(found, signed=True), str(len(found)),
+            numbers.judgement(one, found),
+        )
+        for one, regime, found in expected(record)
+    ]  # fmt: skip
     head = ("difference", "column", "images", "expected", "found", "seeds", "")
     return table(head, rows) if rows else NOTHING
 
 
-def power(record: Run) -> str:
-    """What the design could have found, and the tests on the images of each seed."""
-
-    def row(runs: Run, one: Hypothesis, regime: str) -> tuple[str, ...]:
-        found = numbers.pairs(runs, regime, one.arm, one.control, one.column)
-        differences = [pair.difference for pair in found]
-        more = len(differences) > 1
-        return (
-            *named(one, regime), ", ".join(f"{pair.p:.2g}" for pair in found if pair.p is not None) or "-",
-            f"{numbers.detectable(differences):.2f}" if more else "-",
-            f"{numbers.seeds_for(1.0, differences)}" if more else "-",
-        )  # fmt: skip
-
-    rows = rows_of(record, row)
-    head = ("difference", "column", "images", "McNemar, p", "found with 80 %", "seeds for a point")
+def differences(record: Run) -> str:
+    """Each arm minus its control, in every column of verdicts, with the test on the images of each seed."""
+    runs = numbers.finished(record)
+    rows = []
+    for arm, control in dict.fromkeys((one.arm, one.control) for one in HYPOTHESES):
+        for regime in REGIMES:
+            found = [numbers.pairs(runs, regime, arm, control, column) for column in numbers.JUDGED]
+            if any(found):
+                rows.append((minus(arm, control), regime, *map(tested, found)))
+    head = ("difference (p)", "images", *(COLUMNS[column] for column in numbers.JUDGED))
     return table(head, rows) if rows else NOTHING
+
+
+def tested(found: list[numbers.Pair]) -> str:
+    """A mean difference, and the p-value of every seed."""
+    if not found:
+        return "-"
+    mean = interval([pair.difference for pair in found], signed=True)
+    return f"{mean} ({', '.join(f'{pair.p:.2g}' for pair in found)})"
+
+
+def power(record: Run) -> str:
+    """What the design could have found, which takes two seeds to say."""
+    rows = [
+        (*named(one, regime), f"{numbers.detectable(found):.2f}", f"{numbers.seeds_for(1.0, found)}")
+        for one, regime, found in expected(record)
+        if len(found) > 1
+    ]
+    head = ("difference", "column", "images", "found with 80 %", "seeds for a point")
+    return table(head, rows) if rows else "No difference has two seeds yet."
 
 
 def terms(record: Run) -> str:
@@ -225,6 +245,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
         f"evidence_{regime}_{which}": (STEM, scores(regime, which)) for regime in REGIMES for which in ("best", "final")
     },
     "evidence_hypotheses": (STEM, hypotheses),
+    "evidence_differences": (STEM, differences),
     "evidence_power": (STEM, power),
     "evidence_terms": (STEM, terms),
     "evidence_sweep": (STEM, sweep),

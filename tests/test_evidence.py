@@ -345,7 +345,10 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         assert "| RAAT without BOUND | 0 of 3 | - |" in shown["evidence_progress"]
         assert "2 of 84 declared runs have finished." in shown["evidence_state"]
         assert "| RAAT | all | `dicar` |" in shown["evidence_terms"]
-        assert shown["evidence_hypotheses"] == shown["evidence_power"] == "No run has finished yet."  # no control has
+        assert (
+            shown["evidence_hypotheses"] == shown["evidence_differences"] == "No run has finished yet."
+        )  # no control has
+        assert shown["evidence_power"] == "No difference has two seeds yet."
         paired = json.loads(json.dumps(whole[1]))
         paired["runs"][1]["arm"] = "pgd_at_two_views"
         ours, theirs = (scripts["numbers"].score(entry, "nrr") for entry in reversed(paired["runs"]))
@@ -353,7 +356,13 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         assert row in tables["evidence_hypotheses"][1](paired)
         paired["runs"][1]["arm"] = "rpat_weight_0"
         p = scripts["numbers"].image_test(*reversed(paired["runs"]), "clean", "best")
-        assert f"clean | all | {p:.2g} | - | - |" in tables["evidence_power"][1](paired)
+        ours, theirs = (scripts["numbers"].score(entry, "clean") for entry in reversed(paired["runs"]))
+        row = f"| RPAT's passes, weight 0 minus PGD-AT | all | {ours - theirs:+.2f} ({p:.2g}) |"
+        assert row in tables["evidence_differences"][1](paired)
+        twice = json.loads(json.dumps(paired))
+        twice["runs"] += [{**entry, "seed": 1} for entry in paired["runs"]]
+        assert f"({p:.2g}, {p:.2g}) |" in tables["evidence_differences"][1](twice)
+        assert "| RPAT's passes, weight 0 minus PGD-AT | clean | all | 0.00 | 2 |" in tables["evidence_power"][1](twice)
         swept = json.loads(json.dumps(whole[1]))
         swept["runs"][1]["arm"] = "rpat_weight_100"
         chosen = scripts["numbers"].held_out(entry := swept["runs"][1])

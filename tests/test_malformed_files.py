@@ -260,7 +260,7 @@ ARRAYS = [
     ({"y_train": LABELS - 1}, "holds the label -1"),
     ({"y_train": LABELS + 0.5}, "must be integer class indices"),
     ({"y_train": LABELS * 0}, "at least two classes"),
-    ({"y_train": LABELS * 10**12}, "--batch"),
+    ({"y_train": LABELS * 10**12}, "number the classes from 0 without gaps"),
     ({"y_train": np.array(list("abc" * 8))}, "not numbers"),
     ({"y_train": np.array([None] * 24)}, "cannot be read as an archive of plain NumPy arrays"),
     ({"y_test": np.arange(24) % 4}, "the test has the label 3"),
