@@ -1,7 +1,9 @@
 """Rounding that never leaves a set: the arithmetic behind "inside the ball exactly"."""
 
+import contextlib
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,12 @@ def wide(*tensors: Tensor) -> torch.dtype:
 def common(*tensors: Tensor) -> torch.dtype:
     """Dtype of a result: one that holds the tensors."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Products of matrices in their own dtype, also under autocast; some devices, as the meta device, have none."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._rounding import without_autocast
 from perceptual_at.divergences import log_distribution
 
 
@@ -75,7 +76,7 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
     _check.labels(name, labels, classes=logits.shape[1], logits=logits)
     predictions = log_distribution(logits.detach().to(sums.dtype), temperature).exp()
     of_class = torch.zeros_like(predictions).scatter(1, labels.long()[:, None], 1.0)
-    with torch.autocast(logits.device.type, enabled=False):  # a product of matrices would be in half precision
+    with without_autocast(sums):
         return sums + of_class.T @ predictions  # unlike `index_add` the same bits every time, on GPUs too
 
 

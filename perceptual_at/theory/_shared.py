@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
-from perceptual_at._rounding import common
+from perceptual_at._rounding import common, without_autocast
 from perceptual_at._shapes import per_sample
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -323,7 +323,7 @@ def quadrature(nodes: int, edges: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Sum `weights (n,)` times `values (n, ...)` over the first dimension, in the wider dtype of the two."""
     dtype = common(weights, values)
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         total: Tensor = torch.tensordot(weights.to(dtype), values.to(dtype), dims=1)
     return total
 

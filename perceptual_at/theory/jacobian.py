@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._rounding import wide
+from perceptual_at._rounding import wide, without_autocast
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.theory._shared import (
     Identity,
@@ -125,7 +125,7 @@ def matrix_norm(matrices: Tensor, norm: str) -> Tensor:
     own, scale = scaled(matrices.to(wide(matrices)))  # half precision has no eigenvalues
     usable = scale.isfinite()
     own = torch.where(usable, own, 0.0)  # LAPACK refuses the others
-    with torch.autocast(own.device.type, enabled=False):
+    with without_autocast(own):
         gram = own @ own.mT if own.shape[-2] <= own.shape[-1] else own.mT @ own
     squared: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
     positive = squared > 0  # where it is zero its root has no derivative

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._rounding import without_autocast
 from perceptual_at.theory._shared import Inequality, Map, bound_of, fixed, length, positions, quotient, segment
 from perceptual_at.theory.jacobian import gap_along, jacobian_at, matrix_norm, scaled
 
@@ -200,7 +201,7 @@ def corner_ascent(function: str, h: Map, x: Tensor, steps: int) -> Tensor:
     """The largest change of the linearised outputs that sign ascent finds, shape `(B,)`."""
     matrix, scale = scaled(jacobian_at(function, h, x))
     delta = _signs(matrix)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         for _ in range(steps):
             image = delta @ matrix.mT
             delta = _signs(image @ matrix)
