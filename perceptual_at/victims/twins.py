@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from perceptual_at._rounding import without_autocast
 from perceptual_at.victims.finding import bare
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.rewriting import late_layers, write_in_place
@@ -113,7 +114,7 @@ class _Twin:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.lane.dtype is None:
             return self.call(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.call(x.to(self.lane.dtype) if self.sharp else x)
 
     def renew(self, model: nn.Module) -> None:
@@ -134,7 +135,7 @@ class _Twin:
             return twin
         x = x[:8].detach()
         x = x if len(x) > 1 else torch.cat([x, x])  # which tells samples from what is the same for all
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             expected = twin(x)
         try:
             graph = _traced(twin)
@@ -337,7 +338,7 @@ def _write_folded(weight: Tensor, bias: Tensor, layer: Any, norm: Any) -> None:
 
 def _compare(graph: fx.GraphModule, x: Tensor, expected: Tensor) -> None:
     """Require that the graph gives the model's logits: tracing records one of the ways through the model's code."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         got = ShapeProp(graph).propagate(x)
     if not torch.allclose(got, expected, rtol=0.0, atol=_SAME * float(expected.abs().amax())):
         raise ValueError("its graph gives other logits")

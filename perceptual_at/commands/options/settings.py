@@ -412,10 +412,11 @@ def settings_from(flat: dict[str, Any]) -> Settings:
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(unknown)}.")
     defaults = Settings().flat()
+    kinds = {name: kind for group in GROUPS.values() for name, kind in typing.get_type_hints(group).items()}
     for name, value in flat.items():
         wanted: Any = type(defaults[name])
         wanted = (int, float) if wanted in (int, float) else wanted
-        words = literals(typing.get_type_hints(GROUPS[GROUP_OF[name]])[name])
+        words = literals(kinds[name])
         mistaken = words and isinstance(value, str) and value not in words
         if mistaken or (defaults[name] is not None and not isinstance(value, wanted)):
             raise ValueError(f"the setting {name!r} cannot be {value!r}.")

@@ -120,7 +120,9 @@ def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImage
         with np.load(path, allow_pickle=False) as archive:
             labelled = "y_train" in archive.files
             pixels = None if labelled else archive["x_train"]
-            unlabelled = None if pixels is None else _as_tensor(pixels.astype(pixels.dtype.newbyteorder("=")))
+            unlabelled = (
+                None if pixels is None else _as_tensor(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+            )
     except Exception as error:  # NumPy and zipfile raise a dozen kinds
         raise ValueError(f"--extra: `{path}` cannot be read as an archive with x_train ({error}).") from error
     if unlabelled is None:
