@@ -454,6 +454,11 @@ def _read(value: Any) -> Any:
         return math.inf if value > 0 else -math.inf
 
 
+def came(value: Any) -> str:
+    """What came where a tensor of some shape was wanted: its shape, or what else it is."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"

@@ -41,6 +41,12 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, index, -math.inf).amax(dim=1) - logits.gather(1, index).squeeze(1)
 
 
+def doubt(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probability of all wrong classes together, 1 - p_y, `(B, *S)`."""
+    # As the sum of the others, which keeps its digits when p_y is close to 1.
+    return logits.softmax(dim=1).scatter(1, known(labels).unsqueeze(1), 0.0).sum(dim=1)
+
+
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Where the largest logit is that of the label, `(B, *S)`; never where logits are NaN or there is no label."""
     return (logits.argmax(dim=1) == labels) & ~logits.amax(dim=1).isnan()

@@ -51,6 +51,19 @@ def has_float64(kind: str) -> bool:
     return True
 
 
+def divisor(size: Tensor) -> Tensor:
+    """A size to divide by: 1 where it is 0, so that what is zero stays zero."""
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def leveled(slope: Tensor) -> Tensor:
+    """Slopes of logits `(B, ...)`, scaled for each sample so that the largest entry is 1.
+
+    Attacks follow a gradient's direction, so each sample may be given a slope of its own.
+    """
+    return slope / divisor(slope.abs().amax(dim=tuple(range(1, slope.ndim)), keepdim=True))
+
+
 def round_down(value: float, dtype: torch.dtype) -> float:
     """Largest number of `dtype` that is not above `value`."""
     if value == 0 or math.isinf(value):

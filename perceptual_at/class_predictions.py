@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._rounding import without_autocast
+from perceptual_at._rounding import divisor, without_autocast
 from perceptual_at.divergences import log_distribution
 
 
@@ -34,7 +34,7 @@ def class_table(sums: Tensor, previous: Tensor | None = None) -> Tensor:
     kept = torch.full_like(sums, 1 / sums.shape[0]) if previous is None else previous
     _check.same_shape("class_table", sums=sums, previous=kept)
     total = sums.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, sums / torch.where(total > 0, total, torch.ones_like(total)), kept)
+    return torch.where(total > 0, sums / divisor(total), kept)
 
 
 def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._check import NO_LABEL as NO_LABEL
 from perceptual_at._places import labelled, over_places, right
+from perceptual_at._rounding import divisor
 from perceptual_at._shapes import rows
 from perceptual_at._values import tensors_of
 
@@ -15,9 +17,6 @@ Share = TypeVar("Share", float, Tensor)
 
 Score = Callable[[Any, Tensor], Tensor]
 """`(outputs, labels) -> (B,)`: boolean for right and wrong, else in [0, 1], 1 for as right as can be."""
-
-NO_LABEL = -100
-"""Dense labels of this value are no labels."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ def confusion_counts(logits: Tensor, labels: Tensor) -> Tensor:
     taken = torch.where(undefined & (taken == labels), (labels + 1) % classes, taken)
     pairs = labels.clamp_min(0) * classes + taken
     counts = torch.zeros(len(labels), classes * classes, dtype=torch.long, device=labels.device)
-    counts.scatter_add_(1, pairs, (labels != _check.NO_LABEL).long())
+    counts.scatter_add_(1, pairs, (labels != NO_LABEL).long())
     return counts.view(-1, classes, classes)
 
 
@@ -197,8 +196,7 @@ def nrr(clean: Share, robust: Share) -> Share:
     if isinstance(mean, Tensor):
         c, r = (torch.as_tensor(score, dtype=mean.dtype, device=mean.device) for score in (clean, robust))
         low, high = torch.minimum(c, r), torch.maximum(c, r)
-        total = torch.where(mean > 0, mean, torch.ones_like(mean))
-        return torch.minimum(low * (high / total), mean)
+        return torch.minimum(low * (high / divisor(mean)), mean)
     low_number, high_number = sorted((clean, robust))
     return min(low_number * (high_number / mean), mean) if mean > 0 else 0.0
 
@@ -310,9 +308,9 @@ def _undefined(outputs: Any, batch: int) -> Tensor:
 def _own(function: str, found: Any, batch: int) -> Tensor:
     """What the caller's score returned, checked."""
     if not isinstance(found, Tensor) or found.shape != (batch,):
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise (ValueError if isinstance(found, Tensor) else TypeError)(
-            f"{function}: `score` must return one number per sample, a tensor of shape ({batch},), got {got}."
+            f"{function}: `score` must return one number per sample, a tensor of shape ({batch},), got "
+            f"{_check.came(found)}."
         )
     own: Tensor = found.detach()
     if own.dtype == torch.bool:

@@ -107,11 +107,10 @@ def _beta(source: random.Random, concentration: float) -> float:
 
 def fraction(function: str, name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
     """Check a weight in [0, 1]; shape a per-sample one `(B,)` to broadcast over `like`."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        _check.number(function, name, value, at_least=0.0, at_most=1.0)
     if not isinstance(value, Tensor):
-        _check.number(function, name, value, at_least=0.0, at_most=1.0)
         return value
-    if not value.ndim:
-        _check.number(function, name, value, at_least=0.0, at_most=1.0)
     if value.shape not in ((), like.shape[:1]) or not value.is_floating_point():
         raise ValueError(
             f"{function}: a tensor `{name}` must be floating-point of shape () or ({like.shape[0]},), got "

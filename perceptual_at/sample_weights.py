@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perceptual_at import _check
-from perceptual_at._places import known, labelled, over_places, right
+from perceptual_at._places import known, labelled, margins, over_places, right
 from perceptual_at._rounding import wide
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, times_log
 
@@ -243,12 +243,9 @@ def smallest_margins(adv_logits: Tensor, labels: Tensor, *, share: float) -> Ten
     _check.logits("smallest_margins", adv_logits=adv_logits)
     labels = _check.indices("smallest_margins", labels, adv_logits=adv_logits)
     _check.number("smallest_margins", "share", share, at_least=0.0, at_most=1.0)
-    batch, index = adv_logits.shape[0], known(labels).unsqueeze(1)
-    logits = adv_logits.detach()
-    margins = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -math.inf).amax(dim=1)
-    margins = over_places(margins, labelled(labels))
-    rank = margins.argsort(stable=True).argsort()
-    return rank < int(batch * share + 1e-9)  # 0.29 * 100 is 28.999...
+    leads = over_places(-margins(adv_logits.detach(), labels), labelled(labels))
+    rank = leads.argsort(stable=True).argsort()
+    return rank < int(len(leads) * share + 1e-9)  # 0.29 * 100 is 28.999...
 
 
 class StepsWithstood:

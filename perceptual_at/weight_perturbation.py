@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
+from perceptual_at._rounding import wide
 from perceptual_at.averaging import Weights
 from perceptual_at.victims.finding import bare
 
@@ -271,11 +272,11 @@ def _towards(gradient: Tensor | None, weight: Tensor, size: float) -> Tensor:
     """A move along the gradient, of the weight's length times `size`."""
     if gradient is None:
         return torch.zeros_like(weight)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    length = torch.linalg.vector_norm(gradient, dtype=wide)
+    dtype = wide(weight)
+    length = torch.linalg.vector_norm(gradient, dtype=dtype)
     usable = (length > 0) & length.isfinite()
-    ratio = torch.where(usable, size * torch.linalg.vector_norm(weight, dtype=wide) / length, 0.0)
-    return torch.where(usable, ratio * gradient.to(wide), 0.0).to(weight.dtype)
+    ratio = torch.where(usable, size * torch.linalg.vector_norm(weight, dtype=dtype) / length, 0.0)
+    return torch.where(usable, ratio * gradient.to(dtype), 0.0).to(weight.dtype)
 
 
 def _put_back(own: Mapping[str, Tensor], values: Weights) -> None:

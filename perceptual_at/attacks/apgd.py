@@ -374,7 +374,7 @@ class _Ascent:
     def begin(self, point: Tensor, *, fresh: bool) -> None:
         """Place every sample at its start."""
         self.project = around(self.threat, self.center)
-        zeros = point.new_zeros(len(point), dtype=torch.promote_types(point.dtype, torch.float32))
+        zeros = point.new_zeros(len(point), dtype=wide(point))
         step_size = (1.0 if self.sparse else 2.0) * budgets("apgd", self.threat, self.center)
         entries = float(max(1, rows(point).shape[1]))
         spread = zeros + entries if fresh else self._moved(point).to(zeros.dtype)

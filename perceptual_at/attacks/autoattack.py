@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "surrogate")
-_STREAMS = 6  # between the random numbers of an attack and of the same attack again
+_STREAMS = 6  # between the numbers of an attack and of the same one again: so many there were before the surrogate
+_Attack = Callable[[Tensor, Tensor, Tensor], Verdict]
+"""Of inputs, labels, and which rows of the batch these are."""
 Version = Literal["standard", "plus", "rand", "thorough"] | Sequence[str | tuple[str, Options]]
 
 
@@ -175,25 +177,8 @@ def auto_attack(
         >>> x_adv[0], model(x_adv).argmax(dim=1)  # the first is out of reach and stays
         (tensor([0.7500]), tensor([0, 1]))
     """
-    check_threat("auto_attack", threat)
-    as_ball("auto_attack", threat)
-    _check.floating("auto_attack", x=x)
-    budgets("auto_attack", threat, x)
-    _check_version(version)
-    _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
-    _check.count("auto_attack", "batch_size", batch_size)
+    _check_call(x, threat, version, backend, batch_size, lane)
     _check.flag("auto_attack", progress=progress, verdict=verdict)
-    if backend != "native" and lane is not None:
-        raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
-    if backend != "native" and "surrogate" in _names(version):
-        raise ValueError(f"auto_attack: backend={backend!r} has no 'surrogate' attack, which is our own.")
-    if x.ndim != 4 and "square" in _names(version):  # said before the first attack, not after hours
-        raise ValueError(
-            f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
-            "them in front of the model, or give `version` a list without 'square'."
-        )
-    if backend != "native":
-        official.check(_composition(version, threat, 2), threat, x)
     terms = Terms(model_mode=model_mode, lane=lane, validate=validate)
     with opened("auto_attack", model, x, labels, threat, terms) as victim:
         x, labels = victim.x, victim.labels
@@ -218,21 +203,8 @@ def auto_attack(
             attacks, heard = official.attacks(victim, composition, threat, numbers, classes)
             notes = (*notes, official.NOTE)
         protocol = Protocol(threat, classes, composition, backend, notes)
-        broken_by, right = torch.full_like(search.step, -1), len(search.remaining())
-        for place, (name, attack) in enumerate(zip(protocol.attacks, attacks, strict=True)):
-            remaining = search.remaining()
-            before = len(remaining)
-            if not before:
-                break
-            with Bar(f"auto_attack: {name}", total=before, shown=progress) as bar:
-                for at in torch.split(remaining, batch_size):
-                    found = attack(x[at], labels[at], at)
-                    _enter(search, at, found)
-                    broken_by[at[found.success]] = place
-                    bar.advance(len(at), robust=f"{_share(~(search.success | search.undefined)):.2%}")
-            broken = before - len(search.remaining())
-            if name == "square" and place:
-                warnings.append(inspection.square_alone(broken, right, composition[place][1]["queries"]))
+        broken_by, found = _in_turn(search, x, attacks, protocol, batch_size=batch_size, progress=progress)
+        warnings.extend(found)
         if backend == "pyautoattack":
             warnings.extend(heard)
     if not verdict:
@@ -243,10 +215,31 @@ def auto_attack(
     )  # fmt: skip
 
 
+def _in_turn(
+    search: Search, x: Tensor, attacks: Sequence[_Attack], protocol: Protocol, *, batch_size: int, progress: bool
+) -> tuple[Tensor, list[str]]:
+    """Run the attacks, each on what is left; gives which of them broke each sample, and what Square's success says."""
+    broken_by, right, warnings = torch.full_like(search.step, -1), len(search.remaining()), list[str]()
+    for place, (name, attack) in enumerate(zip(protocol.attacks, attacks, strict=True)):
+        remaining = search.remaining()
+        if not len(remaining):
+            break
+        with Bar(f"auto_attack: {name}", total=len(remaining), shown=progress) as bar:
+            for at in torch.split(remaining, batch_size):
+                found = attack(x[at], search.labels[at], at)
+                _enter(search, at, found)
+                broken_by[at[found.success]] = place
+                bar.advance(len(at), robust=f"{_share(~(search.success | search.undefined)):.2%}")
+        if name == "square" and place:
+            broken = len(remaining) - len(search.remaining())
+            warnings.append(inspection.square_alone(broken, right, protocol.composition[place][1]["queries"]))
+    return broken_by, warnings
+
+
 def _native(
     model: Model, composition: Composition, threat: Linf | L2 | L1, numbers: _random.SampleGenerator, classes: int
-) -> list[Callable[[Tensor, Tensor, Tensor], Verdict]]:
-    """The attacks of a composition as functions of inputs, labels and their rows."""
+) -> list[_Attack]:
+    """The attacks of a composition."""
     threat = as_released(threat)
     functions: dict[str, Callable[..., Any]] = {
         "apgd-ce": functools.partial(apgd, loss=cross_entropy),
@@ -257,7 +250,7 @@ def _native(
         "square": square,
         "surrogate": surrogate_pgd,
     }
-    attacks: list[Callable[[Tensor, Tensor, Tensor], Verdict]] = []
+    attacks: list[_Attack] = []
     seen = collections.Counter[str]()
     for name, options in composition:
         drawn = numbers.fork(NAMES.index(name) + _STREAMS * seen[name])  # the same numbers in any company
@@ -314,6 +307,30 @@ def _clean(victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor])
         search.judge(at, x[at], logits, 0)
         classes = logits.shape[1]
     return classes
+
+
+def _check_call(
+    x: Tensor, threat: Linf | L2 | L1, version: Version, backend: str, batch_size: int, lane: Lane | None
+) -> None:
+    """Require options that go together, before the first pass: some attacks come hours later."""
+    check_threat("auto_attack", threat)
+    as_ball("auto_attack", threat)
+    _check.floating("auto_attack", x=x)
+    budgets("auto_attack", threat, x)
+    _check_version(version)
+    _check.choice("auto_attack", "backend", backend, ("native", "pyautoattack"))
+    _check.count("auto_attack", "batch_size", batch_size)
+    if backend != "native" and lane is not None:
+        raise ValueError(f"auto_attack: `lane` has no effect with backend={backend!r}, which judges by what it runs.")
+    if backend != "native" and "surrogate" in _names(version):
+        raise ValueError(f"auto_attack: backend={backend!r} has no 'surrogate' attack, which is our own.")
+    if x.ndim != 4 and "square" in _names(version):
+        raise ValueError(
+            f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
+            "them in front of the model, or give `version` a list without 'square'."
+        )
+    if backend != "native":
+        official.check(_composition(version, threat, 2), threat, x)
 
 
 def _check_version(version: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
-from perceptual_at._rounding import cast_toward
+from perceptual_at._rounding import cast_toward, divisor
 from perceptual_at._shapes import per_sample, places, rows
 from perceptual_at.attacks.targets import ascended, loss_of, margin, targeted_dlr
 from perceptual_at.attacks.verdict import Search, Verdict
@@ -370,6 +370,10 @@ def cw(
     return climbed("cw", model, x, labels, threat, terms, climb)
 
 
+REACH = 2.5
+"""How many budgets all steps together are long where nothing else is said: across the ball, and half a budget more."""
+
+
 class Climb(NamedTuple):
     """How to climb."""
 
@@ -381,8 +385,7 @@ class Climb(NamedTuple):
     early_stop: bool = False
     verdict: bool = False
     generator: Generator | None = None
-    reach: float = 2.5
-    """How many budgets far all steps together go where their length is left open."""
+    reach: float = REACH
 
 
 def climbed(
@@ -486,7 +489,7 @@ class _Run:
 def accelerated(grad: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
     """The decaying sum of all gradients so far, each divided by its L1 norm."""
     length = rows(grad).abs().sum(dim=1).clamp_max(torch.finfo(grad.dtype).max)  # huge ones shall not vanish
-    unit = grad / per_sample(torch.where(length > 0, length, torch.ones_like(length)), grad)
+    unit = grad / per_sample(divisor(length), grad)
     return unit if velocity is None else momentum * velocity + unit
 
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from perceptual_at import _check
-from perceptual_at._rounding import wide
+from perceptual_at._rounding import leveled, wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.pgd import check_step_size, visible
+from perceptual_at.attacks.pgd import REACH, check_step_size, visible
 from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, budget
-from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own, leveled
+from perceptual_at.victims import Model, Terms, check_arguments, check_logits, check_values, is_own
 
 
 def stepped(threat: Threat, x_adv: Tensor, x: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def pure_pgd(
     _check.count("pure_pgd", "steps", steps)
     _check_eval("pure_pgd", f)
     if step_size is None:
-        step_size = 2.5 * budget("pure_pgd", threat) / steps
+        step_size = REACH * budget("pure_pgd", threat) / steps
     elif isinstance(step_size, Tensor) and not step_size.ndim:
         _check.number("pure_pgd", "step_size", step_size, above=0.0)
     elif isinstance(step_size, Tensor) or not torch.compiler.is_compiling():  # in a graph a number may be an input

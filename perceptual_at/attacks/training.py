@@ -10,7 +10,7 @@ from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
 from perceptual_at._shapes import per_sample
-from perceptual_at.attacks.pgd import Climb, climbed
+from perceptual_at.attacks.pgd import REACH, Climb, climbed
 from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
 from perceptual_at.threats import Threat, budget, check_threat, projected
@@ -175,7 +175,7 @@ def friendly_pgd(
     if not len(x):
         return point
     if step_size is None:
-        step_size = 2.5 * budget(name, threat) / steps
+        step_size = REACH * budget(name, threat) / steps
     wrong: list[Tensor] = []
 
     def watched(logits: Tensor, aims: Tensor) -> Tensor:

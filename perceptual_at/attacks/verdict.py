@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from perceptual_at import _check
 from perceptual_at._shapes import per_sample, places
 from perceptual_at._values import Value
 from perceptual_at.victims import Victim, misclassified, undefined
@@ -54,7 +55,7 @@ class Verdict(Value):
         for name in ("success", "step", "gradients", "forwards"):
             value = getattr(self, name)
             if not isinstance(value, Tensor) or value.shape != batch:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                got = _check.came(value)
                 raise ValueError(f"{type(self).__name__}: `{name}` must be of shape {tuple(batch)}, got {got}.")
         if self.success.dtype != torch.bool:
             raise TypeError(f"{type(self).__name__}: `success` must be boolean, got {self.success.dtype}.")

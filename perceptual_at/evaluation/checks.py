@@ -341,9 +341,8 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest difference of two results for the same inputs; 0 if it is within rounding, infinite with NaN."""
     exact = accumulator(a)
     away = (a.to(exact) - b.to(exact)).abs()
-    difference = float(
-        torch.where(a == b, torch.zeros_like(away), away).nan_to_num(nan=math.inf).max()
-    )  # also inf = inf
+    apart = torch.where(a == b, torch.zeros_like(away), away)  # two infinities are equal, their difference is NaN
+    difference = float(apart.nan_to_num(nan=math.inf).max())
     return difference if difference > rounding(a.nan_to_num(0.0, 0.0, 0.0)) else 0.0
 
 

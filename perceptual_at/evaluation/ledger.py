@@ -135,3 +135,8 @@ class Ledger:
         """Take in a finished batch."""
         self.column(entry.name).add(self.places(entry.index), entry)
         self.samples.update(zip(entry.index, entry.samples, strict=False))
+
+
+def worse(a: Tensor, b: Tensor) -> Tensor:
+    """The worse of two verdicts of each sample: right and wrong stay so, scores are compared as numbers."""
+    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())

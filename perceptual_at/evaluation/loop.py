@@ -14,7 +14,7 @@ from perceptual_at._random import undisturbed
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.evaluation.checks import Check
 from perceptual_at.evaluation.fingerprints import Opaque, data_fingerprint, model_fingerprint, sample_fingerprints
-from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column
+from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column, worse
 from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
@@ -104,23 +104,12 @@ def evaluate(
     _check_call(model, loader, attacks, seed, repeats, score)
     _check.flag("evaluate", progress=progress, cascade=cascade, checks=checks)
     _check_places(device, classes, record)
-    if score is not None and (checks or classes is not None):
-        raise ValueError(
-            f"evaluate: `{'checks' if checks else 'classes'}` must be left out with a `score`: outputs need not be "
-            "logits of classes then."
-        )
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
-    if checks and first_threat(plans) is None:
-        raise ValueError(
-            "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
-            "sanity_checks."
-        )
+    _check_together(plans, checks=checks, classes=classes, score=score)
     settings = Rules(int(seed), cascade, int(repeats), score)
     if lane is not None:
         check_lane("evaluate", model, "eval", lane)
-    if device is None:
-        parameters = (parameter for module in modules_of(model) for parameter in module.parameters())
-        device = next((parameter.device for parameter in parameters if not parameter.is_meta), None)
+    device = _home(model) if device is None else device
     texts, fingerprint = _identity(model, plans, settings, lane, strict=record is not None)
     software = versions()
     with (
@@ -158,6 +147,12 @@ def evaluate(
     place = str(device) if device is not None else str(x.device)
     provenance = {"model": fingerprint, "data": data, **texts, "versions": software, "device": place}
     return _report(run, found, provenance, classes)
+
+
+def _home(model: Model) -> torch.device | None:
+    """Where a model's parameters are; None where it has none, or none that are anywhere."""
+    parameters = (parameter for module in modules_of(model) for parameter in module.parameters())
+    return next((parameter.device for parameter in parameters if not parameter.is_meta), None)
 
 
 def _identity(
@@ -203,7 +198,7 @@ def _report(
     clean = _repeats(run, CLEAN, places)
     passes, before = {CLEAN: clean}, clean
     for plan in run.plans:
-        passes[plan.name] = _lower(_repeats(run, plan.name, places), before if run.settings.cascade else clean)
+        passes[plan.name] = worse(_repeats(run, plan.name, places), before if run.settings.cascade else clean)
         before = passes[plan.name]
     masks = {name: one.all(dim=0) if one.dtype == torch.bool else one.amin(dim=0) for name, one in passes.items()}
     correct = masks.pop(CLEAN)
@@ -239,10 +234,6 @@ def _repeats(run: Measurement, name: str, places: Tensor) -> Tensor:
     """Scores of every repeat, `(repeats, n)`; 0 where the attack was not needed."""
     found = run.known.ledger.column(name).get("scores", places)
     return torch.zeros(run.repeats, len(places), dtype=torch.bool, device="cpu") if found is None else found.T
-
-
-def _lower(a: Tensor, b: Tensor) -> Tensor:
-    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())
 
 
 def _parts(column: Column, places: Tensor) -> dict[str, int]:
@@ -342,6 +333,20 @@ def _check_call(model: Any, loader: Any, attacks: Any, seed: Any, repeats: Any, 
     _check.count("evaluate", "repeats", repeats)
     if score is not None and not callable(score):
         raise TypeError(f"evaluate: `score` must be a function (outputs, labels) -> (B,), got {type(score).__name__}.")
+
+
+def _check_together(plans: Sequence[Plan], *, checks: bool, classes: Sequence[str] | None, score: Score | None) -> None:
+    """Require options that go together."""
+    if score is not None and (checks or classes is not None):
+        raise ValueError(
+            f"evaluate: `{'checks' if checks else 'classes'}` must be left out with a `score`: outputs need not be "
+            "logits of classes then."
+        )
+    if checks and first_threat(plans) is None:
+        raise ValueError(
+            "evaluate: `checks` need a threat model: give one attack as functools.partial(pgd, threat=...), or call "
+            "sanity_checks."
+        )
 
 
 def _check_places(device: Any, classes: Any, record: Any) -> None:

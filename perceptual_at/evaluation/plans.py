@@ -91,9 +91,7 @@ class Plan:
                 f"evaluate: attack {self.name!r} must return inputs of {x.dtype}, as it was given, got {x_adv.dtype}; "
                 "the model is judged on exactly what it returns: end it with `x_adv.to(x.dtype)`."
             )
-        undefined = (
-            int((~x_adv.isfinite()).flatten(1).any(dim=1).sum()) if x.ndim > 1 else int((~x_adv.isfinite()).sum())
-        )
+        undefined = int(rows(~x_adv.isfinite()).any(dim=1).sum())
         if undefined:
             raise ValueError(f"evaluate: attack {self.name!r} returned NaN or infinite inputs for {undefined} samples.")
         return x_adv.detach(), verdict

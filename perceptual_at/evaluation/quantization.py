@@ -61,7 +61,7 @@ def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 
     else:
         places = _into_ball(places, lattice, x_adv, x, threat)
     result = lattice[places]
-    outside = ~_inside(result, x, threat)
+    outside = ~threat.contains(result, x)
     if bool(outside.any()):
         raise ValueError(
             f"quantize: the ball holds no point of the lattice for {int(outside.sum())} of {len(x)} samples: `x` is "
@@ -123,11 +123,6 @@ def _distance(points: Tensor, x: Tensor) -> Tensor:
     return (points.to(accumulator(x)) - x.to(accumulator(x))).abs()
 
 
-def _inside(points: Tensor, x: Tensor, threat: Ball) -> Tensor:
-    """Which samples lie in the ball, boolean `(B,)`."""
-    return threat.contains(points, x)
-
-
 def _towards(places: Tensor, lattice: Tensor, x: Tensor) -> Tensor:
     """The neighbours of lattice places on the side of `x`."""
     return (places + (x - lattice[places]).sign().long()).clamp(0, len(lattice) - 1)
@@ -150,7 +145,7 @@ def _into_cube(places: Tensor, lattice: Tensor, x: Tensor, threat: Ball) -> Tens
 def _into_ball(places: Tensor, lattice: Tensor, x_adv: Tensor, x: Tensor, threat: Ball) -> Tensor:
     """Step towards `x` with the fewest, cheapest entries of the samples that are outside."""
     while True:
-        outside = ~_inside(lattice[places], x, threat)
+        outside = ~threat.contains(lattice[places], x)
         nearer = _towards(places, lattice, x)
         gap = _distance(lattice[places], x)
         gain = (gap - _distance(lattice[nearer], x)) * per_sample(outside, x)
@@ -172,6 +167,6 @@ def _first_inside(
     while bool((few < many).any()):
         middle = (few + many) // 2
         moved = torch.where(rank < per_sample(middle, x), nearer, places)
-        done = _inside(lattice[moved], x, threat)
+        done = threat.contains(lattice[moved], x)
         few, many = torch.where(done | (few >= many), few, middle + 1), torch.where(done, middle, many)
     return torch.where(rank < per_sample(many, x), nearer, places)

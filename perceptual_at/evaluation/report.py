@@ -13,6 +13,7 @@ from perceptual_at import _check
 from perceptual_at._tables import latex_table, markdown_table
 from perceptual_at._values import FrozenDict, Value
 from perceptual_at.evaluation.checks import Check
+from perceptual_at.evaluation.ledger import worse
 from perceptual_at.evaluation.records import read_report, write_report
 from perceptual_at.evaluation.statistics import Interval, mean_interval, wilson_interval
 from perceptual_at.metrics import mean_score, nrr
@@ -98,7 +99,7 @@ class Evaluation(Value):
                 raise ValueError(
                     f"Evaluation: an attack cannot be called {name!r}: that is a name of the report's own."
                 )
-            robust[name] = _smaller(correct, _column(f"robust[{name!r}]", verdicts, like=correct))
+            robust[name] = worse(correct, _column(f"robust[{name!r}]", verdicts, like=correct))
         suspicious = {
             reason: _column(f"suspicious[{reason!r}]", mask, like=correct, masks=True)
             for reason, mask in _mapping("suspicious", self.suspicious).items()
@@ -189,7 +190,7 @@ class Evaluation(Value):
             return self.robust[name]
         verdicts = self.correct
         for robust in self.robust.values():
-            verdicts = _smaller(verdicts, robust)
+            verdicts = worse(verdicts, robust)
         return verdicts
 
     def interval(self, name: str, *, confidence: float = 0.95) -> Interval:
@@ -376,11 +377,6 @@ def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"Evaluation: `{name}` must be a dictionary, got {type(value).__name__}.")
     return value
-
-
-def _smaller(a: Tensor, b: Tensor) -> Tensor:
-    """The worse verdict of each sample."""
-    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())
 
 
 def _share(verdicts: Tensor) -> float:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from perceptual_at._random import undisturbed
+from perceptual_at._shapes import places
 from perceptual_at.evaluation.checks import outputs_differ
 from perceptual_at.evaluation.fingerprints import describe, probe, witness
-from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing
+from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing, worse
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
 from perceptual_at.metrics import Judged, Score, judge
@@ -39,7 +40,7 @@ class Batch:
         if rows.dtype == torch.bool:
             if bool(rows.all()):
                 return self
-            rows = rows.nonzero().squeeze(1)
+            rows = places(rows)
         there = rows.to(self.x.device)
         return Batch(self.x[there], self.labels[there], self.index[rows], self.places[rows])
 
@@ -187,7 +188,7 @@ class Measurement:
             return
         before = self.standing.get(batch.places)
         assert before is not None
-        after = _smaller(before, self._scores(self.plans[stage].name, batch.places))
+        after = worse(before, self._scores(self.plans[stage].name, batch.places))
         self.standing.put(batch.places, after)
         self.robust += float((_worst(after) - _worst(before)).sum())
         last = stage == len(self.plans) - 1
@@ -212,7 +213,7 @@ class Measurement:
             )
         index = tuple(batch.index.tolist())
         seen = self._witnessed(batch, outputs[0]) if self.known.kept and not self.traits.difference else None
-        rows = (~known).nonzero().squeeze(1).tolist()
+        rows = places(~known).tolist()
         if not rows:
             return
         entry = Entry(
@@ -233,7 +234,7 @@ class Measurement:
         rows = (
             torch.arange(min(_PROBED, len(index)), device="cpu")
             if fresh
-            else column.flag("known", batch.places).nonzero().squeeze(1)
+            else places(column.flag("known", batch.places))
         )
         if len(rows):
             some = batch.take(rows)
@@ -315,7 +316,3 @@ def _scores_of(judged: Sequence[Judged]) -> Tensor:
 def _worst(scores: Tensor) -> Tensor:
     """Of all repeats, as a number."""
     return scores.double().amin(dim=1)
-
-
-def _smaller(a: Tensor, b: Tensor) -> Tensor:
-    return a & b if a.dtype == b.dtype == torch.bool else torch.minimum(a.double(), b.double())

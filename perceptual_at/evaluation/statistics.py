@@ -237,8 +237,7 @@ def bootstrap_interval(
 def _scalar(function: str, value: Any) -> Tensor:
     """What a statistic gave, as a tensor without dimensions."""
     if not (_check.is_number(value) or (isinstance(value, Tensor) and value.numel() == 1)):
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{function}: `statistic` must give one number, got {got}.")
+        raise TypeError(f"{function}: `statistic` must give one number, got {_check.came(value)}.")
     return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().reshape(())
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, masked, reduce
-from perceptual_at._rounding import common, wide
+from perceptual_at._rounding import common, divisor, wide
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import cosine_distance
 
@@ -58,4 +58,4 @@ def _direction(gradient: Tensor) -> Tensor:
     if not flat.shape[1]:
         return flat
     largest = flat.detach().abs().amax(dim=1, keepdim=True)
-    return flat / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return flat / divisor(largest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._places import known, labelled, over_places
+from perceptual_at._places import doubt, known, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import cross_entropy, kl_of_logs, log_distribution
@@ -140,9 +140,8 @@ def weighted_kl_loss(
     name = "weighted_kl_loss"
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     labels = _check.indices(name, labels, clean_logits=clean_logits)
-    # 1 - p_y as the sum of the other probabilities, which keeps its digits when p_y is close to 1.
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    unsure = clean.softmax(dim=1).scatter(1, known(labels).unsqueeze(1), 0.0).sum(dim=1)
+    unsure = doubt(clean, labels)
     weighted = kl_of_logs(log_distribution(clean), log_distribution(adv)) * unsure
     return reduce(name, over_places(weighted, labelled(labels)).to(common(*given)), reduction)

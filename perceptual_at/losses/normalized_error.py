@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._places import known, labelled, over_places
+from perceptual_at._places import doubt, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
 from perceptual_at.divergences import directions
@@ -50,6 +50,5 @@ def normalized_error_loss(
     error = (directions(clean) - directions(adv)).square().sum(dim=1)
     if labels is not None:
         labels = _check.indices(name, labels, clean_logits=clean_logits)
-        unsure = clean.softmax(dim=1).scatter(1, known(labels).unsqueeze(1), 0.0).sum(dim=1)
-        error = over_places(error * unsure, labelled(labels))
+        error = over_places(error * doubt(clean, labels), labelled(labels))
     return reduce(name, error.to(common(*given)), reduction)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
-from perceptual_at._rounding import common, wide
+from perceptual_at._rounding import common, divisor, wide
 from perceptual_at.divergences import DISTRIBUTIONS, Criterion, Divergence, kl_divergence, named
 from perceptual_at.paths import fraction
 
@@ -171,8 +171,7 @@ def comparison(
 
 def _share(part: Tensor, rest: Tensor) -> Tensor:
     """The part of the sum of both; 0 where both are."""
-    total = part + rest
-    return part / torch.where(total > 0, total, torch.ones_like(total))
+    return part / divisor(part + rest)
 
 
 def _without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -183,7 +182,7 @@ def _without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:
 
 def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:
     if not isinstance(per_sample, Tensor) or per_sample.shape != (batch,):
-        got = f"shape {tuple(per_sample.shape)}" if isinstance(per_sample, Tensor) else type(per_sample).__name__
         raise ValueError(
-            f"{function}: `criterion` must return one value per sample, a tensor of shape ({batch},), got {got}."
+            f"{function}: `criterion` must return one value per sample, a tensor of shape ({batch},), got "
+            f"{_check.came(per_sample)}."
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check, _random
-from perceptual_at._rounding import accumulator, cast_toward, wide
+from perceptual_at._rounding import accumulator, cast_toward, divisor, wide
 from perceptual_at._shapes import rows
 from perceptual_at.threats.ball import Ball, flat, held, looks_are_free, pair, radii, shrink, stretched, surely_inside
 from perceptual_at.threats.entries import Bounds, Entries
@@ -124,6 +124,6 @@ def _unit(function: str, grad: Tensor) -> Tensor:
     vector = flat(function, grad)
     # The largest entry is divided out first: squares of small gradients would underflow.
     largest = vector.abs().amax(dim=1, keepdim=True) if vector.shape[1] else vector
-    vector = vector / torch.where(largest > 0, largest, torch.ones_like(largest))
+    vector = vector / divisor(largest)
     length: Tensor = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
     return (vector / length.clamp_min(1.0)).reshape(grad.shape)

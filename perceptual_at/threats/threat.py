@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from perceptual_at import _random
+from perceptual_at import _check, _random
 from perceptual_at._random import Generator
 from perceptual_at._rounding import round_down, wide
 from perceptual_at._shapes import per_sample, rows
@@ -178,10 +178,9 @@ def _fitting(threat: Threat, method: str, x: Tensor, *given: Any) -> Tensor:
 
 def _fitted(threat: Threat, method: str, found: Any, x: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != x.shape:
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"{type(threat).__name__}.{method}: must give points of the shape of `x` for {_batch(x)}, got {got}. "
-            f"{_PER_SAMPLE}"
+            f"{type(threat).__name__}.{method}: must give points of the shape of `x` for {_batch(x)}, got "
+            f"{_check.came(found)}. {_PER_SAMPLE}"
         )
     return found.to(x.dtype)
 

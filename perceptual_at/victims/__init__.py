@@ -29,7 +29,7 @@ Other rooms, which only ask for logits, write
 """
 
 from perceptual_at.victims import inspection
-from perceptual_at.victims.door import Answer, Victim, check_arguments, first_gradients, leveled, opened, plain
+from perceptual_at.victims.door import Answer, Victim, check_arguments, first_gradients, opened, plain
 from perceptual_at.victims.finding import bare, modules_of, unwrapped
 from perceptual_at.victims.frozen import frozen, lent
 from perceptual_at.victims.in_step import in_step
@@ -58,7 +58,6 @@ __all__ = [
     "inspection",
     "is_own",
     "lent",
-    "leveled",
     "misclassified",
     "modules_of",
     "opened",

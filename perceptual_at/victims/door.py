@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from perceptual_at import _check
+from perceptual_at._rounding import leveled
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Ball, Threat, box, check_excess
@@ -531,6 +532,7 @@ class Victim:
 
 _ONLY_BACKWARD = ("use_reentrant", "_will_engine_execute_node")
 """Of torch's errors where something in a graph can only be gone back through by `.backward()`."""
+# Squares of it can still be added up.
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
 
 
@@ -566,15 +568,6 @@ def check_arguments(
     )
     if not usual:
         check_each(function, x, labels, threat, terms)
-
-
-def leveled(slope: Tensor) -> Tensor:
-    """Slopes of logits `(B, ...)`, scaled for each sample so that the largest entry is 1.
-
-    Attacks follow a gradient's direction, so each sample may be given a slope of its own.
-    """
-    steepest = slope.abs().amax(dim=tuple(range(1, slope.ndim)), keepdim=True)
-    return slope / torch.where(steepest > 0, steepest, torch.ones_like(steepest))
 
 
 def plain(value: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from perceptual_at import _random
 from perceptual_at._binomial import rare
 from perceptual_at._places import margins
-from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample, places, rows
+from perceptual_at._rounding import leveled, wide
+from perceptual_at._shapes import places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, select, start
 from perceptual_at.victims.door import Victim
@@ -69,9 +69,8 @@ def gradient_sizes(
             return raw.new_zeros(len(x), dtype=wide(raw))
         logits = raw.detach().to(wide(raw)).requires_grad_()
         (slope,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
-        steepest = rows(slope).abs().amax(dim=1)
-        unit = slope / per_sample(torch.where(steepest > 0, steepest, torch.ones_like(steepest)), slope)
-        gradient = torch.autograd.grad(raw, own, unit.to(raw.dtype), allow_unused=True, materialize_grads=True)[0]
+        steepest, unit = rows(slope).abs().amax(dim=1), leveled(slope).to(raw.dtype)
+        gradient = torch.autograd.grad(raw, own, unit, allow_unused=True, materialize_grads=True)[0]
         return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
 
 

@@ -112,10 +112,9 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
 def check_values(function: str, values: Any, batch: int) -> None:
     """Require one loss per sample."""
     if not isinstance(values, Tensor) or values.shape != (batch,):
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"{function}: `loss` must return one value per sample, shape ({batch},), got {got}; with torch's "
-            "losses pass reduction='none'."
+            f"{function}: `loss` must return one value per sample, shape ({batch},), got {_check.came(values)}; with "
+            "torch's losses pass reduction='none'."
         )
 
 
