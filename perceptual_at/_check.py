@@ -370,11 +370,13 @@ def number(
 ) -> None:
     """Require a finite number inside an interval (open ends: `above`, `below`).
 
-    Numbers of Python and NumPy and tensors without dimensions are numbers. What cannot be read without waiting, a
-    tensor on a device or one that is being traced, is taken as it is.
+    Floats and integers of Python and NumPy and tensors without dimensions are numbers. What cannot be read without
+    waiting, a tensor on a device or one that is being traced, is taken as it is.
     """
     if not is_number(value):
-        raise TypeError(f"{function}: `{name}` must be a number, got {_shown(value)}.")
+        exact = isinstance(value, numbers.Number) and hasattr(value, "__float__") and not isinstance(value, bool)
+        hint = ", which tensors cannot be multiplied with; give float(...) of it" if exact else ""
+        raise TypeError(f"{function}: `{name}` must be a number, got {_shown(value)}{hint}.")
     left = f"({above}" if above is not None else f"[{at_least}" if at_least is not None else "(-inf"
     right = f"{below})" if below is not None else f"{at_most}]" if at_most is not None else "inf)"
     if (read := _read(value)) is None:
@@ -417,7 +419,8 @@ def count(function: str, name: str, value: Any, *, at_least: int = 1, at_most: i
     if read is None:
         return
     if read < at_least or read >= 2**63 or (at_most is not None and read > at_most):
-        wanted = f"at least {at_least}" if at_most is None else f"in [{at_least}, {at_most}]"
+        most = 2**63 - 1 if at_most is None and read >= 2**63 else at_most
+        wanted = f"at least {at_least}" if most is None else f"in [{at_least}, {most}]"
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {int(read)}.")
 
 
@@ -431,9 +434,11 @@ def integer(function: str, name: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether something is one real number; truth values are none."""
+    """Whether something is one real number that tensors can be multiplied with: no fraction, and no truth value."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
+    if isinstance(value, numbers.Rational) and not isinstance(value, numbers.Integral):
+        return False
     return isinstance(value, numbers.Real | torch.SymFloat | torch.SymInt) and not isinstance(value, bool)
 
 

@@ -1,5 +1,6 @@
 """Averaged weights as plain dicts: state in, state out."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -213,7 +214,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
 
     Raises:
         TypeError: if `model` is no module or `weights` no dict of tensors.
-        ValueError: if names are missing or unknown, or shapes differ.
+        ValueError: if names are missing or unknown, shapes differ, or running statistics would move inside a transform
+            of torch.func.
 
     Examples:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -239,12 +241,25 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     cache = take_cache()  # weights that were computed from the model's own
     try:
         output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
+    except RuntimeError as error:
+        if re.search("in.place", str(error)) and (norms := _with_statistics(inner)):
+            raise ValueError(
+                f"call_with: `model` has {norms} in train mode, whose running statistics cannot move inside a "
+                "transform of torch.func (grad, vmap, ...); call it in eval mode, for example inside `frozen(model)`."
+            ) from error
+        raise
     finally:
         put_back_cache(cache)
     with torch.no_grad():
         for held, ran, before in moving:
             held.copy_(torch.where(ran == before, held, ran.to(held.dtype)))  # what stayed keeps all of its digits
     return output
+
+
+def _with_statistics(inner: nn.Module) -> str:
+    """The kinds of modules whose running statistics a pass would move."""
+    parts = (part for part in inner.modules() if part.training and part._buffers.get("running_mean") is not None)
+    return ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
 
 
 def _moving(

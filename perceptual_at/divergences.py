@@ -7,7 +7,7 @@ over its places: dense logits, or the feature maps of an inner layer. For other 
 
 Sixteen-bit inputs are widened to float32 inside. The two that compare distributions take logits, and
 work on their logarithms throughout: no constant is added to anything. A logit of minus infinity is a class without
-probability: 0 log 0 is 0.
+probability: 0 log 0 is 0. Where both have it, the other distances count the entry as equal.
 """
 
 import functools
@@ -148,6 +148,7 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
     """
     _check.same_shape("squared_error", a=a, b=b)
     a, b, dtype = _widen(a, b)
+    (a, b), _ = without_absent(a, b)
     return reduce((a - b).square(), "b ... -> b", "mean").to(dtype)
 
 
@@ -181,6 +182,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     _check.same_shape("cosine_distance", a=a, b=b)
     a, b, dtype = _widen(a, b)
+    (a, b), _ = without_absent(a, b)
     return over_places((directions(a) - directions(b)).square().sum(dim=1) / 2).to(dtype)
 
 
@@ -329,6 +331,12 @@ def directions(value: Tensor) -> Tensor:
     none = torch.linalg.vector_norm(vectors.detach(), dim=1, keepdim=True) == 0
     some = functional.normalize(torch.where(none, 1.0, vectors), dim=1, eps=shortest)
     return torch.where(none, vectors / shortest, some)
+
+
+def without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The logits with 0 for a class that has minus infinity in all of them, and where these are."""
+    absent = functools.reduce(torch.logical_and, (value.isneginf() for value in logits))
+    return [value.masked_fill(absent, 0.0) for value in logits], absent
 
 
 def times_log(shares: Tensor, logs: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def smoothed(
     """The probabilities, with labels checked on behalf of `function`."""
     _check.labels(function, labels, classes=classes, labels=labels)
     _check.dtype(function, "dtype", dtype)
-    smoothing = float(smoothing)
+    smoothing, classes = float(smoothing), int(classes)
     others = smoothing / (classes if over == "all" else classes - 1)
     right = 1 - smoothing + (others if over == "all" else 0.0)
     spread = torch.full((labels.shape[0], classes), others, device=labels.device, dtype=dtype)

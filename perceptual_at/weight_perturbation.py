@@ -4,6 +4,7 @@ A training step has two halves: `ascend` moves the weights to where the loss is 
 again there, and `restore` moves them back. Between the two the model is perturbed; nothing else is kept.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -270,13 +271,16 @@ def _gradients(model: nn.Module, loss: Callable[[], Tensor], chosen: list[Tensor
 
 def _towards(gradient: Tensor | None, weight: Tensor, size: float) -> Tensor:
     """A move along the gradient, of the weight's length times `size`."""
-    if gradient is None:
+    if gradient is None or not gradient.numel():
         return torch.zeros_like(weight)
     dtype = wide(weight)
-    length = torch.linalg.vector_norm(gradient, dtype=dtype)
+    largest = torch.linalg.vector_norm(gradient, ord=math.inf, dtype=dtype)
+    far_out = (largest < 1e-15) | (largest > 1e15)  # squares would leave float32
+    gradient = gradient.to(dtype) / torch.where(far_out, largest, 1.0)
+    length = torch.linalg.vector_norm(gradient)
     usable = (length > 0) & length.isfinite()
     ratio = torch.where(usable, size * torch.linalg.vector_norm(weight, dtype=dtype) / length, 0.0)
-    return torch.where(usable, ratio * gradient.to(dtype), 0.0).to(weight.dtype)
+    return torch.where(usable, ratio * gradient, 0.0).to(weight.dtype)
 
 
 def _put_back(own: Mapping[str, Tensor], values: Weights) -> None:

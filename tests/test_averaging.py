@@ -316,6 +316,23 @@ def test_a_float32_average_follows_a_sixteen_bit_model(dtype):
     assert call_with(model, average, x).dtype == dtype
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_statistics_that_would_move_inside_a_transform_are_named(transform):
+    model, x = net().train(), normal(0, 5, 4)
+    weights = {name: value for name, value in snapshot(model).items() if name in dict(model.named_parameters())}
+    buffers = {name: value for name, value in snapshot(model).items() if name not in weights}
+
+    def run():
+        if transform == "vmap":
+            return torch.vmap(lambda one: call_with(model, weights | buffers, one))(x[None])
+        return torch.func.grad(lambda w: call_with(model, w | buffers, x).sum())(weights)
+
+    with pytest.raises(ValueError, match=r"^call_with: `model` has BatchNorm1d in train mode.*torch\.func"):
+        run()
+    model.eval()
+    run()
+
+
 # What train mode moves, whatever the dict's dtypes and names --------------------------------------------------------
 
 

@@ -219,7 +219,8 @@ MALFORMED = [
     ([*TRAIN, "--freeze", "*"], "leaves nothing to train"),
     ([*TRAIN, "--weight-decay-of", "nosuch=0"], "no parameter has such a name"),
     ([*TRAIN, "--weight-decay-of", "*.weight=-1"], "--weight-decay-of *.weight=-1 must be at least 0"),
-    ([*TRAIN, "--strong-attack-from", "9", "--strong-eps", "10"], "did you mean 10 / 255?"),
+    ([*TRAIN, "--eps", "10"], "--eps: Linf: `eps`=10.0 exceeds the input range"),
+    ([*TRAIN, "--strong-attack-from", "9", "--strong-eps", "10"], "--strong-eps: Linf: `eps`=10.0 exceeds"),
     ([*TRAIN, "--out", "mine.py"], "`mine.py` is no folder, or below a file"),
     ([*TRAIN, "--out", "mine.py/x"], "`mine.py/x` is no folder, or below a file"),
     ([*TRAIN, "--normalize", "own", "--grey"], "--grey has no effect with --data random"),
@@ -232,7 +233,7 @@ MALFORMED = [
     (["evaluate", "--run", "none"], "there is no folder `none`"),
     (["evaluate", "--run", "."], "holds no result.json"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--attacks", "pgd20x"], "--attacks knows"),
-    (["evaluate", "--model", "mine:build", "--data", "random", "--eps", "8"], "did you mean"),
+    (["evaluate", "--model", "mine:build", "--data", "random", "--eps", "8"], "--eps: Linf: "),
     (["evaluate", "--model", "mine:build", "--data", "random", "--batch", "0"], "--batch must be at least 1"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--checkpoint", "x.pt"], "there is no file `x.pt`"),
     (["evaluate", "--model", "mine:build", "--data", "folder", "--root", "none"], "there is no folder 'test'"),
@@ -240,6 +241,7 @@ MALFORMED = [
     (["evaluate", "--run", "a", "--checkpoint", "b.pt"], "--checkpoint goes with --model"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--against", "none"], "there is no report `none`"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--step-size", "0"], "--step-size must be above 0"),
+    (["evaluate", "--model", "mine:build", "--data", "npz", "--step-size", "2"], "--step-size 2 is more than images"),
     (["evaluate", "--run", "a", "--attacks", "aa", "fgsm", "--step-size", "0.1"], "no effect with --attacks aa fgsm"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--split", "val"], "--split must be train or test"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--root", "x"], "--root has no effect"),
@@ -716,7 +718,7 @@ def test_an_attack_that_was_called_in_two_ways_is_said_beside_the_comparison(tmp
     assert call("compare", tmp_path / "a.json", tmp_path / "c.json") == 0
     printed, said = capsys.readouterr()
     assert "| pgd20 |" in printed
-    assert said.startswith("warning: pgd20 is not the same attack in both reports: pgd(threat=Linf(eps=8/255)) and ")
+    assert said.startswith("warning: compare: 'pgd20' is not the same attack in both evaluations: pgd(threat=Linf(")
 
 
 UNKNOWN = json.dumps({"settings": {"nosuch": 1}, "shape": [3, 1, 1], "classes": 2, "best": 0, "final": 0})

@@ -82,7 +82,8 @@ CASES = [
     Case("hypersphere", loss(losses.hypersphere_loss), 1, labels=True),
     Case("interpolation", loss(losses.interpolation_consistency_loss, mix=0.3), 3),
     Case("interpolation kl", loss(losses.interpolation_consistency_loss, mix=0.3, criterion="kl"), 3),
-    Case("logit_pairing", loss(losses.logit_pairing_loss, space="probabilities"), 2),
+    Case("logit_pairing", loss(losses.logit_pairing_loss), 2),
+    Case("logit_pairing probabilities", loss(losses.logit_pairing_loss, space="probabilities"), 2),
     Case("normalized_error cosine", loss(losses.normalized_error_loss), 2),
     Case("weighted cosine", lambda a, b, labels: losses.normalized_error_loss(
         a, b, labels=labels, reduction="none"), 2, labels=True),
@@ -286,11 +287,10 @@ def masked_logits(case, places=()):
     return [*logits, *labels], [*short, *labels]
 
 
-UNLIKE = ("squared_error", "targeted_dlr", "dummy_class")  # masked targets, dummies
-MEANS = ("interpolation", "temporal_ensembling")  # over five classes
+UNLIKE = ("targeted_dlr", "dummy_class")  # masked targets, dummies
+MEANS = ("interpolation", "temporal_ensembling", "squared_error", "logit_pairing")  # over five classes
 maskable = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name not in UNLIKE and "cosine" not in case.name],
-    ids=lambda case: case.name,
+    "case", [case for case in CASES if case.name not in UNLIKE], ids=lambda case: case.name
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import inspect
 import io
 import math
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ OWN = {
     ("quantize", "x"): lambda: (X * 255).round() / 255,
 }
 BAD = (
-    None, True, -1, 0, 2.5, float("nan"), "text", b"bytes", [], {}, (), object(), len,
+    None, True, -1, 0, 2.5, Fraction(1, 2), float("nan"), "text", b"bytes", [], {}, (), object(), len,
     torch.tensor([]), torch.zeros(2, 2, 2),
     torch.tensor(float("nan")), [None], {"a": None}, {1: 2}, Linf, iter([1]),
 )  # fmt: skip
@@ -179,7 +180,8 @@ def right_value(name, parameter):
 HOSTILE = {
     "None": lambda v: None, "True": lambda v: True, "-1": lambda v: -1, "NaN": lambda v: math.nan,
     "infinite": lambda v: math.inf, "2.5": lambda v: 2.5, "beyond tensors": lambda v: 10**30, "text": lambda v: "text",
-    "list": lambda v: [], "object": lambda v: object(), "a half": lambda v: torch.tensor(0.5),
+    "fraction": lambda v: Fraction(1, 2), "list": lambda v: [], "object": lambda v: object(),
+    "a half": lambda v: torch.tensor(0.5),
     "NaN tensor": lambda v: torch.tensor(math.nan), "(B,)": lambda v: torch.full((4,), 0.5),
     "(3,)": lambda v: torch.full((3,), 0.5), "empty": lambda v: torch.tensor([]),
     "complex": lambda v: torch.ones(4, 5, dtype=torch.complex64),

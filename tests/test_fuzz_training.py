@@ -7,6 +7,7 @@ import io
 import math
 import os
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ def bad():
         [None], {"a": None}, {1: 2}, Linf, iter([1]), torch.tensor([]), torch.zeros(2, 2, 2), torch.tensor(math.nan),
         torch.tensor([0.5, 0.5]), torch.tensor([-1, 7]), torch.ones(4, 3, dtype=torch.complex64),
         torch.eye(3).to_sparse(), (1, 2, 3), ["a", "b"], nn.LazyLinear(2), Path("nowhere"), torch.Generator(),
+        Fraction(1, 2),
     )  # fmt: skip
 
 

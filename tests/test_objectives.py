@@ -681,7 +681,7 @@ def test_a_model_is_something_that_gives_logits(name):
     given = {"threat": Linf(0.1)} if name == "random_noise" else {}
     with pytest.raises(TypeError, match=f"^{name}: `model` must be callable, got NoneType"):
         objective(None, (x,), labels, lambda *_, **__: x, **given)
-    with pytest.raises(TypeError, match=r"`model` must return a tensor of logits, got dict.*logits_of"):
+    with pytest.raises(TypeError, match=rf"^{name}: `model` must return a tensor of logits, got dict.*logits_of"):
         objective(lambda z: {"logits": z}, (x,), labels, lambda *_, **__: x.clone(), **given)
     wrong = {
         "floating-point": lambda z: (9 * z).long(),
@@ -690,8 +690,42 @@ def test_a_model_is_something_that_gives_logits(name):
         "a row of logits for each of 3": lambda z: torch.cat([z, z]),
     }
     for words, model in wrong.items():  # of the model, not of what its outputs go into
-        with pytest.raises((TypeError, ValueError), match=rf"^objectives: `model.* must .*{words}"):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}: `model.* must .*{words}"):
             objective(model, (x,), labels, lambda *_, **__: x.clone(), **given)
+
+
+class Boxed(SmallNet):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+BUILT_ON = [("rpat", "trades"), ("dicar", "mart"), ("rpat", objectives.consistency_at)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in OBJECTIVES), *((name, {"base": base}) for name, base in BUILT_ON),
+     ("alp", {"joint": True}), ("adr", {"joint": True, "base": "trades"}), ("clp", {"pairs": "images"})],
+    ids=str,
+)  # fmt: skip
+def test_outputs_that_are_no_logits_are_named_by_who_was_called(name, options):
+    _, views, labels = problem()
+    options |= {"kappa": torch.zeros(12)} if name == "gairat" else {}
+    with pytest.raises(TypeError, match=rf"^{name}: `model` must return a tensor of logits, got dict"):
+        call(name, Boxed(), views, labels, lambda _, x, *__, **___: x.clone(), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [("hat", "helper"), ("kd", "standard_teacher"), ("kd", "robust_teacher"), ("lbgat", "teacher")],
+)
+def test_a_teacher_is_asked_and_named_as_the_model_is(name, teacher):
+    model, views, labels = problem()
+    before = views[0].clone()
+    call(name, model, views, labels, attack_with(), **{teacher: Overwriting(SmallNet(seed=1))})
+    assert torch.equal(views[0], before)
+    with pytest.raises(TypeError, match=rf"^{name}: `{teacher}` must return a tensor of logits, got dict"):
+        call(name, model, views, labels, attack_with(), **{teacher: Boxed()})
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "trades", "mart"])

@@ -184,6 +184,20 @@ def test_only_shared_attacks_are_compared_and_other_samples_refused():
         compare(evaluation("110", "100"), evaluation("110", "100", cascade=True))
 
 
+def called(call):
+    return Evaluation(torch.tensor([True, False]), {"pgd": torch.tensor([True, False])}, provenance=call)
+
+
+def test_attacks_of_one_name_that_were_called_in_two_ways_are_said():
+    known = [{"attack 'pgd'": f"pgd(threat=Linf(eps={eps}/255), generator=Generator(seed={eps}))"} for eps in (8, 4)]
+    one, other, unknown = map(called, (*known, {}))
+    for function, call in (("compare", compare), ("aggregate", lambda a, b: aggregate([a, a, b]))):
+        with pytest.warns(UserWarning, match=rf"^{function}: 'pgd' is not the same attack .*8/255.* and .*4/255"):
+            call(one, other)
+        call(one, unknown)
+        call(one, called({"attack 'pgd'": known[0]["attack 'pgd'"].replace("seed=8", "seed=-1")}))
+
+
 def test_columns_of_cascades_are_compared_only_where_they_count_the_same():
     def cascade(*names, cascade=True):
         verdicts = torch.tensor([True, True, False, False])

@@ -427,6 +427,10 @@ def test_points_at_the_centre_have_gradients_and_so_have_others_in_their_batch(t
     (grad,) = torch.autograd.grad(threat.project(x + delta.requires_grad_(), x).sum(), delta)
     assert torch.equal(grad[0], torch.ones(3))
     assert grad[1].isfinite().all()
+    (first,) = torch.autograd.grad(threat.project(x + delta, x).square().sum(), delta, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), delta)
+    assert torch.equal(second[0], torch.full((3,), 2.0))
+    assert second[1].isfinite().all()
 
 
 def test_the_norm_of_what_must_not_move_and_does_not_has_a_gradient():

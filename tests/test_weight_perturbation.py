@@ -236,6 +236,21 @@ def test_a_gradient_that_is_not_finite_moves_no_weights(broken):
     assert same(snapshot(model), before)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-12, 1e12, 1e30])
+def test_the_size_of_a_gradient_does_not_count(scale):
+    wanted, model = ascend(network(), loss_of(network())), network()
+    slope = {name: torch.full_like(value, 0.5) for name, value in model.named_parameters()}
+    moves = []
+    for factor in (1.0, scale):
+        moved = ascend(model, lambda f=factor: sum((v * (f * slope[n])).sum() for n, v in model.named_parameters()))
+        moves.append(moved.move)
+        restore(model, moved, form="sam")
+    assert wanted.move.keys() == moves[0].keys()
+    for name, move in moves[0].items():
+        assert move.abs().max() > 0
+        torch.testing.assert_close(moves[1][name], move, rtol=1e-4, atol=0)
+
+
 def test_an_attack_that_failed_is_asked_again():
     answers = iter([OSError, torch.zeros(2, 3), torch.ones(2, 3)])
 

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+import perceptual_at as pat
 from perceptual_at.commands.endings import collected, said
-from perceptual_at.commands.evaluating.results import comparison_of, report_at
+from perceptual_at.commands.evaluating.results import report_at
 from perceptual_at.commands.options.reading import parse
 
 
@@ -36,5 +37,5 @@ def command(arguments: list[str]) -> None:
             raise ValueError(f"--names takes two names, got {len(chosen.names)}.")
         first, second = chosen.names or map(str, chosen.reports)
         a, b = map(report_at, chosen.reports)
-        comparison = comparison_of(a, b, names=(first, second))
+        comparison = pat.compare(a, b, names=(first, second))
         print(comparison.to_latex() if chosen.latex else comparison.to_markdown())

@@ -22,7 +22,7 @@ from torch import Tensor
 import perceptual_at as pat
 from perceptual_at.checkpoints import weights_checksum, written_whole
 from perceptual_at.commands.endings import Stopped, collected, locked, said
-from perceptual_at.commands.evaluating.results import comparison_of, report_at
+from perceptual_at.commands.evaluating.results import report_at
 from perceptual_at.commands.evaluating.sharing import Processes, join, joined_processes, name_of, part_path
 from perceptual_at.commands.evaluating.targets import Target, chosen_rows, targets_of
 from perceptual_at.commands.evaluating.wishes import Measures, Wishes, check
@@ -80,7 +80,7 @@ def write_result(result: pat.Evaluation, target: Target, wishes: Wishes) -> None
     result.to_json(target.out / "report.json")  # before what else may be wrong
     if wishes.running.against is not None:
         other = report_at(wishes.running.against)
-        comparison = comparison_of(result, other, names=("this", "the other"))
+        comparison = pat.compare(result, other, names=("this", "the other"))
         lines += [f"Against {wishes.running.against}:", "", comparison.to_markdown(), ""]
     text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files need not be text
     with written_whole(target.out / "report.md") as path:

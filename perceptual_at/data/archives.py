@@ -1,6 +1,6 @@
 """Images in NumPy archives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ def npz_images(
     check_transform("npz_images", transform)
     path = Path(path).expanduser()
     keys = (f"x_{split}", f"y_{split}")
-    names, arrays = _read(path, keys)
+    names, arrays = arrays_in("npz_images", path, keys)
     if len(arrays) != 2:
         raise ValueError(
             f"npz_images: `{path}` must hold the arrays {keys[0]!r} and {keys[1]!r} for `split` {split!r}; it "
@@ -70,23 +70,28 @@ def npz_images(
         raise type(error)(f"npz_images: {keys} in `{path}`: {str(error).removeprefix('TensorImages: ')}") from error
 
 
-def _read(path: Path, keys: tuple[str, str]) -> tuple[list[str], list[Tensor]]:
-    """The names in an archive, and the wanted arrays that are among them."""
+def arrays_in(function: str, path: Path, keys: Sequence[str]) -> tuple[list[str], list[Tensor]]:
+    """The names in an archive, and the wanted arrays that are among them, for `function`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or an array holds no numbers.
+    """
     import numpy as np
 
     if not path.is_file():
-        raise FileNotFoundError(f"npz_images: there is no file `{path}`.")
+        raise FileNotFoundError(f"{function}: there is no file `{path}`.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = list(archive.files)
             arrays = [archive[key] for key in keys if key in names]
     except Exception as error:  # NumPy and zipfile raise a dozen kinds
         raise ValueError(
-            f"npz_images: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
+            f"{function}: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
         ) from error
     for key, array in zip(keys, arrays, strict=False):
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            raise ValueError(f"npz_images: {key!r} in `{path}` holds {array.dtype}, not numbers of up to 64 bits.")
+            raise ValueError(f"{function}: {key!r} in `{path}` holds {array.dtype}, not numbers of up to 64 bits.")
     native = (array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays)  # of other machines too
     return names, [torch.from_numpy(np.ascontiguousarray(array)) for array in native]
 

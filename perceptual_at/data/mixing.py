@@ -53,7 +53,7 @@ def mixed_rows(
     _random.on_cpu("mixed_rows", generator)
     _check.number("mixed_rows", "fraction", fraction, at_least=0, at_most=1)
     made = int(fraction * batch_size)
-    taken = batch_size - made
+    taken = int(batch_size) - made
     if taken > real:
         raise ValueError(f"mixed_rows: `batch_size`={batch_size} takes {taken} real rows but `real` is {real}.")
     if batches is None:

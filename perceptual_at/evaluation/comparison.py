@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,7 +125,8 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
     """Whether one model is better than another: paired tests on the samples both were evaluated on.
 
     For clean accuracy, every attack that both evaluations have, and the worst case if they have the same attacks.
-    Samples are matched by their index. Of scores it is asked on how many samples each model is the better one.
+    Samples are matched by their index. Of scores it is asked on how many samples each model is the better one. Attacks
+    of one name that were called in two ways are compared with a warning.
 
     Args:
         a: evaluation of the first model.
@@ -157,6 +160,7 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
         raise ValueError("compare: one evaluation is in cascade and one not, so their columns count different things.")
     for name in shared:
         _check_alike("compare", name, a, b)
+    _warn_unlike("compare", shared, a, b)
     same = list(a.robust) == shared and len(b.robust) == len(shared)
     rows = []
     for name in ("clean", *shared, *(("worst_case",) if same and shared else ())):
@@ -223,7 +227,8 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
     """Mean and standard deviation over evaluations of one method with several seeds.
 
     Each number is computed per evaluation and then averaged, NRR too. The deviation has `len(evaluations) - 1` in its
-    denominator; it is the spread of single runs, not the uncertainty of the mean.
+    denominator; it is the spread of single runs, not the uncertainty of the mean. Attacks of one name that were called
+    in two ways are averaged with a warning.
 
     Args:
         evaluations: one per seed, with the same attacks.
@@ -255,6 +260,7 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
     for evaluation in evaluations[1:]:
         for name in evaluation.robust:
             _check_alike("aggregate", name, evaluations[0], evaluation)
+        _warn_unlike("aggregate", list(evaluation.robust), evaluations[0], evaluation)
     numbers = {}
     for name in tables[0]:
         values = [table[name] for table in tables]
@@ -351,6 +357,19 @@ def _check_alike(function: str, name: str, a: Evaluation, b: Evaluation) -> None
             f"{function}: {name!r} counts what withstood {first} in one evaluation and {second} in another, because of "
             "`cascade`; evaluate both alike."
         )
+
+
+def _warn_unlike(function: str, names: Sequence[str], a: Evaluation, b: Evaluation) -> None:
+    """Warn where attacks of one name are known to have been called in two ways; seeds may differ."""
+    for name in names:
+        calls = [one.provenance.get(f"attack {name!r}") for one in (a, b)]
+        first, second = (re.sub(r"Generator\(seed=-?\d+\)", "Generator()", str(call)) for call in calls)
+        if first != second and None not in calls:
+            warnings.warn(
+                f"{function}: {name!r} is not the same attack in both evaluations: {first} and {second}; evaluate both "
+                "alike.",
+                stacklevel=3,
+            )
 
 
 def _matched(a: Evaluation, b: Evaluation) -> tuple[Tensor, Tensor]:

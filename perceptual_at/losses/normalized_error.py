@@ -6,7 +6,7 @@ from perceptual_at import _check
 from perceptual_at._places import doubt, labelled, over_places
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import directions
+from perceptual_at.divergences import directions, without_absent
 
 
 def normalized_error_loss(
@@ -47,7 +47,8 @@ def normalized_error_loss(
     _check.logits(name, clean_logits=clean_logits, adv_logits=adv_logits)
     given = clean_logits, adv_logits
     clean, adv = (logits.to(wide(*given)) for logits in given)
-    error = (directions(clean) - directions(adv)).square().sum(dim=1)
+    (one, other), _ = without_absent(clean, adv)
+    error = (directions(one) - directions(other)).square().sum(dim=1)
     if labels is not None:
         labels = _check.indices(name, labels, clean_logits=clean_logits)
         error = over_places(error * doubt(clean, labels), labelled(labels))

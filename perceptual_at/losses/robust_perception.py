@@ -1,6 +1,5 @@
 """RPAT's terms: perception should change evenly along the straight path from clean to adversarial."""
 
-import functools
 import math
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._reduce import Reduction, reduce
 from perceptual_at._rounding import common, divisor, wide
-from perceptual_at.divergences import DISTRIBUTIONS, Criterion, Divergence, kl_divergence, named
+from perceptual_at.divergences import DISTRIBUTIONS, Criterion, Divergence, kl_divergence, named, without_absent
 from perceptual_at.paths import fraction
 
 
@@ -87,7 +86,7 @@ def robust_perception_loss(
     _check.same_shape(name, clean_logits=clean_logits, mid_logits=mid_logits, adv_logits=adv_logits)
     divergence = comparison(name, alpha, criterion, form, temperature)
     given = clean_logits, mid_logits, adv_logits
-    (clean, mid, adv), absent = _without_absent(*(logits.to(wide(*given)) for logits in given))
+    (clean, mid, adv), absent = without_absent(*(logits.to(wide(*given)) for logits in given))
     weight = fraction(name, "alpha", alpha, clean)
     if form == "quotient":
         a, b = (mid - clean) / weight, (adv - mid) / (1 - weight)
@@ -148,7 +147,7 @@ def robust_perception_kl_loss(
     _check.number(name, "alpha", alpha, above=0.0, at_most=1.0)
     given = clean_logits, mid_logits, adv_logits
     clean, mid, adv = (logits.to(wide(*given)) for logits in given)
-    (clean, mid), absent = _without_absent(clean, mid)
+    (clean, mid), absent = without_absent(clean, mid)
     per_sample = kl_divergence((mid - (1 - alpha) * clean).masked_fill(absent, -math.inf), alpha * adv)
     return reduce(name, per_sample.to(common(*given)), reduction)
 
@@ -172,12 +171,6 @@ def comparison(
 def _share(part: Tensor, rest: Tensor) -> Tensor:
     """The part of the sum of both; 0 where both are."""
     return part / divisor(part + rest)
-
-
-def _without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The logits with 0 for a class that has minus infinity in all of them, and where these are."""
-    absent = functools.reduce(torch.logical_and, (value.isneginf() for value in logits))
-    return [value.masked_fill(absent, 0.0) for value in logits], absent
 
 
 def _check_per_sample(function: str, per_sample: Any, batch: int) -> None:

@@ -159,7 +159,7 @@ def dicar_term(
     if not pairs.shape[0]:
         return x.new_zeros(()), clean
     # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
-    mixed = model(interpolate(adv_2, adv_1, mix)[pairs])
+    mixed = forward(model, interpolate(adv_2, adv_1, mix)[pairs])
     clean = forward(model, x) if clean is None else clean
     clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
     term = dicar_loss(

@@ -112,7 +112,7 @@ def ducat(
         if not dummies:
             logits = forward(model, x_adv)
             return cross_entropy(logits, labels).mean(), logits
-        clean, adv = model(torch.cat([x, x_adv])).chunk(2)
+        clean, adv = forward(model, torch.cat([x, x_adv])).chunk(2)
         own = dummy_class_loss(clean, labels, share=clean_share)
         attacked_ = dummy_class_loss(adv, labels, share=adv_share)
         return (own + adv_weight * attacked_) / 2, adv

@@ -81,7 +81,7 @@ def lbgat(
     x_adv = attacked("lbgat", attack, model, x, labels, loss=kl_to(reference), start=start)
     adv = forward(model, x_adv)
     clean = forward(model, x) if beta > 0 else None
-    guiding = teacher(x)
+    guiding = forward(teacher, x, name="teacher")
     guidance, ce = logit_pairing_loss(adv, guiding), cross_entropy(guiding, labels).mean()
     if clean is None:
         return finish(guidance + ce, guidance=guidance, cross_entropy=ce)

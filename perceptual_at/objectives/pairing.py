@@ -81,7 +81,7 @@ def alp(
     x, labels = one_batch("alp", model, views, labels)
     check_indices("alp", labels)
     x_adv = attacked("alp", attack, model, x, labels)
-    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
+    clean, adv = forward(model, torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
     target = smoothed("alp", labels, clean.shape[1], smoothing, dtype=clean.dtype) if smoothing else labels
     ce = cross_entropy(adv, target).mean()
     if supervise == "both":
@@ -154,7 +154,7 @@ def clp(
         if x.shape[0] < 2:
             raise ValueError(f"clp: `views` must hold at least two images to pair, got {x.shape[0]}.")
         drawn = torch.randn(x.shape, generator=generator, device=generator.device)
-        clean = model(x + noise * drawn.to(x))
+        clean = forward(model, x + noise * drawn.to(x))
         half = x.shape[0] // 2
         pairing = logit_pairing_loss(clean[:half], clean[half : 2 * half])
     else:

@@ -1,5 +1,6 @@
 """What the objectives share: their arguments, and the forward passes of a training step."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,30 +110,46 @@ def predictions(
     *inputs: Tensor,
     weights: Weights | None = None,
     as_is: bool = False,
+    name: str = "model",
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
     with torch.no_grad(), lent("objectives", model, model_mode="as_is" if as_is else "eval") as f:
-        return [_logits(f(x.clone()) if weights is None else call_with(model, weights, x.clone()), x) for x in inputs]
+        outputs = (f(x.clone()) if weights is None else call_with(model, weights, x.clone()) for x in inputs)
+        return [_logits(output, x, name) for output, x in zip(outputs, inputs, strict=True)]
 
 
-def forward(model: nn.Module, x: Tensor) -> Tensor:
+def forward(model: Callable[[Tensor], Any], x: Tensor, *, name: str = "model") -> Tensor:
     """Logits at `x`. The model gets a copy, because it may write to its input, which other terms still need."""
-    return _logits(model(x if getattr(model, "copies", False) else x.clone()), x)
+    return _logits(model(x if getattr(model, "copies", False) else x.clone()), x, name)
 
 
-def _logits(output: Any, x: Tensor) -> Tensor:
+def _logits(output: Any, x: Tensor, name: str) -> Tensor:
+    try:
+        _check_logits("", name, output, x)
+    except (TypeError, ValueError) as error:  # only now it matters who was called
+        raise type(error)(f"{_called()}{error}") from None
+    return output  # type: ignore[no-any-return]
+
+
+def _check_logits(function: str, name: str, output: Any, x: Tensor) -> None:
+    """Require logits of each sample, as what the model of that name returned."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"objectives: `model` must return a tensor of logits, got {type(output).__name__}; take them out with "
+            f"{function}: `{name}` must return a tensor of logits, got {type(output).__name__}; take them out with "
             "perceptual_at.models.logits_of."
         )
-    _check.logits("objectives", **{"model(x)": output})
+    _check.logits(function, **{f"{name}(x)": output})
     if output.shape[0] != x.shape[0]:
         raise ValueError(
-            f"objectives: `model` must return a row of logits for each of {x.shape[0]} samples, got shape "
+            f"{function}: `{name}` must return a row of logits for each of {x.shape[0]} samples, got shape "
             f"{tuple(output.shape)}."
         )
-    return output
+
+
+def _called() -> str:
+    """The objective that was called: of the functions of this package that are at work the outermost."""
+    frames = [frame for frame, _ in traceback.walk_stack(None)]
+    return [f.f_code.co_name for f in frames if str(f.f_globals.get("__name__")).startswith(f"{__package__}.")][-1]
 
 
 def finish(loss: Tensor, **terms: Tensor) -> Result:

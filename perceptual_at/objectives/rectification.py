@@ -117,7 +117,7 @@ def adr(
         (reference,) = predictions(model, x, as_is=reference_mode == "as_is")
         options = {"loss": kl_to(reference), "start": _beside(x, start, noise, generator)}
     x_adv = attacked("adr", attack, model, x, labels, **options)
-    clean, adv = model(torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
+    clean, adv = forward(model, torch.cat([x, x_adv])).chunk(2) if joint else (forward(model, x), forward(model, x_adv))
     ce, kl = cross_entropy(clean, rectified).mean(), kl_divergence(clean, adv).mean()
     return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
 

@@ -87,8 +87,8 @@ def hat(
         x_adv = kl_attacked("hat", attack, model, x, labels, noise, generator)
     else:
         x_adv = attacked("hat", attack, model, x, labels)
-    (said,) = predictions(helper, x_adv)
-    clean, adv, beyond = forward(model, x), forward(model, x_adv), model(x + reach * (x_adv - x))
+    (said,) = predictions(helper, x_adv, name="helper")
+    clean, adv, beyond = forward(model, x), forward(model, x_adv), forward(model, x + reach * (x_adv - x))
     ce = cross_entropy(clean, labels).mean()
     helped = cross_entropy(beyond, said.argmax(dim=1)).mean()
     if base == "trades":
@@ -162,8 +162,8 @@ def kd(
     adv = forward(model, x_adv)
     ce = cross_entropy(adv, labels).mean()
     standard, robust = (
-        distillation_loss(adv, predictions(teacher, x_adv)[0], temperature=temperature, form=form)
-        for teacher in (standard_teacher, robust_teacher)
+        distillation_loss(adv, predictions(teacher, x_adv, name=name)[0], temperature=temperature, form=form)
+        for name, teacher in (("standard_teacher", standard_teacher), ("robust_teacher", robust_teacher))
     )
     loss = weights[0] * ce + weights[1] * standard + weights[2] * robust
     return finish(loss, cross_entropy=ce, standard_distillation=standard, robust_distillation=robust)

@@ -168,7 +168,7 @@ def _difference(low: Entries, high: Entries) -> Tensor:
 def _check_bound(name: str, bound: Any, bounds: Any) -> None:
     if getattr(bound, "ndim", 0):
         raise TypeError(f"{name}: `bounds` must be numbers or tensors, got {type(bound).__name__}; torch.as_tensor it.")
-    if isinstance(bound, str | bool) or not hasattr(bound, "__float__"):
+    if not _check.is_number(bound):
         raise ValueError(f"{name}: `bounds` must be numbers (low, high) with low < high, got {bounds!r}.")
 
 

@@ -111,12 +111,20 @@ class L2(Ball):
         """Euclidean length of each sample, shape `(B,)`; in units of the largest `eps`, see `Ball`."""
         _check.floating("L2.norm", **{"the argument": delta})
         moved = rows(stretched(delta, self.units(delta)))
-        length: Tensor = torch.linalg.vector_norm(moved, dim=1, dtype=accumulator(moved))
-        return length.to(wide(delta))
+        if not moved.requires_grad:
+            return _lengths(moved).to(wide(delta))
+        nowhere = (moved.detach() == 0).all(dim=1)  # where torch has no second derivatives
+        length = _lengths(torch.where(nowhere[:, None], 1.0, moved))
+        return torch.where(nowhere, 0.0, length).to(wide(delta))
 
     def _direction(self, noise: Tensor) -> Tensor:
         """A point of the unit sphere, of the entries that may move."""
         return _unit("L2", held(noise, torch.zeros_like(noise), self.units(noise)))
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=accumulator(vectors))
+    return length
 
 
 def _unit(function: str, grad: Tensor) -> Tensor:

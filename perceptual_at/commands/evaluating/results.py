@@ -2,12 +2,10 @@
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import perceptual_at as pat
-from perceptual_at.evaluation import Comparison
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -64,15 +62,3 @@ def report_at(path: Path) -> pat.Evaluation:
         return pat.Evaluation.from_json(found)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`{found}` is no report of an evaluation ({error}).") from error
-
-
-def comparison_of(a: pat.Evaluation, b: pat.Evaluation, *, names: tuple[str, str]) -> Comparison:
-    """Two reports side by side, with a warning where an attack of one name was called in two ways."""
-    for name in a.robust.keys() & b.robust.keys():
-        calls = [str(one.provenance.get(f"attack {name!r}")) for one in (a, b)]
-        if calls[0] != calls[1]:
-            warnings.warn(
-                f"{name} is not the same attack in both reports: {calls[0]} and {calls[1]}; evaluate both alike.",
-                stacklevel=1,
-            )
-    return pat.compare(a, b, names=names)

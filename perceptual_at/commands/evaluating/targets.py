@@ -14,11 +14,11 @@ import perceptual_at as pat
 from perceptual_at import data
 from perceptual_at.checkpoints import load_weights
 from perceptual_at.commands.evaluating.results import read_result
-from perceptual_at.commands.evaluating.wishes import Samples, Threats, Wishes
+from perceptual_at.commands.evaluating.wishes import Samples, Wishes
 from perceptual_at.commands.ingredients import networks
 from perceptual_at.commands.ingredients.images import Images, shape_of
 from perceptual_at.commands.ingredients.protocol import threat_of
-from perceptual_at.commands.options.settings import Budget, Data, Network, settings_from
+from perceptual_at.commands.options.settings import Budget, Data, Network, refuse_long_step, settings_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Target:
 def targets_of(wishes: Wishes) -> list[Target]:
     """Every model that was asked for."""
     if wishes.models.model is not None:
-        budget = _under(Budget(), wishes.threat)
+        threat = _threat(Budget(), wishes)
         chosen = _with_wishes(Data(), wishes.images)
         out = wishes.running.out or Path("outputs/evaluate")
-        return [Target(wishes.models.model, _maker(wishes, chosen), chosen, threat_of(budget), out)]
+        return [Target(wishes.models.model, _maker(wishes, chosen), chosen, threat, out)]
     if wishes.running.out is not None and len(wishes.models.run) > 1:
         raise ValueError("--out is for one run; the reports of several go below their folders.")
     names = ("best", "final") if wishes.models.which == "both" else (wishes.models.which,)
@@ -71,7 +71,7 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         f"{folder} ({name})",
         made,
         _with_wishes(settings.data, wishes.images),
-        threat_of(_under(settings.threat, wishes.threat)),
+        _threat(settings.threat, wishes),
         out,
     )
 
@@ -88,10 +88,12 @@ def _try_shape(model: nn.Module, images: Images, folder: Path, record: dict[str,
         ) from error
 
 
-def _under(own: Budget, wishes: Threats) -> Budget:
-    """The threat of a run, or another where the words say so; a budget of 0 is one."""
-    eps = own.eps if wishes.eps is None else wishes.eps
-    return dataclasses.replace(own, norm=wishes.norm or own.norm, eps=eps)
+def _threat(own: Budget, wishes: Wishes) -> pat.Threat:
+    """The threat of a run, or another where the words say so; a budget of 0 is one. The step has to fit it."""
+    eps = own.eps if wishes.threat.eps is None else wishes.threat.eps
+    chosen = dataclasses.replace(own, norm=wishes.threat.norm or own.norm, eps=eps)
+    refuse_long_step("step_size", wishes.evaluation.step_size, chosen.norm)
+    return threat_of(chosen)
 
 
 def _with_wishes(own: Data, wishes: Samples) -> Data:

@@ -9,6 +9,7 @@ import torch
 
 import perceptual_at as pat
 from perceptual_at.commands.options.settings import Budget
+from perceptual_at.commands.options.words import option
 
 LANES = {"none": None, "fp32": pat.Lane(), "bf16": pat.Lane(dtype=torch.bfloat16)}
 THREATS: dict[str, Callable[[Any], pat.Threat]] = {"linf": pat.Linf, "l2": pat.L2, "l1": pat.L1}
@@ -19,9 +20,16 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 _STEPPED: dict[str, Callable[..., Any]] = {"pgd": pat.pgd, "cw": pat.cw, "apgd": pat.apgd}
 
 
-def threat_of(chosen: Budget) -> pat.Threat:
-    """The threat model."""
-    return THREATS[chosen.norm](chosen.eps)
+def threat_of(chosen: Budget, *, name: str = "eps") -> pat.Threat:
+    """The threat model; `name` is the option that its budget comes from.
+
+    Raises:
+        ValueError: if there is no such budget.
+    """
+    try:
+        return THREATS[chosen.norm](chosen.eps)
+    except ValueError as error:
+        raise ValueError(f"{option(name)}: {error}") from error
 
 
 def named_attack(name: str, threat: pat.Threat, *, step_size: float | None = None) -> Callable[..., Any]:

@@ -349,11 +349,7 @@ class Settings:
                 raise ValueError(f"{option(name)} must be {wanted}, got {value}.")
         threat, optimisation, running = self.threat, self.optimisation, self.running
         for name in ("step_size", "eval_step_size"):
-            step = getattr(getattr(self, GROUP_OF[name]), name)
-            if threat.norm == "linf" and step is not None and step > 1:
-                raise ValueError(
-                    f"{option(name)} {step:g} is more than images in [0, 1] are wide; did you mean {step:g}/255?"
-                )
+            refuse_long_step(name, getattr(getattr(self, GROUP_OF[name]), name), threat.norm)
         if threat.lane != "none" and threat.model_mode == "as_is":
             raise ValueError("--lane runs in eval mode; it cannot be had with --model-mode as_is.")
         for name in ("milestones", "patience"):
@@ -390,6 +386,12 @@ class Settings:
     def fixed(self) -> dict[str, Any]:
         """What a run may not change when it goes on: all but where it writes and how often."""
         return {name: value for name, value in self.flat().items() if name not in FREE}
+
+
+def refuse_long_step(name: str, step: float | None, norm: str) -> None:
+    """Refuse a length of a step that is meant in 255ths."""
+    if norm == "linf" and step is not None and step > 1:
+        raise ValueError(f"{option(name)} {step:g} is more than images in [0, 1] are wide; did you mean {step:g}/255?")
 
 
 def _check_change(name: str) -> None:

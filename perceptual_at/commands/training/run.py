@@ -105,7 +105,7 @@ def prepare(settings: Settings) -> Run:
         refuse_values(settings)
         threat_of(settings.threat)
         if settings.threat.strong_attack_from is not None:
-            threat_of(dataclasses.replace(settings.threat, eps=settings.threat.strong_eps))
+            threat_of(dataclasses.replace(settings.threat, eps=settings.threat.strong_eps), name="strong_eps")
         accelerator = _accelerator(settings)
         with accelerator.main_process_first():  # only one of them downloads
             parts = splits(settings)

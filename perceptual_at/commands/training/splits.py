@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from perceptual_at.commands.ingredients.images import Images, as_floats, fingerp
 from perceptual_at.commands.ingredients.networks import Task
 from perceptual_at.commands.options.settings import Network, Settings
 from perceptual_at.data import TensorImages
+from perceptual_at.data.archives import arrays_in
 
 MANY = 10_000
 """So many classes are no slip in the numbering, even where a few images only try a run out."""
@@ -112,26 +112,15 @@ def _classes(train: Images, test: Images) -> int:
 
 def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImages:
     """The second source of images; without labels all are -1 until the first network labels them."""
-    import numpy as np
-
-    if not path.is_file():
-        raise ValueError(f"--extra: there is no file `{path}`.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            labelled = "y_train" in archive.files
-            pixels = None if labelled else archive["x_train"]
-            unlabelled = (
-                None if pixels is None else _as_tensor(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
-            )
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds
-        raise ValueError(f"--extra: `{path}` cannot be read as an archive with x_train ({error}).") from error
-    if unlabelled is None:
+    names, _ = arrays_in("--extra", path, ())
+    if "x_train" not in names:
+        raise ValueError(f"--extra: `{path}` cannot be read as an archive with x_train; it holds {', '.join(names)}.")
+    if "y_train" in names:
         found = data.npz_images(path, "train")
     else:
-        if unlabelled.ndim == 4 and unlabelled.shape[3] == shape[0] and tuple(unlabelled.shape[1:]) != shape:
-            unlabelled = unlabelled.permute(0, 3, 1, 2).contiguous()
-        found = TensorImages(unlabelled, torch.zeros(len(unlabelled), dtype=torch.long))
-        found.labels = found.labels - 1
+        _, (pixels,) = arrays_in("--extra", path, ("x_train",))
+        images = _channels_first(pixels.float() if pixels.is_floating_point() else pixels, shape)
+        found = TensorImages(images, torch.full((len(images),), -1))
     if tuple(found.images.shape[1:]) != shape:
         raise ValueError(f"--extra: images have shape {tuple(found.images.shape[1:])}, those of --data {shape}.")
     if not len(found):
@@ -141,11 +130,13 @@ def _extra(path: Path, shape: tuple[int, int, int], classes: int) -> TensorImage
     return found
 
 
-def _as_tensor(pixels: Any) -> Tensor:
-    """Images of an array, floating-point ones in float32; grey ones get their channel."""
-    images = torch.from_numpy(pixels)
-    images = images.float() if images.is_floating_point() else images
-    return images.unsqueeze(1) if images.ndim == 3 else images
+def _channels_first(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images as `(N, C, H, W)`, as those that they go with."""
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    if images.ndim == 4 and images.shape[3] == shape[0] and tuple(images.shape[1:]) != shape:
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images
 
 
 def task_of(parts: Splits, chosen: Network) -> Task:
