@@ -322,6 +322,29 @@ def test_differences_and_tests_follow_from_the_verdicts(scripts):
     assert (numbers.judgement(none, [30]), numbers.judgement(none, [])) == ("one seed", "not run yet")
 
 
+def test_arms_are_drawn_by_their_differences_to_the_control(scripts):
+    pytest.importorskip("matplotlib")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "dont_write_bytecode", True)
+        patched.syspath_prepend(str(ROOT / "docs" / "figures"))
+        places = importlib.import_module("evidence_figure").places
+        entries = [
+            *(made(scripts, "pgd_at", seed, {"clean": 5 + 2 * seed, "pgd20": 4}) for seed in range(2)),
+            *(made(scripts, "rpat_weight_0", seed, {"clean": 6 + 2 * seed, "pgd20": 3 + seed}) for seed in range(2)),
+            made(scripts, "rpat_release", 1, {"clean": 9, "pgd20": 5}),
+            made(scripts, "consistency_at_rpat", 0, {"clean": 2, "pgd20": 1}),
+        ]
+        found = places({"runs": entries}, "all")
+        assert found["pgd_at"] == ((60, 40), None)
+        assert found["rpat_weight_0"].at == (70, 35)
+        assert found["rpat_weight_0"].halves == pytest.approx((0, 12.706 * 5), abs=0.01)  # -10 and 0: error 5
+        assert found["rpat_release"] == ((80, 45), None)  # 10 and 10 above the seed that both have
+        assert found["consistency_at_rpat"] == ((20, 10), None)  # no control: where it stands itself
+        assert places({"runs": entries}, "small") == {}
+        for name in ("evidence_figure", "style"):
+            sys.modules.pop(name, None)
+
+
 def test_percentages_on_record_are_those_of_the_verdicts(whole, scripts):
     for entry in scripts["numbers"].finished(whole[1]).values():
         for column in ("clean", "pgd20", "margin30"):

@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,20 +29,44 @@ ARROWS = {
     "consistency_at": ("consistency_at_rpat",),
 }
 NAMES = {"all": "49,000 images", "small": "8,000 images"}
-Points = dict[str, tuple[tuple[float, float], tuple[float, float]]]
+PLANE = ("clean", "pgd20")
 
 
-def points(record: dict, regime: str) -> Points:
-    """Per arm its mean of clean and PGD-20 accuracy, and half the interval of each (0 with one seed)."""
+class Place(NamedTuple):
+    """Where an arm is drawn, in clean and PGD-20 accuracy, and half the interval of its difference to the control."""
+
+    at: tuple[float, ...]
+    halves: tuple[float, ...] | None
+
+
+def places(record: dict, regime: str) -> dict[str, Place]:
+    """Each arm's place: its control's, moved by the mean of the differences seed by seed.
+
+    Arms that have the same seeds stand where their own means are. While some have fewer, their means would mix what the
+    method does with what the missing seeds do. An arm whose control has no run stands at its own.
+    """
     runs = numbers.finished(record)
-    found: Points = {}
-    for arm in ARMS:
-        columns = [numbers.scores(runs, regime, arm, column) for column in ("clean", "pgd20")]
-        if columns[0]:
-            means = tuple(map(statistics.mean, columns))
-            halves = tuple(numbers.t_interval(values).half if len(values) > 1 else 0.0 for values in columns)
-            found[arm] = (means, halves)
+    control_of = {arm: control for control, tested in ARROWS.items() for arm in tested}
+    found: dict[str, Place] = {}
+    for arm in sorted(ARMS, key=lambda arm: depth(arm, control_of)):
+        control = control_of.get(arm)
+        own = [numbers.scores(runs, regime, arm, column) for column in PLANE]
+        if not own[0]:
+            continue
+        if control not in found:
+            found[arm] = Place(tuple(map(statistics.mean, own)), None)
+            continue
+        pairs = [numbers.pairs(runs, regime, arm, control, column) for column in PLANE]
+        moved = [numbers.t_interval([pair.difference for pair in column]) for column in pairs if column]
+        if moved:
+            halves = tuple(one.half for one in moved) if len(pairs[0]) > 1 else None
+            found[arm] = Place(tuple(a + one.mean for a, one in zip(found[control].at, moved, strict=True)), halves)
     return found
+
+
+def depth(arm: str, control_of: dict[str, str]) -> int:
+    """How many arrows lead to an arm."""
+    return 1 + depth(control_of[arm], control_of) if arm in control_of else 0
 
 
 def before(ax: Axes, start: Sequence[float], end: Sequence[float]) -> list[tuple[float, float]]:
@@ -53,13 +78,13 @@ def before(ax: Axes, start: Sequence[float], end: Sequence[float]) -> list[tuple
 
 def draw(scheme: Scheme, record: dict) -> Figure:
     """One panel for each regime that has runs."""
-    panels = {regime: found for regime in REGIMES if (found := points(record, regime))}
+    panels = {regime: found for regime in REGIMES if (found := places(record, regime))}
     figure = sheet(470 * len(panels))
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     colours = (scheme.blue, scheme.orange, scheme.green, scheme.purple)
     colour_of = dict(zip(ARROWS, colours, strict=True))
     for ax, (regime, found) in zip(axes, panels.items(), strict=True):
-        plotting.trade_off({ARMS[arm].title: [means] for arm, (means, _) in found.items()}, ax=ax)
+        plotting.trade_off({ARMS[arm].title: [place.at] for arm, place in found.items()}, ax=ax)
         ax.get_legend().remove()
         ax.set_title(NAMES[regime], fontsize=SMALL, loc="left")
         for marks in ax.collections:
@@ -69,17 +94,17 @@ def draw(scheme: Scheme, record: dict) -> Figure:
                     text.set(color=scheme.muted, fontsize=SMALL)
             else:
                 marks.set(facecolor=scheme.text, edgecolor=scheme.paper, sizes=[90])
-        for means, halves in found.values():
-            if any(halves):
-                ax.errorbar(*means, xerr=halves[0], yerr=halves[1], color=scheme.muted, linewidth=1.4, capsize=3)
         heads = []
         for control, tested in ARROWS.items():
+            colour = colour_of[control]
             for arm in tested:
                 if control in found and arm in found:
-                    start, end = found[control][0], found[arm][0]
-                    arrow(ax, start, end, colour_of[control], shrinkA=6, shrinkB=7)
+                    start, (end, halves) = found[control].at, found[arm]
+                    arrow(ax, start, end, colour, shrinkA=6, shrinkB=7)
                     heads += before(ax, start, end)
-        names = {ARMS[arm].title: means for arm, (means, _) in found.items()}
+                    if halves:
+                        ax.errorbar(*end, xerr=halves[0], yerr=halves[1], color=colour, linewidth=1.4, capsize=3)
+        names = {ARMS[arm].title: place.at for arm, place in found.items()}
         for name in plotting.name_points(ax, names, clear=heads, fontsize=SMALL):  # shafts may pass behind them
             name.set(color=scheme.text, bbox={"facecolor": scheme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1})
     return figure
@@ -93,8 +118,9 @@ def main(folder: Path | None = None, path: Path = RECORDED) -> list[Path]:
     return write(
         "evidence_figure",
         "Clean against robust accuracy of the evidence runs, with arrows from each control",
-        "Means over seeds on lines of equal NRR, with 95 % intervals where there are two seeds or more. Arrows lead "
-        "from PGD-AT to RPAT's passes and to two views, and from each of these to the methods that add a term.",
+        "Means over seeds on lines of equal NRR. Arrows lead from PGD-AT to RPAT's passes and to two views, and from "
+        "each of these to the methods that add a term: the mean of the differences seed by seed, with its 95 % "
+        "intervals where there are two seeds or more.",
         lambda scheme: draw(scheme, record),
         folder,
     )
