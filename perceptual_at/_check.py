@@ -190,10 +190,16 @@ def soft_labels(function: str, value: Tensor, *, read: bool = True, **logits: Te
             f"class probabilities of shape {tuple(other.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
         )
     same_device(function, "labels", value.device, other_name, other.device)
-    if read and _readable(value):
+    if read:
+        readable_probabilities(function, value)
+    return value
+
+
+def readable_probabilities(function: str, value: Tensor) -> None:
+    """Require floating labels to be probabilities where their values can be looked at without waiting."""
+    if value.is_floating_point() and _readable(value):
         with contextlib.suppress(RuntimeError):  # inside vmap, or traced: the values cannot be read
             probabilities(function, value)
-    return value
 
 
 def targets(function: str, value: Tensor, **like: Tensor) -> None:

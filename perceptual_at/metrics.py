@@ -261,24 +261,29 @@ def judge(function: str, outputs: Any, labels: Tensor, score: Score | None = Non
     return Judged(right.sum(dim=1) / counted.sum(dim=1).clamp_min(1), undefined, nobody)
 
 
-def check_outputs(function: str, outputs: Any, labels: Tensor) -> None:
-    """Require logits `(B, K)` or `(B, K, *S)`, K >= 2, and class indices for them that are in range; reads these."""
+def check_outputs(
+    function: str, outputs: Any, labels: Tensor, *, others: str = "for other tasks give a `score`"
+) -> None:
+    """Require logits `(B, K)` or `(B, K, *S)`, K >= 2, and class indices for them that are in range; reads these.
+
+    Errors end in what to do for other tasks.
+    """
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"{function}: `model` must return a tensor of logits, got {type(outputs).__name__}; take the logits out of "
-            "it in front of the call (`models.logits_of`), or give a `score` of these outputs."
+            f"it in front of the call (`models.logits_of`); {others}."
         )
     _check.tensor(function, "labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
             f"{function}: `labels` must be integer class indices of shape ({len(outputs)},), got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}; for other tasks give a `score`."
+            f"shape {tuple(labels.shape)}; {others}."
         )
     if outputs.ndim < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
-        hint = " One logit z for two classes is the pair [0, z]." if outputs.shape[1:] == (1,) else ""
+        hint = "one logit z for two classes is the pair [0, z], and " if outputs.shape[1:] == (1,) else ""
         raise ValueError(
             f"{function}: `model` must return logits of shape (B, K) with K >= 2 classes, got {outputs.dtype} of shape "
-            f"{tuple(outputs.shape)}.{hint} For other tasks give a `score`."
+            f"{tuple(outputs.shape)}; {hint}{others}."
         )
     if labels.shape != (len(outputs), *outputs.shape[2:]):
         raise ValueError(

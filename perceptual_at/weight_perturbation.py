@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from perceptual_at import _check
+from perceptual_at._differentiation import by_grad
 from perceptual_at._rounding import wide
 from perceptual_at.averaging import Weights
 from perceptual_at.victims.finding import bare
@@ -258,7 +259,8 @@ def _gradients(model: nn.Module, loss: Callable[[], Tensor], chosen: list[Tensor
             f"ascend: `loss` must give a scalar that depends on the model's parameters, got shape {tuple(value.shape)}"
             f"{'' if value.requires_grad else ' without a gradient'}."
         )
-    gradients: list[Tensor | None] = list(torch.autograd.grad(value, chosen, allow_unused=True))
+    with by_grad("ascend", "parameters"):
+        gradients: list[Tensor | None] = list(torch.autograd.grad(value, chosen, allow_unused=True))
     wrapper: Any = getattr(model, "_orig_mod", model)
     if not isinstance(wrapper, DistributedDataParallel):
         return gradients

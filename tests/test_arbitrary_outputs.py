@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from perceptual_at import Linf, pgd, theory
+from perceptual_at import Linf, apgd, objectives, pgd, sanity_checks, theory
 from perceptual_at.diagnostics import PerceptionGap, perception_gap, perception_path
 from perceptual_at.metrics import pixel_accuracy
 from perceptual_at.models import UNet, logits_of, perceive_at
@@ -143,3 +143,57 @@ def test_outputs_that_are_no_tensors_are_named():
         perception_gap(lambda z: z.flatten(1)[:1], [(x, torch.tensor([0, 1]))], moved)
     with pytest.raises(TypeError, match=r"perception_gap: .* got dict"):
         perception_gap(Packed(dense()), [(x, torch.tensor([0, 1]))], moved)
+
+
+# Several labels at once -------------------------------------------------------------------------------------------
+
+
+def several():
+    """A network of three attributes, images, which attributes they have, and the loss of these."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double()
+    loss = functools.partial(nn.functional.binary_cross_entropy_with_logits, reduction="none")
+    return network, uniform(0, 4, 1, 3, 3), integers(0, 4, 3, below=2).double(), lambda z, y: loss(z, y).mean(dim=1)
+
+
+SOFT = {
+    "pgd_at": {}, "trades": {}, "consistency_at": {}, "standard": {}, "random_noise": {"threat": Linf(0.1)},
+    "rebat": {"average": None}, "rpat": {}, "rpat_plus_plus": {"average": None}, "kd": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_objectives_that_take_probabilities_take_no_other_numbers(name):
+    network, x, present, loss = several()
+    options = SOFT[name] if name != "kd" else dict.fromkeys(("standard_teacher", "robust_teacher"), network)
+    attack = (
+        (lambda model, x, labels, **_: x) if name == "trades" else functools.partial(pgd, threat=Linf(0.1), loss=loss)
+    )
+    views = (x, x) if name == "consistency_at" else (x,)
+    with pytest.raises(ValueError, match="`labels` of a floating dtype must be class probabilities"):
+        getattr(objectives, name)(network, views, present, attack, **options)
+
+
+def test_a_base_of_ones_own_takes_labels_of_any_kind():
+    network, x, present, loss = several()
+
+    def base(model, views, labels, attack):
+        value = loss(model(attack(model, views[0], labels)), labels).mean()
+        return value, {"attributes": value.detach()}
+
+    attack = functools.partial(pgd, threat=Linf(0.1), loss=loss)
+    assert list(objectives.rpat(network, (x,), present, attack, base=base)[1]) == ["attributes", "robust_perception"]
+
+
+def test_what_other_tasks_cannot_have_is_said():
+    network, x, present, loss = several()
+    for options in ({"verdict": True}, {"keep": "best", "early_stop": True}):
+        with pytest.raises(TypeError, match=r"^pgd: .*success is a matter of one class per sample"):
+            pgd(network, x, present, Linf(0.1), loss=loss, **options)
+    with pytest.raises(TypeError, match=r"^apgd: .*`pgd` and `fgsm` without `verdict`"):
+        apgd(network, x, present, Linf(0.1), loss=loss)
+    with pytest.raises(TypeError, match=r"^sanity_checks: .*other tasks are for `evaluate` with a `score`"):
+        sanity_checks(network, x, present, Linf(0.1))
+    each = functools.partial(nn.functional.binary_cross_entropy_with_logits, reduction="none")
+    with pytest.raises(ValueError, match=r"got shape \(4, 3\); take the mean over the others"):
+        pgd(network, x, present, Linf(0.1), loss=each)

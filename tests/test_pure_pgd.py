@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from perceptual_at import L1, L2, Lane, Linf, dlr, frozen, kl_to, margin, pgd, pure_pgd, targeted_dlr
 from perceptual_at.divergences import cross_entropy
@@ -325,6 +326,27 @@ def test_what_cannot_be_meant_is_refused(name):
     call = {"f": NET, "x": X, "labels": LABELS, "threat": Linf(0.1), "start": X, **changed}
     with pytest.raises(error, match=f"^pure_pgd: .*{words}"):
         pure_pgd(call.pop("f"), call.pop("x"), call.pop("labels"), call.pop("threat"), call.pop("start"), **call)
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: NET(Rounded.apply(x)),
+    lambda x: checkpoint(NET, x, use_reentrant=False),
+    lambda x: checkpoint(NET, x, use_reentrant=True),
+], ids=["an older Function", "checkpoint", "reentrant checkpoint"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_torch_func_cannot_go_through_is_said(f):
+    with pytest.raises(ValueError, match=r"^pure_pgd: `f` (holds|uses) .* Take `pgd`"):
+        pure_pgd(f, X, LABELS, Linf(0.1), X)
 
 
 def test_batch_norm_in_train_mode_is_refused_by_name_and_left_alone():

@@ -36,8 +36,10 @@ from perceptual_at import (
     snapshot,
     square,
 )
+from perceptual_at.objectives.cure import cure_gradients
 from perceptual_at.victims import Terms, inspection, modules_of, opened, twins
 from perceptual_at.victims.door import _HELD
+from perceptual_at.weight_perturbation import ascend
 from tests.strategies import generator, uniform
 from tests.test_attack_contract import Net, Picture, classes_of, images
 
@@ -267,6 +269,48 @@ def test_reentrant_checkpoints_are_refused_where_parameters_would_get_gradients(
     hidden = iter([Recomputed(Net().eval(), True)] * 9)
     with pytest.raises(ValueError, match=r"pgd: `model` uses torch[.]utils[.]checkpoint with use_reentrant=True"):
         pgd(lambda x: next(hidden)(x), images(), classes_of(), THREAT)
+
+
+def learnt(net):
+    return functional.cross_entropy(net(images()), classes_of())
+
+
+BY_GRAD = {
+    "ascend": lambda net: ascend(net, lambda: learnt(net)),
+    "grad_align": lambda net: objectives.grad_align(net, *STEP, threat=THREAT),
+    "cure_gradients": lambda net: cure_gradients(net, *STEP, average=None),
+}
+STEP = ((images(),), classes_of(), functools.partial(pgd, threat=THREAT, steps=1))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", BY_GRAD)
+def test_training_that_needs_chosen_gradients_names_reentrant_checkpoints(name):
+    net = nn.Sequential(nn.Hardtanh(-9, 9), nn.Conv2d(3, 3, 1).double(), Recomputed(Net(), True))
+    with pytest.raises(ValueError, match=f"{name}: `model` uses torch[.]utils[.]checkpoint with use_reentrant=True"):
+        BY_GRAD[name](net)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpoints_do_not_look_like_lost_gradients():
+    net = Recomputed(Net().eval(), True)
+    sizes = inspection.gradient_sizes(net, images(), classes_of())
+    assert_close(sizes, inspection.gradient_sizes(net.net, images(), classes_of()))
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_grad_align_trains_compiled_parts_which_have_no_second_derivative():
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()).double()
+    x, labels = uniform(0, 3, 12), torch.tensor([0, 1, 2])
+    found = []
+    for model in (net, torch.compile(net, backend="aot_eager")):
+        attack = functools.partial(pgd, threat=THREAT, steps=1, start="clean")
+        loss, _ = objectives.grad_align(model, (x,), labels, attack, threat=THREAT, generator=generator(0))
+        found.append(torch.autograd.grad(loss, net[1].weight)[0])
+    assert_close(*found)
 
 
 def test_recurrent_layers_on_a_gpu_stay_in_train_mode_without_dropout(monkeypatch):

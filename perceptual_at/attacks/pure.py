@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from perceptual_at import _check
+from perceptual_at._differentiation import out_of_reach
 from perceptual_at._rounding import leveled, wide
 from perceptual_at._shapes import per_sample
 from perceptual_at.attacks.pgd import REACH, check_step_size, visible
@@ -104,7 +105,12 @@ def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampl
     """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
 
     def outputs_at(x: Tensor) -> Any:
-        outputs = f(x)
+        try:
+            outputs = f(x)
+        except RuntimeError as error:
+            if (why := out_of_reach(error)) is None:
+                raise
+            raise ValueError(f"{function}: `f` {why}. Take `pgd`, which differentiates it otherwise.") from error
         if is_own(loss):
             check_logits(function, outputs, x.shape[0], labels)
         if not any(part.requires_grad for part in tree_leaves(outputs) if isinstance(part, Tensor)):

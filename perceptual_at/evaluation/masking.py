@@ -100,7 +100,7 @@ def sanity_checks(
         found.append(_guarded("normalization", check_normalization, model, x, threat=threat))
         with lent("sanity_checks", model) as borrowed, in_step(borrowed) as f:
             outputs = _outputs(f, x)
-            check_outputs("sanity_checks", outputs, labels)
+            check_outputs("sanity_checks", outputs, labels, others="other tasks are for `evaluate` with a `score`")
             labels = labels.long()
             defined = ~rows(outputs).isnan().any(dim=1)
             if not bool(defined.all()):

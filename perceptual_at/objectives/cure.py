@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._differentiation import by_grad
 from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.gradient_revision import check_shares, revise
@@ -193,7 +194,8 @@ def _terms(
 
 def _by_name(value: Tensor, trained: dict[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
     """Gradients of a value, zero where it does not depend on a parameter."""
-    found = torch.autograd.grad(value, list(trained.values()), retain_graph=keep, allow_unused=True)
+    with by_grad("cure_gradients", "parameters"):
+        found = torch.autograd.grad(value, list(trained.values()), retain_graph=keep, allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else gradient
         for (name, parameter), gradient in zip(trained.items(), found, strict=True)

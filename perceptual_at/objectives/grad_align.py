@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
+from perceptual_at._differentiation import by_grad
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, one_batch
@@ -77,8 +78,13 @@ def grad_align(
 
 
 def _gradient(model: nn.Module, x: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
-    """Input gradient of the summed cross entropy; fused attention could not be differentiated again."""
+    """Input gradient of the summed cross entropy; fused attention and compiled graphs have no second derivatives."""
     at = x.detach().requires_grad_()
-    with attention_in_parts() if differentiable else contextlib.nullcontext():
+    with contextlib.ExitStack() as differently:
+        if differentiable:
+            differently.enter_context(attention_in_parts())
+            if not torch.compiler.is_compiling():
+                differently.enter_context(torch.compiler.set_stance("force_eager"))
         total = cross_entropy(forward(model, at), labels).sum()
-    return torch.autograd.grad(total, at, create_graph=differentiable)[0]
+    with by_grad("grad_align", "inputs"):
+        return torch.autograd.grad(total, at, create_graph=differentiable)[0]

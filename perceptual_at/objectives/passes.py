@@ -65,6 +65,7 @@ def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels:
                 "the one that belongs to it. Leave it out."
             )
     _check.attack(function, "`attack`", attack, *options)
+    _check.readable_probabilities(function, labels)  # an attack with a loss of the user's own does not look at them
     x_adv = attack(model, x, labels, **options)
     _check.same_shape(function, x=x, **{"attack(model, x, labels)": x_adv})
     if x_adv.dtype != x.dtype:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perceptual_at import _random
+from perceptual_at import _check, _random
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.objectives.passes import Attack, Result, finish, forward, one_batch
 from perceptual_at.threats import Threat, check_threat
@@ -46,6 +46,7 @@ def standard(
         True
     """
     x, labels = one_batch("standard", model, views, labels)
+    _check.readable_probabilities("standard", labels)
     ce = cross_entropy(forward(model, x), labels).mean()
     return finish(ce, cross_entropy=ce)
 
@@ -91,6 +92,7 @@ def random_noise(
     """
     check_threat("random_noise", threat)
     x, labels = one_batch("random_noise", model, views, labels)
+    _check.readable_probabilities("random_noise", labels)
     generator = _random.source("random_noise", generator, x.device)
     ce = cross_entropy(forward(model, threat.random_start(x, generator=generator)), labels).mean()
     return finish(ce, cross_entropy=ce)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
+from perceptual_at._differentiation import out_of_reach
 from perceptual_at._rounding import common, without_autocast
 from perceptual_at._shapes import per_sample
 
@@ -103,13 +104,10 @@ def call(function: str, h: Map, points: Tensor) -> Tensor:
     try:
         with attention_in_parts():
             values = h(points)
-    except NotImplementedError as error:
-        if "forward AD" not in str(error):
+    except RuntimeError as error:
+        if (why := out_of_reach(error)) is None:
             raise
-        raise NotImplementedError(
-            f"{function}: `h` has a layer for which torch has no forward mode: {str(error).splitlines()[0]} Recurrent "
-            "layers on a CPU have one under `torch.backends.mkldnn.flags(enabled=False)`."
-        ) from error
+        raise NotImplementedError(f"{function}: `h` {why}.") from error
     if not isinstance(values, Tensor):
         raise TypeError(
             f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}; `models.logits_of(h, name)` "

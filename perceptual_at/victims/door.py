@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from perceptual_at import _check
+from perceptual_at._differentiation import needs_backward, only_backward
 from perceptual_at._rounding import leveled
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
@@ -464,13 +465,10 @@ class Victim:
             try:
                 (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
             except RuntimeError as error:
-                if not any(part in str(error) for part in _ONLY_BACKWARD):
+                if not only_backward(error):
                     raise
                 if not self.loan.freezes:
-                    raise ValueError(
-                        f"{self.function}: `model` uses torch.utils.checkpoint with use_reentrant=True, or hooks that "
-                        "count gradients, which give none with respect to inputs alone; pass use_reentrant=False there."
-                    ) from error
+                    raise needs_backward(self.function, "inputs") from error
                 self.reentrant = True  # whose backward pass writes to the point, and to no parameter: all are frozen
                 return None
         if grad is None:
@@ -530,8 +528,6 @@ class Victim:
             self.label_range = int(first), int(last)
 
 
-_ONLY_BACKWARD = ("use_reentrant", "_will_engine_execute_node")
-"""Of torch's errors where something in a graph can only be gone back through by `.backward()`."""
 # Squares of it can still be added up.
 _MOST = {dtype: torch.finfo(dtype).max ** 0.4 for dtype in (torch.float32, torch.float64)}
 

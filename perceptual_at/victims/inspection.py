@@ -11,12 +11,14 @@ from torch import Tensor
 
 from perceptual_at import _random
 from perceptual_at._binomial import rare
+from perceptual_at._differentiation import only_backward
 from perceptual_at._places import margins
 from perceptual_at._rounding import leveled, wide
 from perceptual_at._shapes import places, rows
 from perceptual_at.divergences import PerSampleLoss, cross_entropy
 from perceptual_at.threats import Threat, select, start
 from perceptual_at.victims.door import Victim
+from perceptual_at.victims.frozen import lent
 
 TINY = 1e-12
 """Gradients whose largest entry is below this have lost the digits that tell their direction."""
@@ -70,7 +72,14 @@ def gradient_sizes(
         logits = raw.detach().to(wide(raw)).requires_grad_()
         (slope,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
         steepest, unit = rows(slope).abs().amax(dim=1), leveled(slope).to(raw.dtype)
-        gradient = torch.autograd.grad(raw, own, unit, allow_unused=True, materialize_grads=True)[0]
+        try:
+            gradient = torch.autograd.grad(raw, own, unit, allow_unused=True, materialize_grads=True)[0]
+        except RuntimeError as error:
+            if not only_backward(error):
+                raise
+            with lent("inspection", model) as f:  # whose parameters are frozen, so that this writes to `own` alone
+                f(own.clone()).backward(unit)
+            gradient = torch.zeros_like(own) if own.grad is None else own.grad
         return rows(gradient).abs().amax(dim=1).to(steepest) * steepest
 
 

@@ -40,6 +40,7 @@ def check_each(function: str, x: Tensor, labels: Tensor, threat: Any, terms: Ter
     given: tuple[Any, ...] = (labels,) if terms.targets is None else (labels, terms.targets)
     for name, one in zip(("labels", "targets"), given, strict=False):
         if terms.judged:
+            _refuse_other_tasks(function, name, one, terms)
             _check.labels(function, one, name=name, x=x)
         else:
             _check.row_labels(function, one, classes=is_own(terms.loss), name=name, x=x)
@@ -50,6 +51,17 @@ def check_each(function: str, x: Tensor, labels: Tensor, threat: Any, terms: Ter
     _check.choice(function, "model_mode", terms.model_mode, ("eval", "as_is"))
     _check.count(function, "eot", terms.eot)
     _check.flag(function, validate=terms.validate)
+
+
+def _refuse_other_tasks(function: str, name: str, value: Any, terms: Terms) -> None:
+    """Say why labels that a loss of the user's own takes will not do where success is judged."""
+    own = terms.loss is None or is_own(terms.loss)
+    if not own and isinstance(value, Tensor) and (value.is_floating_point() or value.ndim > 1):
+        raise TypeError(
+            f"{function}: `{name}` must be integer class indices of shape (B,), got {value.dtype} of shape "
+            f"{tuple(value.shape)}: success is a matter of one class per sample. `pgd` and `fgsm` without `verdict` "
+            "and `early_stop` take any labels that their `loss` takes."
+        )
 
 
 def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) -> None:
@@ -112,9 +124,11 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
 def check_values(function: str, values: Any, batch: int) -> None:
     """Require one loss per sample."""
     if not isinstance(values, Tensor) or values.shape != (batch,):
+        each = isinstance(values, Tensor) and values.ndim > 1 and len(values) == batch
+        torchs = "with torch's losses pass reduction='none'"
         raise ValueError(
-            f"{function}: `loss` must return one value per sample, shape ({batch},), got {_check.came(values)}; with "
-            "torch's losses pass reduction='none'."
+            f"{function}: `loss` must return one value per sample, shape ({batch},), got {_check.came(values)}; "
+            f"{'take the mean over the others, `.flatten(1).mean(dim=1)`' if each else torchs}."
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from perceptual_at import theory
 
@@ -113,6 +114,46 @@ def test_a_layer_without_forward_mode_is_named_with_a_way_out():
 
     with pytest.raises(NotImplementedError, match=r"^directional_jacobian: `h` .* does not support it. .*mkldnn.flags"):
         theory.directional_jacobian(recurrent, X, X, 0.5)
+
+
+class Older(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Onward(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize(("h", "words"), [
+    (Older.apply, "holds a torch.autograd.Function without `setup_context`"),
+    (Onward.apply, "holds a torch.autograd.Function without `jvp`"),
+    (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "uses torch.utils.checkpoint with use_reentrant=True"),
+], ids=["without a context", "without forward mode", "reentrant"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_has_no_forward_mode_is_said(h, words):
+    with pytest.raises(NotImplementedError, match=f"^directional_jacobian: `h` .*{words}"):
+        theory.directional_jacobian(h, X, X, 0.5)
+
+
+def test_checkpoints_have_no_derivative_by_torch_func():
+    with pytest.raises(NotImplementedError, match=r"^batch_jacobian: `h` uses .*checkpoint, .* switch it off"):
+        theory.batch_jacobian(lambda x: checkpoint(torch.sin, x, use_reentrant=False), X)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if {"h", "model"} & arguments(name).keys()])
