@@ -81,14 +81,14 @@ def scores(result, which):
     return {**kept, "share": share, "seed": result["seed"], "epoch": result[which]["epoch"]}
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "cifar10_subset", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "cifar10_subset.json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     everything = {**METHODS, **OTHERS}
     jobs = [(title, seed) for seed in range(options.seeds) for title in everything]

@@ -623,3 +623,27 @@ def test_words_of_a_run_may_hold_spaces(scripts):
     words = scripts["cifar10_subset"].command("pgd_at", "my archive.npz", 0, "my runs/0")
     assert "my archive.npz" in words
     assert "my runs/0" in words
+
+
+def test_a_record_of_the_subset_is_made_of_the_runs_that_are_there(scripts, tmp_path, capsys):
+    script, out = scripts["cifar10_subset"], tmp_path / "subset.json"
+    for place, (name, _) in enumerate({**script.METHODS, **script.OTHERS}.values()):
+        for seed in (0, 1):
+            test = {"clean": 40.0, "pgd20": 20.0 + place, "mean": 30.0, "nrr": 26.0 + place + seed * place / 8}
+            found = {"epoch": 1, "test": test}
+            terms = {"cross_entropy": 1.5, "loss": 2.0}
+            run = {
+                "seed": seed, "best": found, "final": found, "log": [{"terms": terms}], "seconds": 1.0,
+                "images": {"train": 3, "select": 2, "test": 1}, "threat": "Linf(eps=8/255)",
+                "selected_on": "validation", "settings": {"epochs": 1}, "commit": "0", "versions": {}, "hardware": {},
+            }  # fmt: skip
+            (tmp_path / f"{name}-{seed}").mkdir()
+            (tmp_path / f"{name}-{seed}" / "result.json").write_text(json.dumps(run))
+    words = ["--archive", "part.npz", "--seeds", "2", "--workers", "1", "--runs", str(tmp_path), "--out", str(out)]
+    script.main(words)
+    record = json.loads(out.read_text())
+    assert record["command"] == "python benchmarks/cifar10_subset.py --archive part.npz --seeds 2"
+    assert [score["nrr"] for score in record["runs"]["RAAT"]] == [29.0, 29.375]
+    assert record["runs"]["RAAT"][0]["share"] == 25.0
+    assert list(record["weights"])[2:] == ["1/16 (release)", "1 (Eq. 3)", "16", "128"]
+    assert "RAAT against PGD-AT: NRR +3.19 (+3.00, +3.38); better beyond the noise" in capsys.readouterr().out

@@ -270,6 +270,8 @@ def test_a_network_without_a_linear_layer_has_no_cosine_logits():
 
 def test_zero_features_give_zero_logits_and_finite_gradients():
     layer, features = models.CosineLinear(3, 2), torch.zeros(2, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(layer(features).sum(), features, create_graph=True)
+    assert torch.autograd.grad(slope.sum(), features)[0].isfinite().all()
     layer(features).sum().backward()
     assert (layer(features) == 0).all()
     assert features.grad.isfinite().all()

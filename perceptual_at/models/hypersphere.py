@@ -57,7 +57,10 @@ class CosineLinear(nn.Module):
 
 def _directions(vectors: Tensor) -> Tensor:
     """Vectors of length one; zero vectors stay, in float16 too, where torch's smallest length would be 0."""
-    return functional.normalize(vectors, dim=-1, eps=1e-3 if vectors.dtype == torch.float16 else 1e-12)
+    shortest = 1e-3 if vectors.dtype == torch.float16 else 1e-12
+    none = (vectors.detach() == 0).all(dim=-1, keepdim=True)  # where torch's length has no second derivatives
+    some = functional.normalize(torch.where(none, 1.0, vectors), dim=-1, eps=shortest)
+    return torch.where(none, vectors / shortest, some)
 
 
 def with_cosine_logits(model: nn.Module, *, scale: float = 15.0) -> nn.Module:
