@@ -4,6 +4,7 @@ These are the papers' motivating experiments as functions; `examples/perception_
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat, check_threat
-from perceptual_at.victims import Model, in_step, lent
+from perceptual_at.victims import Model, asked, in_step, lent
 
 Strength = Literal["full", "reduced", "clean"]
 
@@ -128,7 +129,7 @@ def perception_gap(
     _check.loader("perception_gap", loader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with lent("perception_gap", model) as borrowed, in_step(borrowed) as f:
-        perceived: Perceive = perceive if perceive is not None else lambda x: (logits := f(x), logits)
+        perceived: Perceive = perceive or (lambda x: (logits := asked("perception_gap", f, x), logits))
         for batch in loader:
             x, labels = _pair("perception_gap", batch)
             if not len(x):
@@ -184,9 +185,10 @@ def perception_path(model: Model, x: Tensor, x_adv: Tensor, alphas: Sequence[flo
     if not alphas:
         raise ValueError("perception_path: `alphas` must hold at least one place.")
     with torch.no_grad(), lent("perception_path", model) as f:
-        clean = f(x.clone())  # which a model may write to
+        run = functools.partial(asked, "perception_path", f)
+        clean = run(x)
         _check_perception("perception_path", clean, x)
-        return torch.stack([squared_error(f(interpolate(x, x_adv, alpha).clone()), clean).sqrt() for alpha in alphas])
+        return torch.stack([squared_error(run(interpolate(x, x_adv, alpha)), clean).sqrt() for alpha in alphas])
 
 
 def random_noise(
@@ -337,7 +339,7 @@ def attacked_by_group(
     x_adv = attack(model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
     with torch.no_grad(), lent(name, model) as f:
-        parts = boundary_partition(f(x.clone()), f(reduced.clone()), labels)  # clones, which a model may write to
+        parts = boundary_partition(asked(name, f, x), asked(name, f, reduced), labels)
     return perturbed_by_group(
         x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified
     )

@@ -25,6 +25,7 @@ from perceptual_at import (
     call_with,
     consistency_loss,
     cosine_distance,
+    diagnostics,
     dicar_loss,
     dlr,
     draw_beta,
@@ -44,9 +45,11 @@ from perceptual_at import (
     pgd,
     robust_perception_kl_loss,
     robust_perception_loss,
+    sanity_checks,
     snapshot,
     square,
     squared_error,
+    still_adversarial,
     theory,
     trades_loss,
     weighted_kl_loss,
@@ -634,6 +637,24 @@ def test_a_model_of_another_dtype_than_its_inputs_is_named(net, dtype):
     for function in (fgsm, pgd, apgd, square):
         with pytest.raises(ValueError, match=rf"`x` is {dtype} but the model has weights of torch.float32"):
             function(Model(), w.x.to(dtype), w.labels, Linf(0.05))
+
+
+def test_so_it_is_wherever_else_a_model_is_asked():
+    w = World()
+    model, batch, attack = w.model.double(), (w.x, w.labels), partial(pgd, threat=THREAT)
+    for name, call in {
+        "evaluate": lambda: evaluate(model, [batch], {}, progress=False),
+        "sanity_checks": lambda: sanity_checks(model, *batch, THREAT),
+        "still_adversarial": lambda: still_adversarial(model, *batch),
+        "perception_gap": lambda: diagnostics.perception_gap(model, [batch], lambda f, x, labels: x + 0.1),
+        "perception_path": lambda: diagnostics.perception_path(model, w.x, w.x + 0.1, [0.5]),
+        "attacked_by_group": lambda: diagnostics.attacked_by_group(model, *batch, lambda *_: w.x, boundary="clean"),
+        "standard": lambda: objectives.standard(model, (w.x,), w.labels, None),
+        "trades": lambda: objectives.trades(model, (w.x,), w.labels, attack),
+        "rpat": lambda: objectives.rpat(model, (w.x,), w.labels, attack, base="trades"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name}: `.*` is torch.float32 but the model has weights of .*float64"):
+            call()
 
 
 @pytest.mark.parametrize("name", ["segment_residual", "norm_defect", "directional_second_derivative", "peano_identity"])

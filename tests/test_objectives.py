@@ -715,6 +715,15 @@ def test_outputs_that_are_no_logits_are_named_by_who_was_called(name, options):
         call(name, Boxed(), views, labels, lambda _, x, *__, **___: x.clone(), **options)
 
 
+def test_a_sum_of_two_objectives_speaks_in_its_own_name():
+    model, views, labels = problem()
+    soft = torch.full((12, 3), 1 / 3, dtype=torch.float64)
+    for wrong in ({"views": views[:1]}, {"labels": labels[:3]}, {"labels": soft}):
+        given = {"views": views, "labels": labels, **wrong}
+        with pytest.raises((TypeError, ValueError), match=f"^rpat_raat: `{next(iter(wrong))}` "):
+            objectives.rpat_raat(model, given["views"], given["labels"], attack_with(), mix=0.6)
+
+
 @pytest.mark.parametrize(
     ("name", "teacher"),
     [("hat", "helper"), ("kd", "standard_teacher"), ("kd", "robust_teacher"), ("lbgat", "teacher")],

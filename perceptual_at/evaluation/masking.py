@@ -35,7 +35,7 @@ from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losse
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
-from perceptual_at.victims import Model, in_step, lent, misclassified
+from perceptual_at.victims import Model, asked, in_step, lent, misclassified
 from perceptual_at.victims.inspection import far_and_wide
 
 
@@ -312,7 +312,7 @@ def _broken(model: Model, x: Tensor, labels: Tensor) -> Tensor:
 
 def _outputs(model: Model, x: Tensor) -> Any:
     with torch.no_grad():
-        return model(x.clone())  # which a model may write to
+        return asked("sanity_checks", model, x)
 
 
 def _check_defined(defined: Tensor) -> Check:

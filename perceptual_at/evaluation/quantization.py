@@ -9,7 +9,7 @@ from perceptual_at import _check
 from perceptual_at._rounding import accumulator, round_down
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats import L1, L2, Ball, Linf, as_ball
-from perceptual_at.victims import Model, lent, misclassified
+from perceptual_at.victims import Model, asked, lent, misclassified
 
 
 def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 256) -> Tensor:
@@ -98,7 +98,7 @@ def still_adversarial(model: Model, x_adv: Tensor, labels: Tensor) -> Tensor:
     _check.model("still_adversarial", model)
     _check.floating("still_adversarial", x_adv=x_adv)
     with torch.no_grad(), lent("still_adversarial", model) as f:
-        logits = f(x_adv.clone())  # which a model may write to
+        logits = asked("still_adversarial", f, x_adv, name="x_adv")
     _check.logits("still_adversarial", **{"model(x_adv)": logits})
     _check.labels("still_adversarial", labels, classes=logits.shape[1], x_adv=x_adv)
     return misclassified(logits, labels)

@@ -16,7 +16,7 @@ from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing, wo
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
 from perceptual_at.metrics import Judged, Score, judge
-from perceptual_at.victims import Model, first_gradients
+from perceptual_at.victims import Model, asked, first_gradients
 from perceptual_at.victims.inspection import TINY, gives_probabilities, lost_gradients
 
 PROBE = "probe"
@@ -306,7 +306,7 @@ class Measurement:
 
     def _outputs(self, x: Tensor) -> Any:
         with torch.no_grad():
-            return self.model(x.clone())  # which a model may write to
+            return asked("evaluate", self.model, x)
 
 
 def _scores_of(judged: Sequence[Judged]) -> Tensor:

@@ -1,5 +1,6 @@
 """What the objectives share: their arguments, and the forward passes of a training step."""
 
+import functools
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import common
 from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights, call_with
-from perceptual_at.victims import lent
+from perceptual_at.victims import explain_dtypes, lent, modules_of
 
 Attack = Callable[..., Tensor]
 """`(model, x, labels) -> x_adv`; some objectives also pass `start=` and `loss=`."""
@@ -115,19 +116,25 @@ def predictions(
 ) -> list[Tensor]:
     """Logits without gradients, in eval mode (or as the model stands), optionally with other weights."""
     with torch.no_grad(), lent("objectives", model, model_mode="as_is" if as_is else "eval") as f:
-        outputs = (f(x.clone()) if weights is None else call_with(model, weights, x.clone()) for x in inputs)
-        return [_logits(output, x, name) for output, x in zip(outputs, inputs, strict=True)]
+        run = f if weights is None else functools.partial(call_with, model, weights)
+        return [_logits(run, x.clone(), name) for x in inputs]
 
 
 def forward(model: Callable[[Tensor], Any], x: Tensor, *, name: str = "model") -> Tensor:
     """Logits at `x`. The model gets a copy, because it may write to its input, which other terms still need."""
-    return _logits(model(x if getattr(model, "copies", False) else x.clone()), x, name)
+    return _logits(model, x if getattr(model, "copies", False) else x.clone(), name)
 
 
-def _logits(output: Any, x: Tensor, name: str) -> Tensor:
+def _logits(run: Callable[[Tensor], Any], x: Tensor, name: str) -> Tensor:
+    """Logits at a copy of inputs. Only where there are none does it matter who was called."""
+    try:
+        output = run(x)
+    except RuntimeError as error:
+        explain_dtypes(_called(), modules_of(run), x, error, name="views[0]")
+        raise
     try:
         _check_logits("", name, output, x)
-    except (TypeError, ValueError) as error:  # only now it matters who was called
+    except (TypeError, ValueError) as error:
         raise type(error)(f"{_called()}{error}") from None
     return output  # type: ignore[no-any-return]
 

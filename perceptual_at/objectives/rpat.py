@@ -11,7 +11,7 @@ from perceptual_at.divergences import Criterion, Divergence
 from perceptual_at.losses import robust_perception_loss
 from perceptual_at.losses.robust_perception import comparison
 from perceptual_at.objectives.combination import Base, logits_as_perception, resolved, run_base
-from perceptual_at.objectives.passes import Attack, Perceive, Result, finish
+from perceptual_at.objectives.passes import Attack, Perceive, Result, check_indices, check_views, finish
 from perceptual_at.objectives.raat import raat
 from perceptual_at.paths import interpolate
 
@@ -155,6 +155,8 @@ def rpat_raat(
     comparison("rpat_raat", alpha, "mse", form, 1.0)
     if mix is not None:
         _check.number("rpat_raat", "mix", mix, at_least=0.0, at_most=1.0)
+    check_views("rpat_raat", model, views, labels, expected=(2,) if dicar_weight > 0 else (1, 2))
+    check_indices("rpat_raat", labels)
     base = functools.partial(raat, mix=mix, weight=dicar_weight)
     resolved("rpat_raat", base, raat_options)
     base = functools.partial(base, **raat_options)  # `temperature` is DICAR's, not that of robust perception

@@ -25,7 +25,7 @@ small enough for their norms not to overflow.
 Other rooms, which only ask for logits, write
 
     with lent("evaluate", model) as f, torch.no_grad():
-        logits = f(x.clone())  # a copy, because a model may write to its input
+        logits = asked("evaluate", f, x)  # a copy of `x`, because a model may write to its input
 """
 
 from perceptual_at.victims import inspection
@@ -35,7 +35,17 @@ from perceptual_at.victims.frozen import frozen, lent
 from perceptual_at.victims.in_step import in_step
 from perceptual_at.victims.judging import classified, misclassified, undefined
 from perceptual_at.victims.lanes import Lane
-from perceptual_at.victims.terms import Model, ModelMode, Terms, check_lane, check_logits, check_values, is_own
+from perceptual_at.victims.terms import (
+    Model,
+    ModelMode,
+    Terms,
+    asked,
+    check_lane,
+    check_logits,
+    check_values,
+    explain_dtypes,
+    is_own,
+)
 from perceptual_at.victims.twins import FastModel
 
 __all__ = [
@@ -46,12 +56,14 @@ __all__ = [
     "ModelMode",
     "Terms",
     "Victim",
+    "asked",
     "bare",
     "check_arguments",
     "check_lane",
     "check_logits",
     "check_values",
     "classified",
+    "explain_dtypes",
     "first_gradients",
     "frozen",
     "in_step",

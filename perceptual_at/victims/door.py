@@ -37,6 +37,7 @@ from perceptual_at.victims.terms import (
     check_lane,
     check_logits,
     check_values,
+    explain_dtypes,
     refuse_transforms,
 )
 from perceptual_at.victims.twins import FastModel
@@ -436,12 +437,8 @@ class Victim:
                 f"{self.function}: `{name}` holds tensors that were made under torch.inference_mode(), through "
                 "which no gradient can be taken; make or load them outside of it, or under torch.no_grad()."
             ) from error
-        own = {parameter.dtype for module in self.loan.modules for parameter in module.parameters()} - {x.dtype}
-        if name == "model" and own and re.search(r"\b(d?types?|float|double|half)\b", str(error), re.IGNORECASE):
-            held = " and ".join(sorted(map(str, own)))
-            raise ValueError(
-                f"{self.function}: `x` is {x.dtype} but the model has weights of {held}: {error}"
-            ) from error
+        if name == "model":
+            explain_dtypes(self.function, self.loan.modules, x, error)
         if len(x) == len(self.x) or not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
             return
         advice = "a `select(rows)`, as `kl_to` has" if name == "loss" else "to get it with `x` (models.from_joined)"

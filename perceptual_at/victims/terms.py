@@ -1,6 +1,7 @@
 """On what terms a model is asked for, and what is refused: messages for what is not right at a glance."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import check_threat
+from perceptual_at.victims.finding import modules_of
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.twins import FastModel
 
@@ -139,3 +141,22 @@ OWN = "perceptual_at."
 def is_own(loss: Any) -> bool:
     """Whether a loss is one of the library's, which are about logits and classes."""
     return getattr(loss, "__module__", "").startswith(OWN)
+
+
+def asked(function: str, model: Model, x: Tensor, *, name: str = "x") -> Any:
+    """What a model gives for a copy of the inputs, which it may write to."""
+    try:
+        return model(x.clone())
+    except RuntimeError as error:
+        explain_dtypes(function, modules_of(model), x, error, name=name)
+        raise
+
+
+def explain_dtypes(
+    function: str, modules: Iterable[nn.Module], x: Tensor, error: Exception, *, name: str = "x"
+) -> None:
+    """Say it where a pass failed because model and inputs are of two dtypes."""
+    own = {parameter.dtype for module in modules for parameter in module.parameters()} - {x.dtype}
+    if own and re.search(r"\b(d?types?|float|double|half)\b", str(error), re.IGNORECASE):
+        held = " and ".join(sorted(map(str, own)))
+        raise ValueError(f"{function}: `{name}` is {x.dtype} but the model has weights of {held}: {error}") from error
