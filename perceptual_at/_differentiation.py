@@ -16,6 +16,10 @@ _OUT_OF_REACH = {
         "has a layer for which torch has no forward mode: {error} Recurrent layers on a CPU have one under "
         "`torch.backends.mkldnn.flags(enabled=False)`"
     ),
+    "'workspace'": (
+        "has a recurrent layer whose kernel for CPUs torch.func cannot differentiate; it can under "
+        "`torch.backends.mkldnn.flags(enabled=False)`"
+    ),
 }
 """Of torch's errors where torch.func cannot go through a model: what the model does."""
 
@@ -42,6 +46,17 @@ def by_grad(function: str, chosen: str) -> Iterator[None]:
         if not only_backward(error):
             raise
         raise needs_backward(function, chosen) from error
+
+
+@contextlib.contextmanager
+def by_func(function: str, name: str) -> Iterator[None]:
+    """A block that differentiates what was given under a name by torch.func, with an error that says why it cannot."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (why := out_of_reach(error)) is None:
+            raise
+        raise NotImplementedError(f"{function}: `{name}` {why}.") from error
 
 
 def out_of_reach(error: Exception) -> str | None:

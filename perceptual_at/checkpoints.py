@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from perceptual_at.victims.finding import bare
 __all__ = ["Loaded", "load_weights", "read_weights", "save_weights", "weights_checksum", "written_whole"]
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What distributed wrappers and `torch.compile` put before a name."""
+"""What distributed wrappers and `torch.compile` put before a name, or into it where they wrap a part."""
 
 
 class Loaded(NamedTuple):
@@ -68,13 +68,15 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> Loaded:
     """Put the weights of a file into a model, after every check has passed.
 
-    Names are compared without the prefixes that wrappers put before them (`module.`, `_orig_mod.`), on both
-    sides. Nothing in the file is executed: files of torch are read with `weights_only=True`.
+    Names are compared without what wrappers put into them (`module.`, `_orig_mod.`), on both sides. Where none is the
+    same then, neither is what one side has before its names: the `model.` of Lightning, or of `models.normalized`.
+    Nothing in the file is executed: files of torch are read with `weights_only=True`.
 
     Args:
         model: where to; its device and dtypes stay.
         path: a safetensors file, by `save_weights` or another program, whose checksum is verified if it has one; or
-            a file of `torch.save` that holds tensors by name, also under a name such as `"state_dict"`.
+            a file of `torch.save` that holds tensors by name, also under a name such as `"state_dict"`, or the only
+            one that does.
         strict: require that names and shapes of file and model are the same. False uses what fits by name and
             shape: weights of a network with another last layer, say.
 
@@ -100,7 +102,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
     _check.flag("load_weights", strict=strict)
     own = bare(model).state_dict()
     _check.initialised("load_weights", own)
-    stored = _read("load_weights", path)
+    stored = _named_as(own, _stored("load_weights", path), path)
     fitting = [name for name in own if name in stored and stored[name].shape == own[name].shape]
     ignored, missing = sorted(stored.keys() - set(fitting)), sorted(own.keys() - set(fitting))
     if strict and ignored == missing and ignored:
@@ -146,7 +148,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         ...     read_weights(f"{folder}/a.safetensors")
         {'bias': tensor([1.])}
     """
-    return _read("read_weights", path)
+    return _renamed("read_weights", path, _stored("read_weights", path), _without_prefixes)
 
 
 def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
@@ -174,21 +176,51 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(function: str, path: str | os.PathLike[str]) -> Weights:
-    """The body of `read_weights`; errors speak of `function`."""
+def _stored(function: str, path: str | os.PathLike[str]) -> Weights:
+    """The tensors of a file by the names they have there."""
     _check.path(function, "path", path)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{function}: there is no file `{path}`.")
     raw = path.read_bytes()
-    stored = _unpickled(function, path, raw) if _is_of_torch(raw) else _loaded(function, path, raw)
-    bared: Weights = {}
+    return _unpickled(function, path, raw) if _is_of_torch(raw) else _loaded(function, path, raw)
+
+
+def _renamed(function: str, path: Any, stored: Weights, short: Callable[[str], str]) -> Weights:
+    """Tensors by shorter names, each of which must be there once."""
+    renamed: Weights = {}
     for name, value in stored.items():
-        short = _without_prefixes(name)
-        if short in bared:
-            raise ValueError(f"{function}: `{path}` holds {short!r} twice, under different prefixes.")
-        bared[short] = value
-    return bared
+        if short(name) in renamed:
+            raise ValueError(f"{function}: `{path}` holds {short(name)!r} twice, under different prefixes.")
+        renamed[short(name)] = value
+    return renamed
+
+
+def _named_as(own: Weights, stored: Weights, path: Any) -> Weights:
+    """The tensors of a file by the names that a model has for them."""
+    if own.keys() <= stored.keys():
+        return stored
+    stored = _renamed("load_weights", path, stored, _without_wrappers)
+    names = {_without_wrappers(name): name for name in own}
+    if len(names) < len(own):  # a part called `module` beside what it wraps
+        names = {name: name for name in own}
+    if names.keys().isdisjoint(stored):
+        longer = {name: short for short, name in _behind(stored, names).items()}
+        shorter = _behind(names, stored)
+        if max(len(longer), len(shorter)) < 0.5 * min(len(names), len(stored)):
+            return stored  # another network, of which some names end alike
+        stored = {(longer if len(longer) >= len(shorter) else shorter).get(name, name): stored[name] for name in stored}
+    return {names.get(name, name): value for name, value in stored.items()}
+
+
+def _behind(longer: Iterable[str], shorter: Container[str]) -> dict[str, str]:
+    """Of names that are others behind a prefix: those by the commonest prefix, by the others."""
+    found: dict[str, dict[str, str]] = {}
+    for name in longer:
+        for place, sign in enumerate(name, start=1):
+            if sign == "." and name[place:] in shorter:
+                found.setdefault(name[:place], {})[name[place:]] = name
+    return max(found.values(), key=len, default={})
 
 
 def _loaded(function: str, path: Path, raw: bytes) -> Weights:
@@ -220,7 +252,7 @@ def _unpickled(function: str, path: Path, raw: bytes) -> Weights:
     except Exception as error:  # pickle, zipfile and torch raise many kinds
         raise ValueError(
             f"{function}: `{path}` is a pickle, as torch.save writes, holding more than plain tensors, or is damaged "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Reading it otherwise can run code: if you "
+            f"({_refused(error)}). Reading it otherwise can run code: if you "
             "trust it, load it yourself and save the state dict with `save_weights`."
         ) from error
     for name in ("state_dict", "model_state_dict", "model", "net", "network", "ema"):
@@ -228,11 +260,23 @@ def _unpickled(function: str, path: Path, raw: bytes) -> Weights:
             held = held[name]
             break
     if isinstance(held, Mapping):
-        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-        if tensors and all(isinstance(name, str) for name in tensors):
+        alone = [tensors for tensors in (_of_names(part) for part in held.values()) if tensors]
+        if tensors := _of_names(held) or (alone[0] if len(alone) == 1 else {}):
             return tensors
     found = f"the names {', '.join(map(str, list(held)[:6]))}" if isinstance(held, Mapping) else type(held).__name__
     raise ValueError(f"{function}: `{path}` holds no tensors by name, but {found}. Save the state dict alone.")
+
+
+def _refused(error: Exception) -> str:
+    """What torch would not read, or the first line of what it says."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it holds {found[1]}" if found else (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _of_names(held: Any) -> Weights:
+    """The tensors that something holds by names; none if it holds some by anything else."""
+    tensors = {name: one for name, one in held.items() if isinstance(one, Tensor)} if isinstance(held, Mapping) else {}
+    return tensors if all(isinstance(name, str) for name in tensors) else {}
 
 
 def _tensors(function: str, weights: Any) -> Weights:
@@ -247,6 +291,12 @@ def _tensors(function: str, weights: Any) -> Weights:
         _check.tensor(function, f"weights[{name!r}]", value)
     _check.initialised(function, named)
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
+
+
+def _without_wrappers(name: str) -> str:
+    """A name without what wrappers put into it, also into the names of parts."""
+    *places, last = name.split(".")
+    return ".".join((*(place for place in places if f"{place}." not in PREFIXES), last))
 
 
 def _without_prefixes(name: str) -> str:

@@ -1,5 +1,6 @@
 """Weights on disk: what is saved comes back, and nothing else is taken for weights."""
 
+import argparse
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ from torch import nn
 
 from perceptual_at import snapshot
 from perceptual_at.checkpoints import load_weights, read_weights, save_weights, weights_checksum
+from perceptual_at.models import logits_of, normalized
 from tests.strategies import words
 
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
@@ -95,6 +97,49 @@ def test_prefixes_of_wrappers_do_not_matter(tmp_path, prefix):
     assert same(snapshot(other), snapshot(model))
 
 
+class Holder(nn.Module):
+    """Holds a network as `module`, as wrappers do, and is none; with `beside`, has weights of the same names itself."""
+
+    def __init__(self, network, beside=False):
+        super().__init__()
+        self.module = network
+        if beside:
+            self.add_module("0", nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("wrap", [
+    Holder, lambda network: Holder(network, beside=True), torch.optim.swa_utils.AveragedModel,
+    lambda network: nn.Sequential(nn.DataParallel(network)), lambda network: logits_of(network, 0),
+], ids=["module", "beside", "averaged", "a parallel part", "adapter"])  # fmt: skip
+def test_what_was_saved_is_loaded_whatever_parts_are_called(wrap, tmp_path):
+    model, other = wrap(small()), wrap(small(1))
+    save_weights(tmp_path / "a", model)
+    assert load_weights(other, tmp_path / "a") == ([], [])
+    assert same(snapshot(other), snapshot(model))
+
+
+@pytest.mark.parametrize(("wrap", "of_file", "left"), [
+    (lambda network: network, "model.", ([], [])),
+    (lambda network: network, "student.backbone.", ([], [])),
+    (lambda network: network, "module.model.module.", ([], [])),
+    (lambda network: logits_of(network, 0), "", ([], [])),
+    (lambda network: nn.Sequential(nn.DataParallel(network)), "0.", ([], [])),
+    (lambda network: normalized(network, (0.5,), (0.25,)), "", ([], ["normalize.mean", "normalize.std"])),
+], ids=["Lightning", "a part", "both", "adapter", "a parallel part", "normalised"])  # fmt: skip
+def test_what_one_side_has_before_all_names_does_not_matter(wrap, of_file, left, tmp_path):
+    model, network = small(), small(1)
+    torch.save({"state_dict": {of_file + name: value for name, value in snapshot(model).items()}}, tmp_path / "a")
+    assert load_weights(wrap(network), tmp_path / "a", strict=not left[1]) == left
+    assert same(snapshot(network), snapshot(model))
+
+
+def test_a_few_names_that_end_alike_make_no_prefix(tmp_path):
+    foreign = {f"encoder.{number}.w": torch.zeros(1) for number in range(9)}
+    save_weights(tmp_path / "a", {**foreign, "decoder.2.bias": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"no name in .* fits this model"):
+        load_weights(small(), tmp_path / "a", strict=False)
+
+
 def test_a_compiled_model_saves_and_loads_under_its_own_names(saved, tmp_path):
     model, path = saved
     compiled = torch.compile(small(1), backend="eager")
@@ -152,11 +197,12 @@ def test_weights_of_another_head_are_taken_but_for_the_head(tmp_path):
     lambda weights: weights,
     lambda weights: {"state_dict": weights, "epoch": 3},
     lambda weights: {"model_state_dict": weights},
+    lambda weights: {"teacher": weights, "optimizer": {"state": {0: weights}, "param_groups": [0.1]}},
     lambda weights: {"model": {f"module.{name}": value for name, value in weights.items()}},
     lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
     lambda weights: {"net": {f"module._orig_mod.{name}": value for name, value in weights.items()}, "acc": 0.5},
     lambda weights: {**weights, "step": 7},
-], ids=["plain", "state_dict", "model_state_dict", "module", "compiled", "both", "with a number"])  # fmt: skip
+], ids=["plain", "state_dict", "model_state_dict", "any name", "module", "compiled", "both", "a number"])  # fmt: skip
 @pytest.mark.parametrize("old", [False, True])
 def test_files_of_torch_are_read_in_the_forms_that_people_save(tmp_path, wrap, old):
     model, other = small(), small(1)
@@ -239,6 +285,9 @@ def test_a_pickle_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="can run code"):
         load_weights(small(), tmp_path / "model.pt")
     assert not (tmp_path / "run").exists()
+    torch.save({"model": small().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"it holds argparse[.]Namespace"):
+        load_weights(small(), tmp_path / "model.pt")
 
 
 @given(st.integers(min_value=0, max_value=10**6))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.testing import assert_close
@@ -347,6 +348,14 @@ class Rounded(torch.autograd.Function):
 def test_what_torch_func_cannot_go_through_is_said(f):
     with pytest.raises(ValueError, match=r"^pure_pgd: `f` (holds|uses) .* Take `pgd`"):
         pure_pgd(f, X, LABELS, Linf(0.1), X)
+
+
+def test_a_frozen_lstm_says_how_torch_func_can_go_through_it():
+    lstm = nn.LSTM(4, 3, batch_first=True).eval().requires_grad_(False)
+    attack = functools.partial(pure_pgd, lambda x: lstm(x)[0][:, -1], steps=1)
+    x = uniform(0, 2, 5, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"^pure_pgd: `f` has a recurrent layer .*mkldnn.flags"):
+        attack(x=x, labels=torch.tensor([0, 1]), threat=Linf(0.1), start=x)
 
 
 def test_batch_norm_in_train_mode_is_refused_by_name_and_left_alone():

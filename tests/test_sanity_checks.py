@@ -257,6 +257,18 @@ def test_the_comparison_of_attacks_fails_at_its_level_and_not_before():
         strength.check_stronger("steps", torch.zeros(3), torch.zeros(3, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("threat", [
+    Linf(torch.tensor([0.1, 0.2, 0.0]).reshape(1, 3, 1), bounds=(-1, 1)),
+    L2(torch.full((4,), 0.1), bounds=(-torch.ones(1, 3, 1), torch.ones(1, 3, 1))),
+], ids=["budgets", "bounds"])  # fmt: skip
+def test_square_takes_signals_whose_entries_have_budgets_and_bounds(threat):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(15, 2)), 2 * torch.rand(4, 3, 5) - 1
+    found = all_checks(model, x, model(x).argmax(dim=1), threat, steps=1, queries=2)
+    (own,) = (check for check in found if check.name == "black_box")
+    assert "Square with 2 queries" in own.found
+
+
 def test_a_black_box_attack_of_ones_own_is_used(honest, data):
     calls = []
 

@@ -96,7 +96,12 @@ def pure_pgd(
     point = start.to(center.dtype)
     with torch.no_grad():
         for _ in range(steps):
-            grad = _gradient("pure_pgd", f, visible(point, x, threat), labels, loss)
+            try:
+                grad = _gradient("pure_pgd", f, visible(point, x, threat), labels, loss)
+            except RuntimeError as error:
+                if (why := out_of_reach(error)) is None:
+                    raise
+                raise ValueError(f"pure_pgd: `f` {why}. Take `pgd`, which differentiates it otherwise.") from error
             point = stepped(threat, point, center, grad.to(center.dtype), step_size)
         return visible(point, x, threat).detach()  # forward mode too would follow it, without regard to `no_grad`
 
@@ -105,12 +110,7 @@ def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampl
     """Gradient of the summed losses with respect to the inputs; 0 where it is undefined."""
 
     def outputs_at(x: Tensor) -> Any:
-        try:
-            outputs = f(x)
-        except RuntimeError as error:
-            if (why := out_of_reach(error)) is None:
-                raise
-            raise ValueError(f"{function}: `f` {why}. Take `pgd`, which differentiates it otherwise.") from error
+        outputs = f(x)
         if is_own(loss):
             check_logits(function, outputs, x.shape[0], labels)
         if not any(part.requires_grad for part in tree_leaves(outputs) if isinstance(part, Tensor)):

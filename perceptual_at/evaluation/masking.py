@@ -1,5 +1,6 @@
 """Attacks of several strengths on the same samples: the stronger must break what the weaker breaks."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from perceptual_at.evaluation.statistics import binomial_tail
 from perceptual_at.evaluation.strength import STRONGER, check_alone, check_losses, check_stronger
 from perceptual_at.metrics import check_outputs
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import Threat, as_ball, check_threat, is_ball, select, whole_box
+from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, check_threat, is_ball, select, whole_box
 from perceptual_at.victims import Model, asked, in_step, lent, misclassified
 from perceptual_at.victims.inspection import far_and_wide
 
@@ -203,13 +204,24 @@ class _Sample:
                 lambda images: model(images.reshape(-1, *shape[1:])),
                 image,
                 labels,
-                threat,
+                threat if x.ndim == 4 else _in_one_row(threat, x),
                 queries=queries,
                 generator=noise,
             )
             return found.reshape(x.shape)
 
         return attack
+
+
+def _in_one_row(threat: Linf | L2 | L1, x: Tensor) -> Linf | L2 | L1:
+    """The same ball for inputs that are laid out as images of one row."""
+
+    def laid_out(entries: Any) -> Any:
+        over_entries = isinstance(entries, Tensor) and entries.ndim > 1
+        return entries.expand_as(x).reshape(len(x), 1, 1, -1) if over_entries else entries
+
+    low, high = threat.bounds
+    return dataclasses.replace(threat, eps=laid_out(threat.eps), bounds=(laid_out(low), laid_out(high)))
 
 
 def check_whole_box(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
-from perceptual_at._differentiation import out_of_reach
+from perceptual_at._differentiation import by_func
 from perceptual_at._rounding import common, without_autocast
 from perceptual_at._shapes import per_sample
 
@@ -101,13 +101,8 @@ def fixed(function: str, h: Map) -> None:
 
 def call(function: str, h: Map, points: Tensor) -> Tensor:
     """Evaluate `h` and require one output per point."""
-    try:
-        with attention_in_parts():
-            values = h(points)
-    except RuntimeError as error:
-        if (why := out_of_reach(error)) is None:
-            raise
-        raise NotImplementedError(f"{function}: `h` {why}.") from error
+    with by_func(function, "h"), attention_in_parts():
+        values = h(points)
     if not isinstance(values, Tensor):
         raise TypeError(
             f"{function}: `h` must return a torch.Tensor, got {type(values).__name__}; `models.logits_of(h, name)` "
