@@ -15,7 +15,7 @@ from perceptual_at.attacks.targets import likely_targets
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, budgets, check_threat, select
 from perceptual_at.threats.ball import Units
-from perceptual_at.threats.entries import Entries, multipliable
+from perceptual_at.threats.entries import Entries, clamped, multipliable
 from perceptual_at.threats.hyperplanes import SHIFTS
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, Victim, classified, misclassified, opened
 
@@ -384,8 +384,7 @@ class _Space(NamedTuple):
 
     def boxed(self, points: Tensor) -> Tensor:
         """The points, clipped to the box."""
-        flat = rows(points).clamp(self.low, self.high)  # type: ignore[arg-type]  # both are of one kind
-        return flat.reshape(points.shape)
+        return clamped(rows(points), self.low, self.high).reshape(points.shape)
 
 
 def _best_but(logits: Tensor, classes: Tensor) -> Tensor:

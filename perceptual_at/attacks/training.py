@@ -15,7 +15,7 @@ from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
 from perceptual_at.threats import Threat, budget, check_threat, projected
 from perceptual_at.threats import start as start_of
-from perceptual_at.threats.entries import Bounds, box_over, checked_bounds
+from perceptual_at.threats.entries import Bounds, box_over, checked_bounds, clamped
 from perceptual_at.victims import Lane, Model, ModelMode, Terms, check_arguments, check_lane, lent
 
 
@@ -320,7 +320,7 @@ def find_margins(
         steps=search_steps, bounds=bounds,
     )  # fmt: skip
     points = some + per_sample(reached.to(x.dtype), x) * directions
-    x_adv = x.index_copy(0, rows, points.clamp(*_ends(name, bounds, some)) if clip else points)  # type: ignore[arg-type]
+    x_adv = x.index_copy(0, rows, clamped(points, *_ends(name, bounds, some)) if clip else points)
     return Margins(x_adv, margins.index_copy(0, rows, reached), right)
 
 
@@ -377,7 +377,7 @@ def bisect_margins(
         _check_margins(name, what, value, x)
     _check.number(name, "largest", largest, above=0.0)
     _check.count(name, "steps", steps)
-    ends: Any = _ends(name, checked_bounds(name, bounds), x)
+    ends = _ends(name, checked_bounds(name, bounds), x)
     distance, margin = before, before_margin
     low, high = torch.zeros_like(distance), torch.full_like(distance, largest)
     with torch.no_grad():
@@ -386,7 +386,7 @@ def bisect_margins(
             low = torch.where(inside, distance, low).maximum(low)
             high = torch.where(inside, high, distance).minimum(high)
             distance = (low + high) / 2
-            points = (x + per_sample(distance.to(x.dtype), x) * directions).clamp(*ends)
+            points = clamped(x + per_sample(distance.to(x.dtype), x) * directions, *ends)
             margin = soft_logit_margin(model(points), labels)
     return distance
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._rounding import accumulator, round_down
+from perceptual_at._rounding import accumulator
 from perceptual_at._shapes import per_sample, rows
 from perceptual_at.threats import L1, L2, Ball, Linf, as_ball
+from perceptual_at.threats.entries import clamped
 from perceptual_at.victims import Model, asked, lent, misclassified
 
 
@@ -53,7 +54,7 @@ def quantize(x_adv: Tensor, x: Tensor, threat: Linf | L2 | L1, *, levels: int = 
     values = torch.arange(levels, device=x.device, dtype=accumulator(x))
     # As an image is read: the integer, divided; then rounded to the dtype.
     lattice = (low + (high - low) * (values / (levels - 1))).to(x.dtype)
-    lattice = lattice.clamp(-round_down(-low, x.dtype), round_down(high, x.dtype))  # type: ignore[arg-type]
+    lattice = clamped(lattice, *threat.box(x))
     nearest = ((x_adv.to(values.dtype) - low) * ((levels - 1) / (high - low))).round()
     places = nearest.long().clamp(0, levels - 1)
     if math.isinf(as_ball("quantize", threat).p):

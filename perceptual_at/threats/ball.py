@@ -18,6 +18,7 @@ from perceptual_at.threats.entries import (
     box_over,
     checked_bounds,
     checked_eps,
+    clamped,
     entries_text,
     over,
     per_row,
@@ -136,7 +137,7 @@ class Ball:
         In `Linf` everything between them is allowed, in the others each of them by itself.
         """
         center, reach, (low, high) = x.to(wide(x)), self._reach(x), self.box(x)
-        return add_inward(center, -reach).clamp(low, high), add_inward(center, reach).clamp(low, high)  # type: ignore[arg-type]
+        return clamped(add_inward(center, -reach), low, high), clamped(add_inward(center, reach), low, high)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Which points are inside ball and box, with no tolerance; boolean `(B,)`."""
@@ -185,11 +186,12 @@ class Ball:
             object.__setattr__(other, name, value)
         return other
 
-    def _spread(self, x: Tensor) -> Entries:
-        """The budget, shaped to broadcast over `x`."""
+    def _spread(self, x: Tensor, dtype: torch.dtype | None = None) -> Entries:
+        """The budget, shaped to broadcast over `x`, and in a dtype if one is said."""
         if not isinstance(self.eps, Tensor):
             return self.eps
-        return over(type(self).__name__, "eps", self.eps, x)
+        eps = over(type(self).__name__, "eps", self.eps, x)
+        return eps if dtype is None else eps.to(dtype)
 
     def _each(self, x: Tensor) -> Entries:
         """The largest budget of each sample: a number, or a tensor `(B,)` or `(1,)` with room for digits of `x`."""

@@ -100,6 +100,11 @@ def box_over(name: str, bounds: Bounds, x: Tensor) -> tuple[float, float] | tupl
     return torch.as_tensor(low, dtype=wide(x), device=x.device), torch.as_tensor(high, dtype=wide(x), device=x.device)
 
 
+def clamped(value: Tensor, low: Entries, high: Entries) -> Tensor:
+    """A tensor inside bounds, which are both numbers or both tensors."""
+    return value.clamp(low, high)  # type: ignore[arg-type]  # torch has a form for each, and none for either
+
+
 def per_row(value: Entries) -> bool:
     """Whether each sample of a batch has values of its own."""
     return isinstance(value, Tensor) and (value.ndim == 1 or value.shape[0] != 1)

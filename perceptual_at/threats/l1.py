@@ -24,7 +24,7 @@ from perceptual_at.threats.ball import (
     stretched,
     surely_inside,
 )
-from perceptual_at.threats.entries import Bounds, Entries, multipliable
+from perceptual_at.threats.entries import Bounds, Entries, clamped, multipliable
 from perceptual_at.threats.simplex import (
     filled,
     is_long,
@@ -80,7 +80,7 @@ class L1(Ball):
         units = self.units(x)
         y = held(y, center, units)
         low, high = self.box(x)
-        boxed = y.clamp(low, high)  # type: ignore[arg-type]  # both are of one kind
+        boxed = clamped(y, low, high)
         nearest = self._nearest(y, boxed, center, x, threshold_by_sorting)
         return cast_toward(shrink(self, nearest, center, x.dtype), x)
 
@@ -90,7 +90,7 @@ class L1(Ball):
         if type(self) is not L1 or not free or self.units(x) is not None:
             return self.project(point, x)
         low, high = self.box(x)
-        boxed = point.clamp(low, high)  # type: ignore[arg-type]
+        boxed = clamped(point, low, high)
         outside = places(size_seen(self, boxed, x, x.dtype) > self._each(x))
         if not len(outside):
             return boxed
@@ -107,7 +107,7 @@ class L1(Ball):
         low, high = self.box(x)
 
         def project(point: Tensor) -> Tensor:
-            boxed = point.clamp(low, high)  # type: ignore[arg-type]
+            boxed = clamped(point, low, high)
             if surely_inside(self, boxed, x):
                 return boxed
             nearest = self._nearest(point, boxed, x, x, threshold_by_climbing)
@@ -147,9 +147,7 @@ class L1(Ball):
         length = torch.as_tensor(step_size, dtype=gain.dtype, device=gain.device).reshape(-1, 1)
         moved = rows(delta) + gain.sign() * filled(rows(room).clamp_min(0).minimum(length), gain.abs(), length)
         size = moved.abs()
-        eps = self._each(x)
-        eps = eps.to(size.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
-        excess = (size.sum(dim=1, keepdim=True) - eps).clamp_min(0)
+        excess = (size.sum(dim=1, keepdim=True) - self._column(x, size.dtype)).clamp_min(0)
         size = size - filled(size, -moved.sign() * gain, excess)
         moved = (moved.sign() * size).reshape(x.shape)
         return self._settled(x + (moved if units is None else moved * units.weight.to(moved.dtype)), x)
@@ -179,9 +177,7 @@ class L1(Ball):
             sizes = sizes * rows((units.scale > 0).expand_as(x))
         total = sizes.sum(dim=1, keepdim=True)
         direction = (signs * sizes / (total if units is None else total.clamp_min(1e-30))).reshape(x.shape)
-        eps = self._spread(x)
-        eps = eps.to(x.dtype) if isinstance(eps, Tensor) else eps
-        return self._settled(x + eps * direction * radii(self, x, draws), x)
+        return self._settled(x + self._spread(x, x.dtype) * direction * radii(self, x, draws), x)
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """The projection of normal noise, which is sparse, as APGD starts."""
@@ -208,12 +204,16 @@ class L1(Ball):
         room = torch.maximum(up * signs, down * signs).clamp_min_(0)  # not in place: only `signs` may be mapped
         units = self.units(x)
         wanted, room = _measured(delta.abs(), units), _measured(room, units)
-        eps = self._each(x)
-        budget = eps.to(wanted.dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
+        budget = self._column(x, wanted.dtype)
         less = solve(wanted, room, budget * (1 - slack(x.dtype, delta.dtype))).to(delta.dtype)
         moved = torch.minimum((wanted - less).clamp_min_(0), room).reshape(delta.shape)
         moved = moved if units is None else moved * units.weight.to(moved.dtype)
-        return add_inward(center, moved * signs).clamp(low, high)  # type: ignore[arg-type]
+        return clamped(add_inward(center, moved * signs), low, high)
+
+    def _column(self, x: Tensor, dtype: torch.dtype) -> Entries:
+        """The budget of each row: a number, or a tensor `(B, 1)`."""
+        eps = self._each(x)
+        return eps.to(dtype).reshape(-1, 1) if isinstance(eps, Tensor) else eps
 
 
 _Solver = Callable[[Tensor, Tensor, float | Tensor], Tensor]

@@ -11,7 +11,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import accumulator, cast_toward, divisor, wide
 from perceptual_at._shapes import rows
 from perceptual_at.threats.ball import Ball, flat, held, looks_are_free, pair, radii, shrink, stretched, surely_inside
-from perceptual_at.threats.entries import Bounds, Entries
+from perceptual_at.threats.entries import Bounds, Entries, clamped
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -64,9 +64,9 @@ class L2(Ball):
         y, center = pair("L2.project", x_adv, x)
         y, (low, high) = held(y, center, self.units(x)), self.box(x)
         if self.projection == "box_ball":
-            y = shrink(self, y.clamp(low, high), center, x.dtype)  # type: ignore[arg-type]  # both are of one kind
+            y = shrink(self, clamped(y, low, high), center, x.dtype)
         else:
-            y = shrink(self, y, center, x.dtype).clamp(low, high)  # type: ignore[arg-type]
+            y = clamped(shrink(self, y, center, x.dtype), low, high)
         return cast_toward(y, x)
 
     def around(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -76,7 +76,7 @@ class L2(Ball):
         low, high = self.box(x)
 
         def project(point: Tensor) -> Tensor:
-            boxed = point.clamp(low, high)  # type: ignore[arg-type]
+            boxed = clamped(point, low, high)
             if surely_inside(self, boxed if self.projection == "box_ball" else point, x):
                 return boxed
             return self.project(point, x)
@@ -96,16 +96,13 @@ class L2(Ball):
         _check.floating("L2.random_start", x=x)
         draws = _random.draws("L2.random_start", generator, x)
         direction = self._direction(draws.normal(tuple(x.shape), dtype=wide(x)))
-        eps = self._spread(x)
-        eps = eps.to(x.dtype) if isinstance(eps, Tensor) else eps
-        return self.project(x + eps * direction * radii(self, x, draws), x)
+        return self.project(x + self._spread(x, x.dtype) * direction * radii(self, x, draws), x)
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """A random direction, the whole way, as APGD starts."""
         draws = _random.draws("L2.far_start", generator, x)
         direction = self._direction(draws.normal(tuple(x.shape), dtype=wide(x)))
-        eps = self._spread(x)
-        return self.project(x + (eps.to(wide(x)) if isinstance(eps, Tensor) else eps) * direction, x)
+        return self.project(x + self._spread(x, wide(x)) * direction, x)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Euclidean length of each sample, shape `(B,)`; in units of the largest `eps`, see `Ball`."""

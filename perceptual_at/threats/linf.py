@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class Linf(Ball):
         """Uniform noise, scaled so that the largest entry is at the edge of the cube, as APGD starts."""
         noise = 2 * _random.draws("Linf.far_start", generator, x).uniform(tuple(x.shape), dtype=wide(x)) - 1
         noise = noise / per_sample(rows(noise).abs().amax(dim=1).clamp_min(1e-12), noise)
-        return self.project(x + self._noise_size(x, wide(x)) * noise, x)
+        return self.project(x + self._spread(x, wide(x)) * noise, x)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Largest absolute entry of each sample, shape `(B,)`; in units of the largest `eps`, see `Ball`."""
@@ -120,7 +120,8 @@ class Linf(Ball):
         if units is None:
             return size.amax(dim=1) if size.shape[1] else size.sum(dim=1)
         # A quotient by the entry's own `eps` is at most one exactly where the entry is inside.
-        eps = rows(self._spread(delta).to(units.scale.dtype).expand_as(delta))  # type: ignore[union-attr]
+        spread: Any = self._spread(delta, units.scale.dtype)  # a tensor, where there are units
+        eps = rows(spread.expand_as(delta))
         share = torch.where(size == 0, 0.0, size.to(eps.dtype) / torch.where(size == 0, 1.0, eps)).amax(dim=1)
         length = share * eps.amax(dim=1)
         return cast_toward(length.nan_to_num(nan=math.inf), torch.zeros_like(length, dtype=wide(delta)))
@@ -136,12 +137,8 @@ class Linf(Ball):
     def _noisy(self, x: Tensor, generator: _random.Generator | None) -> Tensor:
         """Uniform in the cube around `x`, whatever the box."""
         noise = _random.draws("Linf.random_start", generator, x).uniform(tuple(x.shape), dtype=wide(x))
-        size = self._noise_size(x) if isinstance(self.eps, Tensor) else self.eps
+        size = self._spread(x, x.dtype) if isinstance(self.eps, Tensor) else self.eps
         return x + size * (2 * noise - 1)
-
-    def _noise_size(self, x: Tensor, dtype: torch.dtype | None = None) -> Entries:
-        eps = self._spread(x)
-        return eps.to(dtype or x.dtype) if isinstance(eps, Tensor) else eps
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -23,6 +23,7 @@ from perceptual_at._rounding import leveled
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Ball, Threat, box, check_excess
+from perceptual_at.threats.entries import clamped
 from perceptual_at.victims import switching
 from perceptual_at.victims.finding import callable_of, is_sharded, modules_of, settled, watched
 from perceptual_at.victims.in_step import InStep, together
@@ -520,7 +521,7 @@ class Victim:
                 raise ValueError(f"{self.function}: `{name}` contains NaN or infinite values.")
         if beyond > 0:
             check_excess(self.function, threat, x, float(beyond))  # a few roundings are let in
-            self.x = x.clamp(lower, upper)  # type: ignore[arg-type]  # both are of one kind
+            self.x = clamped(x, lower, upper)
         if indices:
             self.label_range = int(first), int(last)
 
