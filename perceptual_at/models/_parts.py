@@ -1,6 +1,6 @@
 """Pieces that all networks share."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,15 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
 def pool() -> nn.Sequential:
     """The mean over all places, `(B, C, H, W)` to `(B, C)`."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+Wrapper = TypeVar("Wrapper", bound=nn.Module)
+
+
+def in_mode_of(model: nn.Module, wrapper: Wrapper) -> Wrapper:
+    """A module around a network, in its mode. Not by `train()`, which would also switch layers frozen by hand."""
+    wrapper.training = model.training
+    return wrapper
 
 
 def check_logits(function: str, output: Any) -> Tensor:

@@ -7,6 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at.models._parts import in_mode_of
 
 
 class LogitsOf(nn.Module):
@@ -98,9 +99,7 @@ def logits_of(
             raise TypeError(f"logits_of: `fixed_inputs` must be a dict by keyword, got the key {name!r}.")
         if name == input_name:
             raise ValueError(f"logits_of: `fixed_inputs` gives {name!r}, which `input_name` says the images go to.")
-    adapter = LogitsOf(model, output, input_name, fixed_inputs or {})
-    adapter.training = model.training  # not `.train()`: layers frozen by hand stay frozen
-    return adapter
+    return in_mode_of(model, LogitsOf(model, output, input_name, fixed_inputs or {}))
 
 
 @torch.fx.wrap  # one node of a traced graph: while tracing, nobody knows what the output is

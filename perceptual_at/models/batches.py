@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.models._parts import check_logits
+from perceptual_at.models._parts import check_logits, in_mode_of
 
 
 class WholeBatches(nn.Module):
@@ -60,6 +60,4 @@ def whole_batches(model: nn.Module, size: int) -> nn.Module:
     """
     _check.module("whole_batches", model)
     _check.count("whole_batches", "size", size)
-    whole = WholeBatches(model, int(size))
-    whole.training = model.training  # not `.train()`: layers frozen by hand stay frozen
-    return whole
+    return in_mode_of(model, WholeBatches(model, int(size)))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at.divergences import log_sum
-from perceptual_at.models._parts import check_logits
+from perceptual_at.models._parts import check_logits, in_mode_of
 
 Rule = Literal["max", "sum"]
 
@@ -69,6 +69,4 @@ def fold_classes(model: nn.Module, *, rule: Rule = "max") -> nn.Module:
     """
     _check.module("fold_classes", model)
     _check.choice("fold_classes", "rule", rule, ("max", "sum"))
-    folded = FoldedClasses(model, rule)
-    folded.training = model.training  # not `.train()`: layers frozen by hand stay frozen
-    return folded
+    return in_mode_of(model, FoldedClasses(model, rule))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at.models._parts import in_mode_of
 
 
 class FromJoined(nn.Module):
@@ -106,6 +107,4 @@ def from_joined(model: nn.Module, *shapes: Sequence[int]) -> nn.Module:
             raise TypeError(f"from_joined: `shapes[{place}]` must be a shape, got {shape!r}.")
         for size in shape:
             _check.count("from_joined", f"shapes[{place}]", size)
-    whole = FromJoined(model, shapes)
-    whole.training = model.training  # not `.train()`: layers frozen by hand stay frozen
-    return whole
+    return in_mode_of(model, FromJoined(model, shapes))

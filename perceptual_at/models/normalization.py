@@ -7,6 +7,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from perceptual_at import _check
+from perceptual_at.models._parts import in_mode_of
+
 
 @torch.fx.wrap  # one node of a traced graph, so that the check survives tracing
 def _standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -122,12 +125,9 @@ def normalized(model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[f
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"normalized: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+    _check.module("normalized", model)
     layer = Normalize(*_channel_columns("normalized", mean, std))
     reference = next(model.parameters(), None)
     if reference is not None:
         layer = layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
-    whole = nn.Sequential(OrderedDict(normalize=layer, model=model))
-    whole.training = layer.training = model.training  # not `.train()`: layers frozen by hand stay frozen
-    return whole
+    return in_mode_of(model, nn.Sequential(OrderedDict(normalize=in_mode_of(model, layer), model=model)))

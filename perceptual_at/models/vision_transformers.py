@@ -64,9 +64,10 @@ class VisionTransformer(nn.Module):
         check_sizes(name, depth=depth, width=width, heads=heads, num_classes=num_classes, patch_size=patch_size)
         check_sizes(name, image_size=image_size, in_channels=in_channels)
         _check.number(name, "drop_path", drop_path, at_least=0.0, below=1.0)
-        for large, small, sizes in ((width, heads, "width heads"), (image_size, patch_size, "image_size patch_size")):
+        for of, large, by, small in (
+            ("width", width, "heads", heads), ("image_size", image_size, "patch_size", patch_size),
+        ):  # fmt: skip
             if large % small:
-                of, by = sizes.split()
                 raise ValueError(f"{name}: `{of}`={large} must be a multiple of `{by}`={small}.")
         self.patches = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
         side = image_size // patch_size

@@ -281,22 +281,7 @@ def layer_residuals(
         if key not in modules:
             raise ValueError(f"{name}: `layers` names {key!r}, which is not a module of {type(model).__name__}.")
     points = segment(x, delta, with_ends(places))
-    outputs: dict[str, Tensor] = {}
-
-    def keep(key: str, output: Any) -> None:
-        outputs.pop(key, None)  # a repeated layer moves to its last place
-        if (first := _first_tensor(output)) is not None:
-            outputs[key] = first.clone()  # the next layer may work in place
-
-    handles = [
-        modules[key].register_forward_hook(lambda _module, _inputs, output, key=key: keep(key, output))
-        for key in wanted
-    ]
-    try:
-        call(name, model, points.flatten(0, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    outputs = _outputs_of(name, model, {key: modules[key] for key in wanted}, points.flatten(0, 1))
     residuals = {}
     for key in wanted if layers is not None else outputs:
         if key not in outputs:
@@ -313,6 +298,27 @@ def layer_residuals(
         if relative:
             residuals[key] = residuals[key] / per_sample(length(values[1] - values[0]), values[0])
     return residuals
+
+
+def _outputs_of(function: str, model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, Tensor]:
+    """What layers give in one forward pass, in the order of execution; nothing of those that give no tensor."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(key: str, output: Any) -> None:
+        outputs.pop(key, None)  # a repeated layer moves to its last place
+        if (first := _first_tensor(output)) is not None:
+            outputs[key] = first.clone()  # the next layer may work in place
+
+    handles = [
+        layer.register_forward_hook(lambda _module, _inputs, output, key=key: keep(key, output))
+        for key, layer in layers.items()
+    ]
+    try:
+        call(function, model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def _first_tensor(output: Any) -> Tensor | None:
