@@ -51,13 +51,8 @@ def decode(function: str, source: Path | IO[bytes], named: str, *, size: Size | 
     return to_bytes(image)
 
 
-def decode_whole(function: str, source: Path | IO[bytes], named: str, *, grey: bool = False) -> Tensor:
-    """One image as it is, uint8 `(3, H, W)` or `(1, H, W)`."""
-    return to_bytes(_opened(function, source, named).convert("L" if grey else "RGB"))
-
-
 def to_bytes(image: Any) -> Tensor:
-    """The pixels of a PIL image in mode L or RGB, uint8 `(C, H, W)`."""
+    """The bytes of a PIL image of one or three channels, uint8 `(C, H, W)`."""
     channels = len(image.getbands())
     raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return raw.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()

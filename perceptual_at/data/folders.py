@@ -58,11 +58,7 @@ def image_folder(
         size = checked_size("image_folder", size)
     root = Path(root).expanduser()
     samples, classes = class_files("image_folder", root / split)
-    if split != "train" and (root / "train").is_dir():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said where that part is read
-            _, expected = class_files("image_folder", root / "train")
-        same_classes("image_folder", root / split, classes, root / "train", expected)
+    same_classes("image_folder", root, split, classes)
     return _decoded("image_folder", samples, classes, size, transform, grey=grey, skip_damaged=skip_damaged)
 
 

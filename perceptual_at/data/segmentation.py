@@ -9,6 +9,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._check import NO_LABEL
 from perceptual_at._extras import extra
+from perceptual_at.data.decoding import to_bytes
 from perceptual_at.data.sklearn_digits import digits
 
 BACKGROUND = 10
@@ -158,7 +159,7 @@ def _image(path: Path, size: int | None) -> Tensor:
     image = image.convert("RGB")
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return _pixels(image, 3).movedim(-1, 0).float() / 255
+    return to_bytes(image).float() / 255
 
 
 def _mask(path: Path, size: int | None) -> Tensor:
@@ -172,10 +173,4 @@ def _mask(path: Path, size: int | None) -> Tensor:
         )
     if size is not None:
         mask = mask.resize((size, size), Image.Resampling.NEAREST)
-    return _pixels(mask.convert("L") if mask.mode == "1" else mask, 1)[..., 0].long()
-
-
-def _pixels(image: Any, channels: int) -> Tensor:
-    """The bytes of an image, `(H, W, channels)`."""
-    width, height = image.size
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, channels)
+    return to_bytes(mask.convert("L") if mask.mode == "1" else mask)[0].long()

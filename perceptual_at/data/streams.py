@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceptual_at import _check
-from perceptual_at.data.decoding import SUFFIXES, Size, checked_size, decode, decode_whole
+from perceptual_at.data.decoding import SUFFIXES, Size, checked_size, decode
 from perceptual_at.data.listing import class_files, same_classes
 from perceptual_at.data.tensors import check_classes
 
@@ -89,7 +89,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def whole(self, index: int) -> Tensor:
         """An image in its own size, uint8 `(C, H, W)`, for transforms that choose what to crop."""
         source, named = self._source(index)
-        return decode_whole("ImageFiles", source, named, grey=self.grey)
+        return decode("ImageFiles", source, named, size=None, grey=self.grey)
 
     def name(self, index: int) -> str:
         """Where an image is."""
@@ -171,7 +171,8 @@ def _checked_places(places: Any, files: int) -> Tensor:
         )
     if len(places) and not (0 <= int(places[:, 0].min()) <= int(places[:, 0].max()) < files):
         raise ValueError(f"ImageFiles: `places` must name one of {files} `paths` for each image.")
-    return places  # type: ignore[no-any-return]
+    found: Tensor = places
+    return found
 
 
 def _checked(function: str, root: Any, split: Any, size: Any, **flags: Any) -> Size:
@@ -208,11 +209,7 @@ def stream_folder(
     size = _checked("stream_folder", root, split, size, grey=grey, skip_damaged=skip_damaged)
     root = Path(root).expanduser()
     samples, classes = class_files("stream_folder", root / split)
-    if split != "train" and (root / "train").is_dir():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said where that part is read
-            _, expected = class_files("stream_folder", root / "train")
-        same_classes("stream_folder", root / split, classes, root / "train", expected)
+    same_classes("stream_folder", root, split, classes)
     labels = torch.tensor([label for _, label in samples], device="cpu")
     files = ImageFiles((path for path, _ in samples), labels, size=size, classes=classes, grey=grey)
     return _readable("stream_folder", files) if skip_damaged else files

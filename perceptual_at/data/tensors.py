@@ -94,10 +94,8 @@ class TensorImages(Dataset[Any]):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"TensorImages: index {index} is out of range for {len(self)} images.")
             return self._served(self.images[index]), int(self.labels[index])
-        if not isinstance(index, (slice, Tensor)):
-            index = (
-                torch.as_tensor(index, device="cpu") if len(index) else slice(0)
-            )  # an empty list has no integer type
+        if not isinstance(index, (slice, Tensor)):  # an empty list has no integer type
+            index = torch.as_tensor(index, device="cpu") if len(index) else slice(0)
         images, labels = self.images[index], self.labels[index]
         if images.ndim == 3:  # a tensor that holds one index
             return self._served(images), int(labels)
@@ -255,14 +253,17 @@ def hold_out(data: Any, amount: float, *, seed: int = 0) -> tuple[Any, Any]:
     held = _held(amount, size)
     mask = _stratified_mask(labels, held, _random.of_seed("hold_out", seed))
     rest, kept = (~mask).nonzero().flatten(), mask.nonzero().flatten()
+    return _part(data, rest), _part(data, kept)
+
+
+def _part(data: Any, rows: Tensor) -> Any:
+    """Some of the samples, of the kind that was given."""
     if isinstance(data, tuple):
-        return tuple((data[0][part], data[1][part]) for part in (rest, kept))  # type: ignore[return-value]
+        x, labels = data
+        return x[rows], labels[rows]
     if isinstance(data, TensorImages):
-        return tuple(  # type: ignore[return-value]
-            TensorImages(data.images[part], data.labels[part], transform=data.transform, classes=data.classes)
-            for part in (rest, kept)
-        )
-    return Subset(data, rest.tolist()), Subset(data, kept.tolist())
+        return TensorImages(data.images[rows], data.labels[rows], transform=data.transform, classes=data.classes)
+    return Subset(data, rows.tolist())
 
 
 def _held(amount: Any, size: int) -> int:
