@@ -183,7 +183,7 @@ def soft_labels(function: str, value: Tensor, *, read: bool = True, **logits: Te
     ((other_name, other),) = logits.items()
     tensor(function, "labels", value)
     if not value.is_floating_point():
-        return indices(function, value, read=read, **{other_name: other})  # type: ignore[arg-type]
+        return indices(function, value, read=read, **{other_name: other})  # type: ignore[arg-type]  # a tensor's name
     if value.shape != other.shape:
         raise (TypeError if value.ndim != other.ndim else ValueError)(
             f"{function}: `labels` must be integer class indices of shape {(other.shape[0], *other.shape[2:])} or "
@@ -272,7 +272,7 @@ def names_labels(function: Function) -> Function:
                     indices(function.__name__, value, name=name, logits=logits)
             raise
 
-    return call  # type: ignore[return-value]
+    return call  # type: ignore[return-value]  # with the signature of what it wraps
 
 
 def dtype(function: str, name: str, value: Any) -> None:

@@ -460,7 +460,7 @@ class _Run:
         self.center = victim.x.to(victim.width)
         self.at = torch.arange(len(victim.x), device=victim.x.device)
         self.velocity: Tensor | None = None
-        self.up = ascent(threat, self.center, self.step_size)  # type: ignore[arg-type]
+        self.up = ascent(threat, self.center, self.step_size)  # type: ignore[arg-type]  # filled in by now
 
     def advance(self, grad: Tensor) -> None:
         """One step along a gradient, or along the decaying sum of all so far."""
@@ -482,7 +482,7 @@ class _Run:
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             self.step_size = self.step_size[left]
         self.point = self.point[left]
-        self.up = ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]
+        self.up = ascent(self.threat, self.center, self.step_size)  # type: ignore[arg-type]  # as above
         return left
 
 

@@ -126,12 +126,10 @@ def _gradient(function: str, f: Model, x: Tensor, labels: Tensor, loss: PerSampl
         return values.sum()
 
     raw, pull_back, *_ = torch.func.vjp(outputs_at, x)
-    if not isinstance(raw, Tensor):
-        return pull_back(torch.func.grad(total)(raw))[0].nan_to_num(nan=0.0)  # type: ignore[no-any-return]
-    slope: Tensor = torch.func.grad(total)(raw.to(wide(raw)))
-    if raw.dtype == torch.float16:
-        slope = leveled(slope)
-    grad: Tensor = pull_back(slope.to(raw.dtype))[0]
+    slope: Any = torch.func.grad(total)(raw.to(wide(raw)) if isinstance(raw, Tensor) else raw)
+    if isinstance(raw, Tensor):
+        slope = (leveled(slope) if raw.dtype == torch.float16 else slope).to(raw.dtype)
+    grad: Tensor = pull_back(slope)[0]
     return grad.nan_to_num(nan=0.0)
 
 

@@ -296,6 +296,7 @@ def _reaches(threat: Threat, x: Tensor) -> bool:
         torch.as_tensor(bound, dtype=x.dtype, device=x.device)
         for bound in getattr(threat, "bounds", (float(x.min()), float(x.max())))
     )
+    # Where the box is infinite, far out will do, which half precision still holds.
     across = torch.where(x - low > high - x, low.clamp_min(-1e4), high.clamp_max(1e4)).to(x.dtype)
     reached = threat.project(across, x)
     return bool(((reached - across).abs() <= 1e-3 * (across - x).abs()).all())

@@ -297,7 +297,7 @@ class Measurement:
                 gradients=None if verdict is None else verdict.gradients.cpu(),
                 forwards=None if verdict is None else verdict.forwards.cpu(),
                 flags={name: mask.cpu() for name, mask in flags.items()},
-                part=None if protocol is None else verdict.attack.cpu(),  # type: ignore[union-attr]
+                part=None if protocol is None else verdict.attack.cpu(),  # type: ignore[union-attr]  # protocols have it
                 seconds=time.perf_counter() - began,
                 warnings=tuple(getattr(verdict, "warnings", ())),
                 protocol=None if protocol is None else protocol.to_dict(),

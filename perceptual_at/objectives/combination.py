@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import repeat
@@ -156,4 +156,4 @@ def _name(objective: Callable[..., Result]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-BASES: tuple[str, ...] = BaseName.__args__  # type: ignore[attr-defined]
+BASES: tuple[str, ...] = get_args(BaseName)

@@ -183,7 +183,7 @@ def published(
         if value is None:
             continue
         several = isinstance(value, Iterable) and not isinstance(value, str)
-        values: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]
+        values: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # see `several`
         known = tuple(dict.fromkeys(getattr(row, name) for row in _results()))
         for unknown in (one for one in values if one not in known):
             raise ValueError(

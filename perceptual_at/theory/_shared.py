@@ -137,7 +137,7 @@ def positions(
     single = _check.is_number(alphas)
     if not single and (not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) == 0):
         raise TypeError(f"{function}: `alphas` must be a number or a sequence of numbers, got {type(alphas).__name__}.")
-    values = [alphas] if single else list(alphas)  # type: ignore[arg-type]
+    values = [alphas] if single else list(alphas)  # type: ignore[arg-type]  # as checked above
     if not values:
         raise ValueError(f"{function}: `alphas` must name at least one place on the segment, got none.")
     for value in values:
@@ -156,7 +156,7 @@ def bound_of(function: str, name: str, value: float | Tensor | None, x: Tensor) 
             raise ValueError(f"{function}: `{name}` must be of shape ({len(x)},), got shape {tuple(value.shape)}.")
         return value
     _check.number(function, name, value, at_least=0)
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[return-value]  # None is no number
 
 
 def torch_generator(function: str, generator: torch.Generator | None) -> torch.Generator:

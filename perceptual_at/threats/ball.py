@@ -160,7 +160,7 @@ class Ball:
 
     def around(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`project` for centres that stay, as a function of the point alone; what depends on them is computed once."""
-        return lambda point: self.project(point, x)  # type: ignore[attr-defined]
+        return lambda point: self.project(point, x)  # type: ignore[attr-defined]  # every norm has its own
 
     def far_start(self, x: Tensor, *, generator: _random.Generator | None = None) -> Tensor:
         """Random point at the edge of the set, where `random_start` may be anywhere in it."""

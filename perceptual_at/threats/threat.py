@@ -122,7 +122,7 @@ def ascent(threat: Threat, x: Tensor, step_size: float | Tensor) -> Ascent:
     looks: bool | None = getattr(threat, "looks", None)
     if looks:  # while steps wait for nothing
         return Ascent(threat, x, lambda point, grad: threat.project(point + length * threat.steepest(grad), x), start)
-    project: Any = around(threat, x) if looks is None else threat.around(x)  # type: ignore[attr-defined]
+    project: Any = around(threat, x) if looks is None else threat.around(x)  # type: ignore[attr-defined]  # balls have it
     if hasattr(project, "step"):
         return Ascent(threat, x, functools.partial(project.step, length=length), project.random_start)
     return Ascent(threat, x, lambda point, grad: project(point + length * _fitting(threat, "steepest", x, grad)), start)

@@ -179,7 +179,7 @@ class Loan:
         if self.lane is not None:
             self.fast = FastModel(self.modules[0], self.lane, self.function)
         if not self.even and (joined := together(model)) is not model:
-            model = self.joined = joined  # type: ignore[assignment]
+            model = self.joined = joined  # type: ignore[assignment]  # called like the model
         return self.fast or model
 
     def give_back(self) -> None:

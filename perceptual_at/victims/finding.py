@@ -176,7 +176,7 @@ _DIFFERENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # 
 
 def is_sharded(parts: Sequence[nn.Module]) -> bool:
     """Whether a part is in the hands of FSDP, of its first or second version."""
-    return any(_is_sharding(kind) for kind in {type(part) for part in parts})  # type: ignore[arg-type]
+    return any(_is_sharding(kind) for kind in {type(part) for part in parts})  # type: ignore[arg-type]  # which is hashable
 
 
 @functools.lru_cache(maxsize=1024)

@@ -164,7 +164,7 @@ def suspicions(
     found: list[str] = []
     with contextlib.suppress(Exception):  # a model that cannot do what only a diagnosis asks of it
         logits = victim.logits(x)
-        if not averages and (spread := passes_differ(victim, x)) > 1e-4:
+        if not averages and (spread := passes_differ(victim, x)) > 1e-4:  # as AutoAttack's own check has it
             found.append(
                 f"the model is random: equal passes differ by up to {spread:.2g} of the logits' length. A single pass "
                 'of such a model cannot be trusted; use version="rand", which averages over passes.'

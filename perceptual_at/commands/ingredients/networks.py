@@ -60,7 +60,8 @@ def network(chosen: Network, task: Task, *, seed: int) -> nn.Module:
         raise ValueError(
             f"--normalize {chosen.normalize} has {len(mean)} channels but images have {task.channels}; take own."
         )
-    return models.normalized(model, mean, tuple(max(value, 1e-3) for value in std))
+    spread = tuple(max(value, 1e-3) for value in std)  # a channel may be the same in all images
+    return models.normalized(model, mean, spread)
 
 
 def _made(chosen: Network, task: Task) -> nn.Module:
@@ -188,9 +189,8 @@ def initialise(model: nn.Module, path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"--init: there is no file `{path}`.")
     stored = read_weights(path).keys()
-    part = max(
-        _inside(model), key=lambda place: len(place.state_dict().keys() & stored)
-    )  # inside `normalized`, names differ
+    # Inside `normalized`, names differ.
+    part = max(_inside(model), key=lambda place: len(place.state_dict().keys() & stored))
     loaded = load_weights(part, path, strict=False)
     total = len(part.state_dict())
     left = f"; left as they were: {_some(loaded.missing)}" if loaded.missing else ""

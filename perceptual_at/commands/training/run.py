@@ -101,24 +101,13 @@ def prepare(settings: Settings) -> Run:
     """
     running, optimisation = settings.running, settings.optimisation
     try:
-        method.check(settings)
-        refuse_values(settings)
-        threat_of(settings.threat)
-        if settings.threat.strong_attack_from is not None:
-            threat_of(dataclasses.replace(settings.threat, eps=settings.threat.strong_eps), name="strong_eps")
+        _refuse_settings(settings)
         accelerator = _accelerator(settings)
         with accelerator.main_process_first():  # only one of them downloads
             parts = splits(settings)
         if len(parts.train) < optimisation.batch:
             raise Stopped(f"--batch {optimisation.batch} is more than the {len(parts.train)} images to train on.")
-        task = task_of(parts, settings.network)
-        model = networks.network(settings.network, task, seed=running.seed)
-        if settings.network.init is not None:
-            line = networks.initialise(model, settings.network.init)
-            if accelerator.is_main_process:
-                print(line)
-        networks.tried(model, task, settings.network.model)
-        networks.freeze(model, settings.network.freeze)
+        model = _network(settings, accelerator, parts)
         _try_other_parts(parts)
         unshared = None
         if running.shard:
@@ -153,6 +142,28 @@ def prepare(settings: Settings) -> Run:
     run.fingerprints = parts.fingerprints()
     _warn_of_slow_averages(run)
     return run
+
+
+def _refuse_settings(settings: Settings) -> None:
+    """Refuse what can be seen to be wrong before anything is read or built."""
+    method.check(settings)
+    refuse_values(settings)
+    threat_of(settings.threat)
+    if settings.threat.strong_attack_from is not None:
+        threat_of(dataclasses.replace(settings.threat, eps=settings.threat.strong_eps), name="strong_eps")
+
+
+def _network(settings: Settings, accelerator: Accelerator, parts: Splits) -> nn.Module:
+    """The network with its first weights, tried on some of the images."""
+    chosen, task = settings.network, task_of(parts, settings.network)
+    model = networks.network(chosen, task, seed=settings.running.seed)
+    if chosen.init is not None:
+        line = networks.initialise(model, chosen.init)
+        if accelerator.is_main_process:
+            print(line)
+    networks.tried(model, task, chosen.model)
+    networks.freeze(model, chosen.freeze)
+    return model
 
 
 def _accelerator(settings: Settings) -> Accelerator:
