@@ -1,7 +1,8 @@
 """Averaged weights as plain dicts: state in, state out."""
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -161,19 +162,19 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
             f"{type(batches).__name__}; a single one goes into a list, `[x]`."
         )
     refreshed = {key: value.clone() for key, value in weights.items()}
-    norms = [(key, m) for key, m in own.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
-    norms = [(key, m) for key, m in norms if m.running_mean is not None]
+    norms = {
+        key: part
+        for key, part in own.named_modules(remove_duplicate=False)
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+    }
     if not norms:
         return refreshed
-    for key, _ in norms:
+    for key in norms:
         prefix = f"{key}." if key else ""
         refreshed[f"{prefix}running_mean"].zero_()
         refreshed[f"{prefix}running_var"].fill_(1.0)
-    modes = [(module, module.training) for module in own.modules()]
-    momenta = [(module, module.momentum) for _, module in norms]
     seen = 0
-    try:
-        own.train()
+    with _in_train_mode(own, norms.values()):
         for batch in batches:
             x = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
             if not isinstance(x, Tensor):
@@ -181,19 +182,29 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
                     f"{function}: `batches` must hold images, or tuples that begin with them, got "
                     f"{type(batch).__name__}."
                 )
-            for module, _ in momenta:
-                module.momentum = x.shape[0] / (seen + x.shape[0])
+            for norm in norms.values():
+                norm.momentum = x.shape[0] / (seen + x.shape[0])
             with torch.no_grad():
                 call_with(own, refreshed, x)
             seen += x.shape[0]
-    finally:
-        for module, momentum in momenta:
-            module.momentum = momentum
-        for each, mode in modes:
-            each.training = mode
     if not seen:
         raise ValueError(f"{function}: `batches` is empty; give the training images once, for example a loader.")
     return refreshed
+
+
+@contextlib.contextmanager
+def _in_train_mode(model: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Train mode, with momenta of batch norms that may be set; modes and momenta are as before afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    try:
+        model.train()
+        yield
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
 
 
 def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:

@@ -166,10 +166,7 @@ def apgd(
         if not len(x):
             return search.result(verdict)
         everyone = torch.arange(len(x), device=x.device)
-        clean_logits = victim.logits(victim.x)
-        search.spend(everyone, forwards=eot)
-        search.judge(everyone, victim.x, clean_logits, 0)
-        chosen.begin(clean_logits, victim.labels)
+        chosen.begin(search.begin(victim), victim.labels)
         for rank, restart in itertools.product(range(len(chosen.rivals)), range(restarts)):
             at = search.remaining() if early_stop else everyone
             if not len(at):

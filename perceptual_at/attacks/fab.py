@@ -173,10 +173,7 @@ def fab(
         search = Search(threat.project(x, x), victim.labels, judge)
         if not x.numel():
             return search.result(verdict)
-        everyone = torch.arange(len(x), device=x.device)
-        clean_logits = victim.logits(search.x_adv)
-        search.spend(everyone, forwards=1)
-        search.judge(everyone, search.x_adv, clean_logits, 0)
+        clean_logits = search.begin(victim)
         right, nearest = search.remaining(), torch.full_like(eps, torch.inf)
         rivals: list[Tensor | None] = [victim.labels if targets is not None else None]
         if target_classes is not None:

@@ -163,10 +163,7 @@ def surrogate_pgd(
         search = Search(victim.x, victim.labels)
         if not len(x):
             return search.result(verdict)
-        everyone = torch.arange(len(x), device=x.device)
-        clean_logits = victim.logits(victim.x)
-        search.spend(everyone, forwards=1)
-        search.judge(everyone, victim.x, clean_logits, 0)
+        clean_logits = search.begin(victim)
         gates = _Gates(victim.model)
         at = search.remaining()
         if len(at):

@@ -93,6 +93,14 @@ class Search:
         self.undefined = torch.zeros_like(self.success)  # the model has given NaN for a point of the sample
         self.values: Tensor | None = None  # losses of the points kept by `offer`
 
+    def begin(self, victim: Victim) -> Tensor:
+        """Judge the points to begin with; gives their logits."""
+        everyone = torch.arange(len(self.x_adv), device=self.x_adv.device)
+        logits = victim.logits(self.x_adv)
+        self.spend(everyone, forwards=victim.eot)
+        self.judge(everyone, self.x_adv, logits, 0)
+        return logits
+
     def spend(self, rows: Tensor, *, gradients: int = 0, forwards: int = 0) -> None:
         """Note passes; those of a gradient are `gradients=1`, which is a forward pass too."""
         self.gradients[rows] += gradients

@@ -109,20 +109,9 @@ class Evaluation(Value):
             if value is not None:
                 _check.labels("Evaluation", value, correct=correct, name=name)
                 object.__setattr__(self, name, value.detach().clone())
-        repeated = dict(_mapping("repeated", self.repeated))
-        if repeated and "clean" not in repeated:
-            raise ValueError(f"Evaluation: `repeated` must hold 'clean', got {', '.join(map(repr, repeated))}.")
-        for name, passes in repeated.items():
-            if not isinstance(passes, Tensor) or passes.ndim != 2 or passes.shape[1] != len(correct):
-                raise ValueError(
-                    f"Evaluation: `repeated[{name!r}]` must be of shape (repeats, {len(correct)}), got "
-                    f"{tuple(passes.shape) if isinstance(passes, Tensor) else type(passes).__name__}."
-                )
-            if passes.dtype != torch.bool and not passes.is_floating_point():
-                raise TypeError(f"Evaluation: `repeated[{name!r}]` must be boolean or scores, got {passes.dtype}.")
-            repeated[name] = passes if passes.dtype == torch.bool else passes.double()
         frozen = {
-            "correct": correct, "robust": robust, "suspicious": suspicious, "repeated": repeated,
+            "correct": correct, "robust": robust, "suspicious": suspicious,
+            "repeated": _repeats(_mapping("repeated", self.repeated), len(correct)),
             **{name: dict(_mapping(name, getattr(self, name))) for name in ("costs", "attacks", "provenance")},
         }  # fmt: skip
         for name, value in frozen.items():
@@ -371,6 +360,21 @@ def _column(name: str, value: Any, *, like: Tensor | None = None, masks: bool = 
         raise ValueError(f"Evaluation: `{name}` must hold scores in [0, 1], got others or NaN.")
     own: Tensor = value.detach().clone()
     return own if own.dtype == torch.bool else own.double()  # as `from_json` gives them back
+
+
+def _repeats(repeated: Mapping[Any, Any], samples: int) -> dict[Any, Tensor]:
+    """Verdicts or scores of every repeat, by name."""
+    if repeated and "clean" not in repeated:
+        raise ValueError(f"Evaluation: `repeated` must hold 'clean', got {', '.join(map(repr, repeated))}.")
+    for name, passes in repeated.items():
+        if not isinstance(passes, Tensor) or passes.ndim != 2 or passes.shape[1] != samples:
+            raise ValueError(
+                f"Evaluation: `repeated[{name!r}]` must be of shape (repeats, {samples}), got "
+                f"{tuple(passes.shape) if isinstance(passes, Tensor) else type(passes).__name__}."
+            )
+        if passes.dtype != torch.bool and not passes.is_floating_point():
+            raise TypeError(f"Evaluation: `repeated[{name!r}]` must be boolean or scores, got {passes.dtype}.")
+    return {name: passes if passes.dtype == torch.bool else passes.double() for name, passes in repeated.items()}
 
 
 def _mapping(name: str, value: Any) -> Mapping[Any, Any]:

@@ -78,7 +78,7 @@ def hat(
         True
     """
     _check.choice("hat", "base", base, ("pgd_at", "trades"))
-    check_teacher("hat", "helper", helper, "a network trained without attacks")
+    _check_teacher("hat", "helper", helper, "a network trained without attacks")
     for name, value in (("reach", reach), ("beta", beta), ("weight", weight)):
         _check.number("hat", name, value, at_least=0.0)
     x, labels = one_batch("hat", model, views, labels)
@@ -149,8 +149,8 @@ def kd(
         >>> list(terms)
         ['cross_entropy', 'standard_distillation', 'robust_distillation']
     """
-    check_teacher("kd", "standard_teacher", standard_teacher, "a network trained without attacks")
-    check_teacher("kd", "robust_teacher", robust_teacher, "an adversarially trained network")
+    _check_teacher("kd", "standard_teacher", standard_teacher, "a network trained without attacks")
+    _check_teacher("kd", "robust_teacher", robust_teacher, "an adversarially trained network")
     if not isinstance(weights, tuple | list) or len(weights) != 3:
         raise ValueError(f"kd: `weights` must be three numbers, for the labels and the two teachers, got {weights!r}.")
     for value in weights:
@@ -169,7 +169,7 @@ def kd(
     return finish(loss, cross_entropy=ce, standard_distillation=standard, robust_distillation=robust)
 
 
-def check_teacher(function: str, name: str, teacher: object, what: str) -> None:
+def _check_teacher(function: str, name: str, teacher: object, what: str) -> None:
     """Require a network that can be run."""
     if not callable(teacher):
         raise TypeError(f"{function}: `{name}` must be {what}, a torch.nn.Module, got {type(teacher).__name__}.")

@@ -84,22 +84,8 @@ def restore_run(run: Run) -> bool:
     state = states.newest_whole(folder)
     if state is None:
         return False
-    saved, present = json.loads((state / "run.json").read_text()), facts(run)
-    if missing := present.keys() - saved.keys():
-        raise Stopped(
-            f"`{state}` lacks {', '.join(sorted(missing))}: another version wrote it, which can go on from it."
-        )
-    run.changes = saved["changes"] + changed(run.settings, saved["settings"], saved["epoch"])
-    if saved["processes"] != present["processes"]:
-        raise Stopped(
-            f"the run in `{run.settings.running.out}` was saved by {saved['processes']} processes, not "
-            f"{present['processes']}."
-        )
-    other = [name for name in saved["data"] | present["data"] if saved["data"].get(name) != present["data"].get(name)]
-    if set(other) - {"test"}:
-        raise Stopped(f"the run in `{run.settings.running.out}` was trained on other images ({', '.join(other)}).")
-    if other:
-        warnings.warn("the test images are others than when the run began.", stacklevel=1)
+    saved = json.loads((state / "run.json").read_text())
+    run.changes = _changes_since(run, state, saved)
     held = load_file(state / f"process_{run.accelerator.process_index}.safetensors")
     _refuse_what_the_state_lacks(run, state, held)
     if not run.settings.running.shard:
@@ -125,6 +111,24 @@ def restore_run(run: Run) -> bool:
         run.best = {name: _like(shape[name], value) for name, value in read_weights(state / "best.safetensors").items()}
     run.epoch, run.batch, run.log, run.seconds = (saved[name] for name in ("epoch", "batch", "log", "seconds"))
     return True
+
+
+def _changes_since(run: Run, state: Path, saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """Settings that were changed so far; refuses a state of another run, or one that this version cannot go on from."""
+    out, present = run.settings.running.out, facts(run)
+    if missing := present.keys() - saved.keys():
+        raise Stopped(
+            f"`{state}` lacks {', '.join(sorted(missing))}: another version wrote it, which can go on from it."
+        )
+    changes: list[dict[str, Any]] = saved["changes"] + changed(run.settings, saved["settings"], saved["epoch"])
+    if saved["processes"] != present["processes"]:
+        raise Stopped(f"the run in `{out}` was saved by {saved['processes']} processes, not {present['processes']}.")
+    other = [name for name in saved["data"] | present["data"] if saved["data"].get(name) != present["data"].get(name)]
+    if set(other) - {"test"}:
+        raise Stopped(f"the run in `{out}` was trained on other images ({', '.join(other)}).")
+    if other:
+        warnings.warn("the test images are others than when the run began.", stacklevel=1)
+    return changes
 
 
 def _load(run: Run, state: Path) -> None:
