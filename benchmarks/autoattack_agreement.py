@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from record import write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perceptual_at import L1, L2, Linf, SampleGenerator, auto_attack
 from perceptual_at.attacks.protocol import versions
-from perceptual_at.checkpoints import written_whole
 from perceptual_at.data import digits
 from perceptual_at.models import DigitsCNN
 from tests.robust_model import robust_digits
@@ -100,8 +100,7 @@ def main(arguments=None):
         "versions": versions(),
         "rows": rows,
     }
-    with written_whole(options.out) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(options.out, record)
 
 
 if __name__ == "__main__":

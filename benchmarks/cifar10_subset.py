@@ -19,9 +19,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from record import write
 from scipy.stats import ttest_rel
-
-from perceptual_at.checkpoints import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -121,8 +120,7 @@ def main(arguments=None):
         "settings": {title: results[title, 0]["settings"] for title in everything},
         **{name: first[name] for name in ("commit", "versions", "hardware")},
     }  # fmt: skip
-    with written_whole(options.out) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, record)
     for sentence in record["verdicts"]:
         print(sentence)
 

@@ -11,7 +11,6 @@ those that have one beside it.
 
 import argparse
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -21,9 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from record import ROOT, provenance
-
-from perceptual_at.checkpoints import written_whole
+from record import ROOT, provenance, write
 
 
 class Part(NamedTuple):
@@ -121,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found[name] = done(part, device)
         print(name, found[name]["ended"], found[name]["seconds"], "s", flush=True)
         record = {"device": device, "miniature": chosen.miniature, **provenance("cpu"), "steps": found}
-        with written_whole(chosen.out / "device_check.json") as path:  # after every step: the machine may go
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(chosen.out / "device_check.json", record)  # after every step: the machine may go
 
 
 if __name__ == "__main__":

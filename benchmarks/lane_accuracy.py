@@ -23,10 +23,11 @@ import numpy
 import torch
 from cases import LANES
 from cifar10_subset import ROOT, command, run, verdict
+from record import write
 from scipy.stats import ttest_rel
 
 from perceptual_at import Linf, data, evaluate, frozen, models, pgd
-from perceptual_at.checkpoints import load_weights, written_whole
+from perceptual_at.checkpoints import load_weights
 from perceptual_at.commands.main import main as command_line
 from perceptual_at.divergences import cross_entropy
 
@@ -134,8 +135,7 @@ def measure(options, train, words):
         "verdicts": [verdict(trained, "bf16 lane", "plain attack")],
         **{name: first[name] for name in ("commit", "versions", "hardware")},
     }  # fmt: skip
-    with written_whole(options.out) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, record)
     print(json.dumps(record["differences"]), *record["verdicts"], sep="\n")
 
 

@@ -31,6 +31,7 @@ from perceptual_at.models import DigitsCNN, fold_classes, with_cosine_logits
 
 WHOLE = {"seeds": 5, "width": 8, "batch": 64, "eps": 0.1, "steps": 2, "units": 1000, "peak": 0.01, "test": 360}
 MINIATURE = WHOLE | {"seeds": 2, "width": 4, "batch": 32, "units": 14, "test": 40}
+SCORES = ("clean", "pgd20", "nrr")
 TEACHERS = ("standard", "pgd_at")
 """Trained before, with a budget of their own, for the methods that have a teacher."""
 
@@ -86,32 +87,14 @@ def trained(
     run = Run(settings, model, torch.Generator().manual_seed(seed), teachers, len(x))
     for counting in (model, *{id(teacher): teacher for teacher in teachers.values()}.values()):
         counted(run, counting)
-    order = torch.Generator().manual_seed(seed)
     run.average = snapshot(model)
     if method.prepare:
         method.prepare(run)
     trains = [*model.parameters(), *(p for part in run.held.get("trained", ()) for p in part.parameters())]
     optimizer = torch.optim.Adam(trains, lr=settings["peak"])
-    averaged = 0
+    order, averaged = torch.Generator().manual_seed(seed), 0
     while run.spent < settings["units"]:
-        for rows in torch.randperm(len(x), generator=order)[: len(x) // settings["batch"] * settings["batch"]].split(
-            settings["batch"]
-        ):
-            if run.spent >= settings["units"]:
-                break
-            run.progress, run.index = run.spent / settings["units"], rows
-            for group in optimizer.param_groups:
-                group["lr"] = settings["peak"] * (1 + math.cos(math.pi * min(1.0, run.progress))) / 2
-            model.train()
-            views = tuple(
-                random_crop_flip(x[rows], padding=1, flip=False, generator=order) for _ in range(1 + method.two_views)
-            )
-            step(run, method, optimizer, views, labels[rows])
-            run.steps += 1
-            decay = method.decay if run.progress >= method.average_from else 0.0
-            run.average = ema_update(run.average, model, decay=decay)
-            if method.after:
-                method.after(run)
+        epoch(run, method, optimizer, x, labels, order)
         if method.swa and run.progress >= 0.5:
             run.held["swa"] = swa_update(run.held.get("swa", snapshot(model)), model, count=averaged)
             averaged += 1
@@ -121,6 +104,35 @@ def trained(
     elif method.evaluates_average:
         model.load_state_dict(run.average)
     return (fold_classes(model) if method.dummies else model).eval(), run
+
+
+def epoch(
+    run: Run,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    order: torch.Generator,
+) -> None:
+    """All whole batches once, or fewer where the budget is spent before."""
+    batch, units = run.settings["batch"], run.settings["units"]
+    shuffled = torch.randperm(len(x), generator=order)[: len(x) // batch * batch]
+    for rows in shuffled.split(batch):
+        if run.spent >= units:
+            break
+        run.progress, run.index = run.spent / units, rows
+        for group in optimizer.param_groups:
+            group["lr"] = run.settings["peak"] * (1 + math.cos(math.pi * min(1.0, run.progress))) / 2
+        run.model.train()
+        views = tuple(
+            random_crop_flip(x[rows], padding=1, flip=False, generator=order) for _ in range(1 + method.two_views)
+        )
+        step(run, method, optimizer, views, labels[rows])
+        run.steps += 1
+        decay = method.decay if run.progress >= method.average_from else 0.0
+        run.average = ema_update(run.average, run.model, decay=decay)
+        if method.after:
+            method.after(run)
 
 
 def step(run: Run, method: Method, optimizer: torch.optim.Optimizer, views: Any, labels: torch.Tensor) -> None:
@@ -198,8 +210,6 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = time.perf_counter() - began
     record.save(chosen, settings, data="digits", titles=titles, runs=runs, paired=tests, seconds=seconds)
 
-
-SCORES = ("clean", "pgd20", "nrr")
 
 if __name__ == "__main__":
     main()

@@ -6,11 +6,10 @@ A definition says what the layers are, on which images the network is tried and 
 
 `layers` mirrors the names of the weights: a list is numbered, a dictionary has names, both may be nested. `images`
 names an .npz file beside the weights or one folder above, with `x` and `y` (or `x_test` and `y_test`), bytes or numbers
-in [0, 1]; `count` says how many of them to take, `seconds` how
-long programming may take for one. `eps` is a number or a text such as "8/255". The weights are
-`<name>.safetensors`, or what `weights` says. `like` takes over what another definition says, and `"proven": "broken"`
-that every image is known to have an adversarial input. Further definitions, in a JSON file, go by the same rules;
-`networks.json` beside the weights is read by itself.
+in [0, 1]; `count` says how many of them to take, `seconds` how long programming may take for one. `eps` is a number or
+a text such as "8/255". The weights are `<name>.safetensors`, or what `weights` says. `like` takes over what another
+definition says, and `"proven": "broken"` says that every image is known to have an adversarial input. Further
+definitions, in a JSON file, go by the same rules; `networks.json` beside the weights is read by itself.
 """
 
 import json
@@ -147,7 +146,9 @@ def filled(name: str, known: Mapping[str, Definition]) -> Definition:
     if name not in known:
         raise ValueError(f"definitions: `like` must be one of {', '.join(known)}, got {name!r}.")
     one = known[name]
-    one = {**filled(one["like"], {key: known[key] for key in known if key != name}), **one} if "like" in one else one
+    if "like" in one:
+        others = {key: known[key] for key in known if key != name}  # a circle of definitions ends in the message above
+        one = {**filled(one["like"], others), **one}
     wrong = sorted(set(one) - set(FIELDS)) + [f"no {field}" for field in FIELDS[:3] if field not in one]
     if wrong or one.get("proven", "broken") != "broken":
         raise ValueError(

@@ -60,7 +60,12 @@ def save(options: argparse.Namespace, settings: Mapping[str, Any], **found: Any)
         **provenance(options.device),
         **found,
     }
-    with written_whole(options.out) as path:
+    write(options.out, record)
+
+
+def write(out: Path, record: Mapping[str, Any]) -> None:
+    """Write a record at its place, whole or not at all."""
+    with written_whole(out) as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

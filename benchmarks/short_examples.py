@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,9 +19,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import common  # noqa: E402
 import torch  # noqa: E402
-from record import provenance  # noqa: E402
+from record import provenance, write  # noqa: E402
 
-from perceptual_at.checkpoints import written_whole  # noqa: E402
 from perceptual_at.data import digits  # noqa: E402
 from perceptual_at.models import DigitsCNN  # noqa: E402
 
@@ -76,8 +74,7 @@ def main(arguments=None):
         "data": "scikit-learn digits, 360 test images per seed", "threat": "Linf(eps=0.15)", "runs": runs,
         "threads_per_run": 1, **provenance(),
     }  # fmt: skip
-    with written_whole(options.out) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, record)
 
 
 if __name__ == "__main__":
