@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -19,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from perceptual_at import _check
 from perceptual_at._differentiation import needs_backward, only_backward
-from perceptual_at._rounding import leveled
+from perceptual_at._rounding import leveled, wide
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import Ball, Threat, box, check_excess
@@ -69,6 +70,7 @@ class _Held(NamedTuple):
     holders: set["Loan"]
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Loan:
     """A model whose modules are in eval mode, with parameters that need no gradient, until `give_back`.
 
@@ -85,33 +87,27 @@ class Loan:
         buffers: whether buffers that passes in eval mode have moved are put back, as after passes of the library's own.
     """
 
-    freezes: bool | None = None
+    model: Model
+    model_mode: ModelMode
+    lane: Lane | None
+    even: bool = True
+    _: dataclasses.KW_ONLY
+    function: str = "frozen"
+    buffers: bool = False
+    modules: list[nn.Module] = dataclasses.field(init=False, default_factory=list)
+    freezes: bool | None = dataclasses.field(init=False, default=None)
     """Whether all parameters are known and frozen, so that a backward pass writes no gradient."""
-    joined: InStep | None = None
-    fast: FastModel | None = None
-    switches = False
+    joined: InStep | None = dataclasses.field(init=False, default=None)
+    fast: FastModel | None = dataclasses.field(init=False, default=None)
+    switches: bool = dataclasses.field(init=False, default=False)
     """Whether a part may do more than to set flags when it is switched to another mode."""
-
-    def __init__(
-        self,
-        model: Model,
-        model_mode: ModelMode,
-        lane: Lane | None,
-        even: bool = True,
-        *,
-        function: str = "frozen",
-        buffers: bool = False,
-    ) -> None:
-        self.model, self.model_mode, self.lane, self.even = model, model_mode, lane, even
-        self.function, self.buffers = function, buffers and model_mode == "eval"
-        self.modules: list[nn.Module] = []
-        self.settled: list[Callable[[], None]] = []
-        self.keys: list[tuple[int, str]] = []
-        self.cache: dict[Any, Any] | None = None
+    settled: list[Callable[[], None]] = dataclasses.field(init=False, default_factory=list)
+    keys: list[tuple[int, str]] = dataclasses.field(init=False, default_factory=list)
+    cache: dict[Any, Any] | None = dataclasses.field(init=False, default=None)
 
     def take(self) -> Model:
         """Change what has to be changed; gives what to call."""
-        model, evaluating = self.model, self.model_mode == "eval"
+        model = self.model
         if isinstance(model, FastModel):
             return model
         if isinstance(model, nn.Module):
@@ -127,53 +123,7 @@ class Loan:
             self.modules = modules_of(model)
         with _LOCK:
             for module in self.modules:
-                parts, trains = list(module.modules()), False
-                changes: list[tuple[Any, str, Any]] = []
-                for part in parts:
-                    if type(part).train is not nn.Module.train or "train" in vars(part):
-                        self.switches = True
-                    if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
-                        changes.append((part, "training", None))
-                        trains = True
-                    if isinstance(part, UNUSUAL):
-                        changes += switching.unusual(part, evaluating)
-                # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes
-                # none of theirs in any case.
-                freezes = not (
-                    torch.distributed.is_available() and torch.distributed.is_initialized() and is_sharded(parts)
-                )
-                if not freezes:
-                    self.settled += settled(parts)
-                self.freezes = freezes and self.freezes is not False
-                for part in parts if freezes else ():
-                    for one in part._parameters.values():  # what `parameters()` gives, without making up names
-                        if one is None or (not is_lazy(one) and one.is_inference()):  # whose flag cannot be given back
-                            continue
-                        if one.requires_grad or (id(one), "requires_grad") in _HELD:
-                            changes.append((one, "requires_grad", False))
-                if trains and self.switches:  # parts may switch others, also those that are in eval mode already
-                    changes[:0] = [(part, "training", None) for part in parts if hasattr(part, "training")]
-                for part in parts:
-                    if part._forward_pre_hooks and freezes:
-                        changes += [(part, name, None) for name in switching.computed(part)]
-                    if self.buffers and part._buffers and not type(part).__module__.startswith("torch.nn."):
-                        changes += [(part, name, KeptBuffer) for name in switching.movable(part)]
-                for owner, name, value in changes:  # first all is noted, then the first thing is changed
-                    key = (id(owner), name)
-                    self.keys.append(key)
-                    if key in _HELD:
-                        _HELD[key].holders.add(self)
-                    else:
-                        before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
-                        _HELD[key] = _Held(owner, name, before, {self})
-                if trains:
-                    try:
-                        module.eval()
-                    except NotImplementedError:  # an exported part cannot be switched
-                        switching.in_eval_mode(parts)
-                for owner, name, value in changes:
-                    if value is not None and value is not KeptBuffer:
-                        setattr(owner, name, value)
+                self._lend(module)
         if parametrize._cache_enabled:
             self.cache = switching.take_cache()
         if self.lane is not None:
@@ -181,6 +131,54 @@ class Loan:
         if not self.even and (joined := together(model)) is not model:
             model = self.joined = joined  # type: ignore[assignment]  # called like the model
         return self.fast or model
+
+    def _lend(self, module: nn.Module) -> None:
+        """Note what a module and its parts are like, then change it."""
+        parts, evaluating, trains = list(module.modules()), self.model_mode == "eval", False
+        changes: list[tuple[Any, str, Any]] = []
+        for part in parts:
+            if type(part).train is not nn.Module.train or "train" in vars(part):
+                self.switches = True
+            if evaluating and (getattr(part, "training", False) or (id(part), "training") in _HELD):
+                changes.append((part, "training", None))
+                trains = True
+            if isinstance(part, UNUSUAL):
+                changes += switching.unusual(part, evaluating)
+        # FSDP swaps parameters while it runs, and those it puts in take over the flag. An input gradient writes none of
+        # theirs in any case.
+        freezes = not (torch.distributed.is_available() and torch.distributed.is_initialized() and is_sharded(parts))
+        if not freezes:
+            self.settled += settled(parts)
+        self.freezes = freezes and self.freezes is not False
+        for part in parts if freezes else ():
+            for one in part._parameters.values():  # what `parameters()` gives, without making up names
+                if one is None or (not is_lazy(one) and one.is_inference()):  # whose flag cannot be given back
+                    continue
+                if one.requires_grad or (id(one), "requires_grad") in _HELD:
+                    changes.append((one, "requires_grad", False))
+        if trains and self.switches:  # parts may switch others, also those that are in eval mode already
+            changes[:0] = [(part, "training", None) for part in parts if hasattr(part, "training")]
+        for part in parts:
+            if part._forward_pre_hooks and freezes:
+                changes += [(part, name, None) for name in switching.computed(part)]
+            if self.buffers and evaluating and part._buffers and not type(part).__module__.startswith("torch.nn."):
+                changes += [(part, name, KeptBuffer) for name in switching.movable(part)]
+        for owner, name, value in changes:  # first all is noted, then the first thing is changed
+            key = (id(owner), name)
+            self.keys.append(key)
+            if key in _HELD:
+                _HELD[key].holders.add(self)
+            else:
+                before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
+                _HELD[key] = _Held(owner, name, before, {self})
+        if trains:
+            try:
+                module.eval()
+            except NotImplementedError:  # an exported part cannot be switched
+                switching.in_eval_mode(parts)
+        for owner, name, value in changes:
+            if value is not None and value is not KeptBuffer:
+                setattr(owner, name, value)
 
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
@@ -293,7 +291,7 @@ class Victim:
         self.sizes = _SIZES.get()
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
-        self.width = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.width = wide(x)
         self.label_range: tuple[int, int] | None = None
         self.ones: Tensor | None = None
         aims = labels if terms.targets is None else terms.targets
