@@ -140,6 +140,7 @@ def check_points(case: Case, proof: Proof, name: str, points: Tensor) -> None:
     low, high = (torch.stack([bounds[0][side] for bounds in proof.bounds]) for side in (0, 1))
     inside = ((points >= low) & (points <= high)).flatten(1).all(dim=1)
     others = torch.ones_like(reached, dtype=torch.bool).scatter(1, case.labels[:, None], False)
+    # Bound and logits are sums in double precision, in another order.
     below = ((reached < proof.lowest - 1e-9 * (1 + reached.abs())) & others).any(dim=1)
     wrong = inside & (below | (broken_at(case, points) & proof.certified))
     if bool(wrong.any()):
