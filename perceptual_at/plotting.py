@@ -13,6 +13,7 @@ from perceptual_at._extras import extra
 from perceptual_at._files import check_file, written_whole
 from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.evaluation import Evaluation
+from perceptual_at.evaluation.comparison import check_rows
 from perceptual_at.metrics import nrr
 from perceptual_at.published import PublishedRow
 
@@ -138,10 +139,7 @@ def published_trade_offs(
         >>> [text.get_text() for text in ax.texts][:2], ax.get_ylabel()
         (['PGD-AT', 'PGD-AT+RPAT'], 'AutoAttack accuracy (%)')
     """
-    if not isinstance(rows, Sequence) or not all(isinstance(row, PublishedRow) for row in rows):
-        raise TypeError("published_trade_offs: `rows` must be a sequence of what `published.published` gives.")
-    if not rows:
-        raise ValueError("published_trade_offs: `rows` is empty; no table has that combination.")
+    check_rows("published_trade_offs", rows)
     _check_mapping("published_trade_offs", "own", {} if own is None else own, Evaluation)
     ax = _axes("published_trade_offs", ax)
     points = {name: (100 * result.clean_accuracy, 100 * result.worst_case) for name, result in (own or {}).items()}

@@ -403,7 +403,7 @@ def climbed(
         up, velocity = ascent(threat, center, step_size), None
         point = _start(function, terms.start, up, climb.generator, 0)
         for _ in range(climb.steps if len(x) else 0):
-            seen = point if point.dtype == x.dtype else visible(point, x, threat)
+            seen = point if point.dtype == x.dtype else visible(point, x, threat)  # asked here: few need the call
             grad = victim.gradient(seen, victim.labels, loss).grad
             if climb.momentum:
                 grad = velocity = accelerated(grad, velocity, climb.momentum)

@@ -319,10 +319,7 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
         (80.0, 83.2, True)
     """
     _check_evaluation("against_published", "evaluation", evaluation)
-    if not isinstance(rows, Sequence) or not all(isinstance(row, PublishedRow) for row in rows):
-        raise TypeError("against_published: `rows` must be a sequence of what `published.published` gives.")
-    if not rows:
-        raise ValueError("against_published: `rows` is empty; no table has that combination.")
+    check_rows("against_published", rows)
     settings = dict.fromkeys((row.dataset, row.norm, row.model) for row in rows)
     if len(settings) > 1:
         raise ValueError(
@@ -338,6 +335,14 @@ def against_published(evaluation: Evaluation, rows: Sequence[PublishedRow]) -> t
                 interval = Interval(100 * low, 100 * high)
                 found.append(PublishedDifference(row.method, metric, own, row[metric], interval))
     return tuple(found)
+
+
+def check_rows(function: str, rows: Any) -> None:
+    """Require rows of the papers' tables, at least one."""
+    if not isinstance(rows, Sequence) or not all(isinstance(row, PublishedRow) for row in rows):
+        raise TypeError(f"{function}: `rows` must be a sequence of what `published.published` gives.")
+    if not rows:
+        raise ValueError(f"{function}: `rows` is empty; no table has that combination.")
 
 
 def _check_evaluation(function: str, name: str, value: Any) -> None:

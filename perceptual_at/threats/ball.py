@@ -75,7 +75,10 @@ class Ball:
     draws_per_sample: ClassVar[bool] = True
     """Whether `random_start` takes a `SampleGenerator`."""
     looks: ClassVar[bool] = True
-    """Whether what `around` gives looks at numbers where that is free."""
+    """Whether what `around` gives looks at numbers where that is free.
+
+    Balls alone have it, which tells them apart in `threats.threat`, a module that they import.
+    """
     eps: Entries
     bounds: Bounds
 
