@@ -112,7 +112,7 @@ def ascend(
             with torch.no_grad():
                 for (name, value), gradient in zip(chosen.items(), gradients, strict=True):
                     value.add_(_towards(gradient, before[name], size / steps))
-    except BaseException:
+    except BaseException:  # an interrupt too: half a step is nobody's weights
         _put_back(chosen, before)
         raise
     finally:

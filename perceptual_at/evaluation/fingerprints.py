@@ -233,7 +233,7 @@ def _state(value: Any, part: Any) -> str:
     if not held and type(value).__init__ is not object.__init__:
         try:
             account = value.__reduce_ex__(4)
-        except Exception as error:
+        except Exception as error:  # code of the user's own
             raise Opaque(
                 f"the state of a {type(value).__module__}.{type(value).__qualname__} cannot be read"
             ) from error

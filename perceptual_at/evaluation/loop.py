@@ -185,7 +185,7 @@ def _checks(model: Model, plans: Sequence[Plan], first: Sequence[Batch], run: Me
         assert threat is not None
         with undisturbed(x.device):
             return sanity_checks(model, x, labels, threat, seed=run.settings.seed)
-    except Exception as error:
+    except Exception as error:  # a diagnosis never ends what it is about
         return (Check.stopped("sanity_checks", error),)
 
 

@@ -349,7 +349,7 @@ def _guarded(name: str, check: Callable[..., Check], *arguments: Any, **options:
 def _or_error(attack: Callable[[], Tensor]) -> Tensor | Exception:
     try:
         return attack()
-    except Exception as error:
+    except Exception as error:  # raised again by the checks that need the attack, and by no other
         return error
 
 

@@ -251,7 +251,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     plain = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     try:
         twin = copy.deepcopy(model, plain).eval().requires_grad_(False)
-    except Exception as error:
+    except Exception as error:  # code of the user's own
         raise _NoCopy(_reason(error)) from error
     if "_original_forward" in vars(twin):  # Accelerate put autocast around it; a lane has a dtype of its own
         vars(twin).pop("forward", None)

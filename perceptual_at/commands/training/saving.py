@@ -30,7 +30,7 @@ def save_run(run: Run) -> None:
                 save_weights(beside / "best.safetensors", run.best)
             if run.leader:
                 (beside / "run.json").write_text(json.dumps(facts(run)))
-    except Exception as error:
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
         raise Stopped(
             f"the state after step {run.step} could not be saved in `{folder}` ({error}). The states there are whole "
             "and untouched; make room, then start again with --resume."
