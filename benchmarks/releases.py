@@ -5,7 +5,8 @@ PGD-AT, RPAT, Consistency-AT and RAAT calls `backward`, which also computes the 
 step; TRADES runs the clean images anew in every step; all read the partition of a batch on the host.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from cases import STEP_SIZE, STEPS, THREAT
@@ -26,46 +27,57 @@ MIX, ETA = 0.75, 0.1
 
 def pgd(model: nn.Module, x: Tensor, labels: Tensor, *, steps: int = STEPS, noise: float = 0.0) -> Tensor:
     """PGD by `backward`: F + Bx + Bp per step."""
-    training = model.training
-    model.eval()
-    point = x + noise * torch.randn_like(x)
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
+
+    def slope(point: Tensor) -> Tensor | None:
         cross_entropy(model(point), labels).backward()
-        point = moved(point, x, point.grad)
-    model.train(training)
-    return point
+        return point.grad
+
+    return climbed(model, x, slope, steps=steps, noise=noise)
 
 
 def pgd_to_input(model: nn.Module, x: Tensor, labels: Tensor, *, steps: int = STEPS, noise: float = 0.001) -> Tensor:
     """MART's attack: F + Bx per step, although its parameters require gradients."""
-    training = model.training
-    model.eval()
-    point = x + noise * torch.randn_like(x)
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(cross_entropy(model(point), labels), point)
-        point = moved(point, x, slope)
-    model.train(training)
-    return point
+
+    def slope(point: Tensor) -> Tensor:
+        return torch.autograd.grad(cross_entropy(model(point), labels), point)[0]
+
+    return climbed(model, x, slope, steps=steps, noise=noise)
 
 
 def trades_attack(
     model: nn.Module, x: Tensor, *, steps: int = STEPS, noise: float = 0.001, once: bool = False
 ) -> Tensor:
     """TRADES' attack: 2 F + Bx per step, as the clean images run again each time; with `once`, they run once."""
+    with evaluating(model):
+        clean = softmax(model(x), dim=1).detach() if once else None
+
+        def slope(point: Tensor) -> Tensor:
+            logits = model(point)
+            target = softmax(model(x), dim=1) if clean is None else clean
+            return torch.autograd.grad(kl_div(log_softmax(logits, dim=1), target, reduction="sum"), point)[0]
+
+        return climbed(model, x, slope, steps=steps, noise=noise)
+
+
+def climbed(
+    model: nn.Module, x: Tensor, slope: Callable[[Tensor], Tensor | None], *, steps: int, noise: float
+) -> Tensor:
+    """Steps up the slope from noise around `x`, in eval mode."""
+    with evaluating(model):
+        point = x + noise * torch.randn_like(x)
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            point = moved(point, x, slope(point))
+    return point
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and then the mode before."""
     training = model.training
     model.eval()
-    clean = softmax(model(x), dim=1).detach() if once else None
-    point = x + noise * torch.randn_like(x)
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
-        logits = model(point)
-        target = softmax(model(x), dim=1) if clean is None else clean
-        (slope,) = torch.autograd.grad(kl_div(log_softmax(logits, dim=1), target, reduction="sum"), point)
-        point = moved(point, x, slope)
+    yield
     model.train(training)
-    return point
 
 
 def moved(point: Tensor, x: Tensor, slope: Tensor) -> Tensor:
@@ -170,10 +182,9 @@ def _kl(clean: Tensor, adv: Tensor) -> Tensor:
 
 def _partition(model: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """The supervised inputs group by group, their rows, and the pairs that DICAR keeps: decided on the host."""
-    model.eval()
     reduced = x + ETA * (x_adv - x)
-    right, held, near = ((model(inputs).argmax(dim=1) == labels).tolist() for inputs in (x, x_adv, reduced))
-    model.train()
+    with evaluating(model):
+        right, held, near = ((model(inputs).argmax(dim=1) == labels).tolist() for inputs in (x, x_adv, reduced))
     groups: tuple[list[int], ...] = ([], [], [])
     for row, clean in enumerate(right):
         groups[2 if not clean else 0 if held[row] or near[row] else 1].append(row)
