@@ -225,6 +225,20 @@ def test_bases_without_one_attack_per_sample_are_refused():
         objectives.rpat(model, views[:1], labels, "pgd", base="trades")
 
 
+@pytest.mark.parametrize(("made", "words"), [
+    (lambda loss: loss, r"must return \(loss, terms\), .* got Tensor"),
+    (lambda loss: (loss, None), r"must return \(loss, terms\), .* got Tensor, NoneType"),
+    (lambda loss: (loss, {"entropy": loss.item()}), r"own's term 'entropy'` must be a torch.Tensor, got float"),
+], ids=["a loss", "no terms", "numbers"])  # fmt: skip
+def test_a_base_of_the_users_own_says_what_it_must_return(made, words):
+    def own(model, views, labels, attack):
+        return made(nn.functional.cross_entropy(model(attack(model, views[0], labels)), labels))
+
+    model, views, labels = problem()
+    with pytest.raises(TypeError, match=f"^rpat: .*{words}"):
+        objectives.rpat(model, views[:1], labels, functools.partial(pgd, threat=Linf(0.1), steps=1), base=own)
+
+
 def test_a_model_in_a_wrapper_is_combined_as_well():
     model, views, labels = problem()
     compiled = torch.compile(model, backend="eager")

@@ -188,6 +188,15 @@ def called(call):
     return Evaluation(torch.tensor([True, False]), {"pgd": torch.tensor([True, False])}, provenance=call)
 
 
+def test_two_kinds_of_scores_are_said():
+    accuracy, top = called({"data": "sha256:1"}), called({"data": "sha256:1", "score": "top2 sha256:2"})
+    for function, call in (("compare", compare), ("aggregate", lambda a, b: aggregate([a, b]))):
+        with pytest.warns(UserWarning, match=f"^{function}: what counts as right is not .*: whether .* and top2"):
+            call(accuracy, top)
+        call(top, top)
+        call(top, called({}))  # of which nothing is known
+
+
 def test_attacks_of_one_name_that_were_called_in_two_ways_are_said():
     known = [{"attack 'pgd'": f"pgd(threat=Linf(eps={eps}/255), generator=Generator(seed={eps}))"} for eps in (8, 4)]
     one, other, unknown = map(called, (*known, {}))

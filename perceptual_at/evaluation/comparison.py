@@ -126,7 +126,7 @@ def compare(a: Evaluation, b: Evaluation, *, names: tuple[str, str] = ("a", "b")
 
     For clean accuracy, every attack that both evaluations have, and the worst case if they have the same attacks.
     Samples are matched by their index. Of scores it is asked on how many samples each model is the better one. Attacks
-    of one name that were called in two ways are compared with a warning.
+    of one name that were called in two ways, and two kinds of scores, are compared with a warning.
 
     Args:
         a: evaluation of the first model.
@@ -228,7 +228,7 @@ def aggregate(evaluations: Sequence[Evaluation]) -> Aggregate:
 
     Each number is computed per evaluation and then averaged, NRR too. The deviation has `len(evaluations) - 1` in its
     denominator; it is the spread of single runs, not the uncertainty of the mean. Attacks of one name that were called
-    in two ways are averaged with a warning.
+    in two ways, and two kinds of scores, are averaged with a warning.
 
     Args:
         evaluations: one per seed, with the same attacks.
@@ -365,7 +365,14 @@ def _check_alike(function: str, name: str, a: Evaluation, b: Evaluation) -> None
 
 
 def _warn_unlike(function: str, names: Sequence[str], a: Evaluation, b: Evaluation) -> None:
-    """Warn where attacks of one name are known to have been called in two ways; seeds may differ."""
+    """Warn where attacks of one name are known to have been called in two ways, or scores differ; seeds may."""
+    scores = [one.provenance.get("score", "whether the class is right") for one in (a, b)]
+    if a.provenance and b.provenance and scores[0] != scores[1]:
+        warnings.warn(
+            f"{function}: what counts as right is not the same in both evaluations: {scores[0]} and {scores[1]}; "
+            "evaluate both with one `score`.",
+            stacklevel=3,
+        )
     for name in names:
         calls = [one.provenance.get(f"attack {name!r}") for one in (a, b)]
         first, second = (re.sub(r"Generator\(seed=-?\d+\)", "Generator()", str(call)) for call in calls)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -88,8 +88,9 @@ def run_base(
         _check.attack(function, "`attack`", attack)  # no base could call it
     noted = _Noted(model, perceive)
     attacks: list[tuple[Tensor, Tensor]] = []
-    loss, terms = objective(noted, views, labels, _watched(attack, model, attacks), **options)
-    name, rows = _name(objective), sum(x.shape[0] for x, _ in attacks)
+    name = _name(objective)
+    loss, terms = _checked(function, name, objective(noted, views, labels, _watched(attack, model, attacks), **options))
+    rows = sum(x.shape[0] for x, _ in attacks)
     if term in terms:
         raise ValueError(f"{function}: `base`={name!r} has the term {term!r} already.")
     if rows != len(views) * labels.shape[0]:
@@ -100,6 +101,20 @@ def run_base(
     x, x_adv = attacks[0] if len(attacks) == 1 else (torch.cat(parts) for parts in zip(*attacks, strict=True))
     rows_labels = repeat(labels if labels.is_floating_point() else labels.long(), "b ... -> (v b) ...", v=len(views))
     return Passes(x, x_adv, rows_labels, noted.seen_at(x), noted.seen_at(x_adv), loss, terms)
+
+
+def _checked(function: str, name: str, result: Any) -> Result:
+    """Require a loss and its terms."""
+    parts = list(result) if isinstance(result, tuple | list) else [result]
+    if len(parts) != 2 or not isinstance(parts[0], Tensor) or not isinstance(parts[1], Mapping):
+        raise TypeError(
+            f"{function}: `base`={name!r} must return (loss, terms), a tensor and a dict of detached scalars by name, "
+            f"got {', '.join(type(part).__name__ for part in parts)}."
+        )
+    loss, terms = parts
+    for term, value in terms.items():
+        _check.tensor(function, f"{name}'s term {term!r}", value)
+    return loss, dict(terms)
 
 
 def logits_as_perception(model: nn.Module) -> Perceive:
