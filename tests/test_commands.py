@@ -756,6 +756,17 @@ def test_models_by_name_are_evaluated_with_checkpoints_of_both_kinds(tmp_path, c
     capsys.readouterr()
 
 
+def test_a_checkpoint_of_a_network_fits_normalisation_around_it_and_no_part_of_it(tmp_path):
+    trained, network = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)) for _ in range(2))
+    save_weights(tmp_path / "whole", trained)
+    save_weights(tmp_path / "part", trained[1])
+    networks.load(normalized(network, (0.5,), (0.25,)), tmp_path / "whole")
+    assert torch.equal(network[1].weight, trained[1].weight)
+    assert torch.equal(network[2].bias, trained[2].bias)
+    with pytest.raises(ValueError, match=r"load_weights: .* does not belong|no name in"):
+        networks.load(normalized(network, (0.5,), (0.25,)), tmp_path / "part")
+
+
 def test_a_model_of_robustbench_is_asked_for_by_name_and_norm(monkeypatch):
     asked = {}
 

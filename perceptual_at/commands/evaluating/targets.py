@@ -129,7 +129,7 @@ def _maker(wishes: Wishes, chosen: Data) -> Callable[[Images], nn.Module]:
             task = networks.Task(shape_of(images)[0], classes, torch.zeros(2, *shape_of(images)))
             model = networks.network(Network(model=name), task, seed=0)
         if wishes.models.checkpoint is not None:
-            load_weights(model, wishes.models.checkpoint)
+            networks.load(model, wishes.models.checkpoint)
         elif name in networks.OWN:
             warnings.warn(f"--model {name} without --checkpoint has random weights.", stacklevel=1)
         return model

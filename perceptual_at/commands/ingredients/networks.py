@@ -1,6 +1,7 @@
 """The network of a run: by name, with given first weights, parts of it frozen, tried before the first step."""
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import fnmatch
@@ -196,6 +197,25 @@ def initialise(model: nn.Module, path: Path) -> str:
     left = f"; left as they were: {_some(loaded.missing)}" if loaded.missing else ""
     ignored = f"; not used: {_some(loaded.ignored)}" if loaded.ignored else ""
     return f"--init {path}: {total - len(loaded.missing)} of {total} tensors taken{left}{ignored}"
+
+
+def load(model: nn.Module, path: Path) -> None:
+    """Put a file's weights into a network, or into the one in it that is all of it but layers without weights.
+
+    So a file of a network fits `normalized` around it.
+
+    Raises:
+        ValueError: as `load_weights`, of the whole network.
+    """
+    try:
+        load_weights(model, path)
+    except ValueError:
+        for part in list(_inside(model))[1:]:
+            if len(list(part.parameters())) == len(list(model.parameters())):
+                with contextlib.suppress(ValueError):
+                    load_weights(part, path)
+                    return
+        raise
 
 
 def _inside(model: nn.Module) -> Iterator[nn.Module]:
