@@ -706,7 +706,7 @@ BUILT_ON = [("rpat", "trades"), ("dicar", "mart"), ("rpat", objectives.consisten
     ("name", "options"),
     [*((name, {}) for name in OBJECTIVES), *((name, {"base": base}) for name, base in BUILT_ON),
      ("alp", {"joint": True}), ("adr", {"joint": True, "base": "trades"}), ("clp", {"pairs": "images"})],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )  # fmt: skip
 def test_outputs_that_are_no_logits_are_named_by_who_was_called(name, options):
     _, views, labels = problem()

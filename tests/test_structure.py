@@ -139,3 +139,7 @@ def test_a_default_attack_is_read_in_one_sitting():
         sys.setprofile(before)
     assert len(entered) <= 30, sorted(entered)
     assert len({file for file, *_ in entered}) <= 7
+
+
+def test_names_of_tests_hold_no_addresses(request):  # processes that share the tests have to find the same ones
+    assert [item.nodeid for item in request.session.items if " at 0x" in item.nodeid] == []
