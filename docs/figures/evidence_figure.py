@@ -103,7 +103,9 @@ def draw(scheme: Scheme, record: dict) -> Figure:
                     arrow(ax, start, end, colour, shrinkA=6, shrinkB=7)
                     heads += before(ax, start, end)
                     if halves:
-                        ax.errorbar(*end, xerr=halves[0], yerr=halves[1], color=colour, linewidth=1.4, capsize=3)
+                        ax.errorbar(
+                            *end, xerr=halves[0], yerr=halves[1], color=colour, alpha=0.4, linewidth=1.4, capsize=3
+                        )
         names = {ARMS[arm].title: place.at for arm, place in found.items()}
         for name in plotting.name_points(ax, names, clear=heads, fontsize=SMALL):  # shafts may pass behind them
             name.set(color=scheme.text, bbox={"facecolor": scheme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1})
