@@ -117,7 +117,7 @@ def prepare(settings: Settings) -> Run:
         kept = companions.begun(companions.Start(settings, parts, model, accelerator))
         groups = networks.parameter_groups(model, optimisation)
         groups += [{"params": along} for along in [companions.trained_along(kept)] if along]
-    except (ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise Stopped(str(error)) from error
     if running.channels_last:
         model.to(memory_format=torch.channels_last)
