@@ -202,6 +202,16 @@ def readable_probabilities(function: str, value: Tensor) -> None:
             probabilities(function, value)
 
 
+def class_table(function: str, name: str, value: Tensor, hint: str = "start with torch.zeros(K, K)") -> None:
+    """Require a row of predictions for each class."""
+    floating(function, **{name: value})
+    if value.ndim != 2 or value.shape[0] != value.shape[1]:
+        raise ValueError(
+            f"{function}: `{name}` must hold the predictions of each class, of shape (K, K), got shape "
+            f"{tuple(value.shape)}; {hint}."
+        )
+
+
 def targets(function: str, value: Tensor, **like: Tensor) -> None:
     """Require class indices `(B,)` or class probabilities `(B, K)` for the one tensor `like`, on its device."""
     ((other_name, other),) = like.items()

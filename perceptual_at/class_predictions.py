@@ -30,7 +30,7 @@ def class_table(sums: Tensor, previous: Tensor | None = None) -> Tensor:
         tensor([[0.7500, 0.2500],
                 [0.5000, 0.5000]])
     """
-    check_table("class_table", "sums", sums)
+    _check.class_table("class_table", "sums", sums)
     kept = torch.full_like(sums, 1 / sums.shape[0]) if previous is None else previous
     _check.same_shape("class_table", sums=sums, previous=kept)
     total = sums.sum(dim=1, keepdim=True)
@@ -65,7 +65,7 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
                 [0.5000, 0.5000]])
     """
     name = "add_class_predictions"
-    check_table(name, "sums", sums)
+    _check.class_table(name, "sums", sums)
     _check.logits(name, logits=logits)
     _check.number(name, "temperature", temperature, above=0.0)
     if logits.shape[1] != sums.shape[0]:
@@ -78,13 +78,3 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
     of_class = torch.zeros_like(predictions).scatter(1, labels.long()[:, None], 1.0)
     with without_autocast(sums):
         return sums + of_class.T @ predictions  # unlike `index_add` the same bits every time, on GPUs too
-
-
-def check_table(function: str, argument: str, value: Tensor, hint: str = "start with torch.zeros(K, K)") -> None:
-    """Require a row of predictions for each class."""
-    _check.floating(function, **{argument: value})
-    if value.ndim != 2 or value.shape[0] != value.shape[1]:
-        raise ValueError(
-            f"{function}: `{argument}` must hold the predictions of each class, of shape (K, K), got shape "
-            f"{tuple(value.shape)}; {hint}."
-        )

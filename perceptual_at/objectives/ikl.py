@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at.class_predictions import add_class_predictions, check_table
+from perceptual_at.class_predictions import add_class_predictions
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import soft_cross_entropy_loss, weighted_mse_loss
 from perceptual_at.objectives.passes import (
@@ -89,7 +89,7 @@ def ikl(
     _check.number("ikl", "gamma", gamma, at_least=0.0, at_most=1.0)
     _check.number("ikl", "temperature", temperature, above=0.0)
     if sums is not None:
-        check_table("ikl", "sums", sums)
+        _check.class_table("ikl", "sums", sums)
     x, labels = one_batch("ikl", model, views, labels)
     check_indices("ikl", labels)
     weights = None if table is None else _rows("ikl", table, labels)
@@ -114,7 +114,7 @@ def ikl(
 
 def _rows(function: str, table: Tensor, labels: Tensor) -> Tensor:
     """The rows of the table for these labels."""
-    check_table(function, "table", table, "start with torch.full((K, K), 1 / K)")
+    _check.class_table(function, "table", table, "start with torch.full((K, K), 1 / K)")
     _check.labels(function, labels, classes=table.shape[0], labels=labels)
     _check.same_device(function, "table", table.device, "labels", labels.device)
     return table.detach()[labels.long()]
