@@ -48,7 +48,7 @@ def places(record: dict, regime: str) -> dict[str, Place]:
     runs = numbers.finished(record)
     control_of = {arm: control for control, tested in ARROWS.items() for arm in tested}
     found: dict[str, Place] = {}
-    for arm in sorted(ARMS, key=lambda arm: depth(arm, control_of)):
+    for arm in dict.fromkeys((*ARROWS, *ARMS)):  # controls first, each behind its own
         control = control_of.get(arm)
         own = [numbers.scores(runs, regime, arm, column) for column in PLANE]
         if not own[0]:
@@ -62,11 +62,6 @@ def places(record: dict, regime: str) -> dict[str, Place]:
             halves = tuple(one.half for one in moved) if len(pairs[0]) > 1 else None
             found[arm] = Place(tuple(a + one.mean for a, one in zip(found[control].at, moved, strict=True)), halves)
     return found
-
-
-def depth(arm: str, control_of: dict[str, str]) -> int:
-    """How many arrows lead to an arm."""
-    return 1 + depth(control_of[arm], control_of) if arm in control_of else 0
 
 
 def before(ax: Axes, start: Sequence[float], end: Sequence[float]) -> list[tuple[float, float]]:
