@@ -299,9 +299,20 @@ def _indices(
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{function}: `{name}` {wanted}, got {value.dtype} of shape {tuple(value.shape)}.")
     if value.shape != shape:
-        raise ValueError(f"{function}: `{name}` {wanted}, got shape {tuple(value.shape)}.")
+        raise ValueError(f"{function}: `{name}` {wanted}, got shape {tuple(value.shape)}.{way_to(shape, value, name)}")
     same_device(function, name, value.device, other_name, device)
     return value.long()
+
+
+def way_to(shape: Sequence[int], value: Tensor, name: str) -> str:
+    """How class indices come to the shape that is wanted, where their own tells what happened."""
+    if value.shape == (shape[0], 1, *shape[1:]):
+        return f" `{name}.squeeze(1)` has it."
+    if value.ndim == len(shape) > 1 and len(value) == shape[0]:
+        return " Let the model resize its logits to the labels, for example by torch.nn.functional.interpolate."
+    if value.ndim == len(shape) + 1 and len(value) == shape[0] and value.shape[2:] == shape[1:]:
+        return f" Of one-hot ones, `{name}.argmax(dim=1)` has it."
+    return ""
 
 
 def _readable(value: Tensor) -> bool:

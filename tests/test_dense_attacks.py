@@ -160,6 +160,13 @@ def test_outputs_may_be_of_any_kind():
             ValueError,
             r"`labels` must be .* of shape \(6, 4, 5\) for logits .* got shape \(6,\)",
         ),
+        (
+            integers(0, 6, 8, 10, below=4),
+            ValueError,
+            r"`labels` .* got shape \(6, 8, 10\). Let the model resize its logits",
+        ),
+        (integers(0, 6, 1, 4, 5, below=4), ValueError, r"`labels` .* `labels.squeeze\(1\)` has it"),
+        (integers(0, 6, 4, 4, 5, below=2), ValueError, r"`labels` .* one-hot ones, `labels.argmax\(dim=1\)` has it"),
         (integers(0, 6, 4, 5, below=9), ValueError, r"`labels` must lie in \[0, 3\]"),
         (
             normal(0, 6, 4, 4, 5),
@@ -174,7 +181,18 @@ def test_outputs_may_be_of_any_kind():
         (uniform(0, 6), TypeError, "`labels` must be integer class indices"),
         (integers(0, 5, 4, 5, below=4), ValueError, "`labels` has 5 rows but `x` has 6 samples"),
     ],
-    ids=["size", "per sample", "range", "numbers", "float places", "floats", "rows"],
+    ids=[
+        "size",
+        "per sample",
+        "resolution",
+        "a channel",
+        "one-hot",
+        "range",
+        "numbers",
+        "float places",
+        "floats",
+        "rows",
+    ],
 )
 def test_labels_that_do_not_fit_are_named(labels, kind, says):
     x, _ = problem(4)

@@ -760,6 +760,9 @@ def test_malformed_batches_and_names_are_refused():
         "index 2 twice": lambda: quiet(threshold, [(*LOADER[0], index), (X[:1], LABELS[:1], index[2:3])], {}),
         "an index twice": lambda: quiet(threshold, [(*LOADER[0], index * 0)], {}),
         "index": lambda: quiet(threshold, [(*LOADER[0], index[:2])], {}),
+        r"`loader` must give pairs .* Take them out: \[\(batch\['image'\]": lambda: quiet(
+            threshold, [{"image": LOADER[0][0], "label": LOADER[0][1]}], {}
+        ),
         "`loader` must give pairs": lambda: quiet(threshold, [(*LOADER[0], index.float())], {}),
         "called 'clean'": lambda: quiet(threshold, LOADER, {"clean": push(0.1)}),
         "called 'worst_case'": lambda: quiet(threshold, LOADER, {"worst_case": push(0.1)}),

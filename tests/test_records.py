@@ -15,13 +15,8 @@ from torch import nn
 
 from perceptual_at import Evaluation, Linf, evaluate, pgd
 from perceptual_at._files import written_whole
-from perceptual_at.evaluation.fingerprints import (
-    Opaque,
-    data_fingerprint,
-    describe,
-    model_fingerprint,
-    sample_fingerprints,
-)
+from perceptual_at.evaluation.descriptions import Opaque
+from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
 
 quiet = functools.partial(evaluate, progress=False)
 THREAT = Linf(0.1)
@@ -279,43 +274,6 @@ def test_tensors_of_any_layout_are_known_by_their_numbers():
     quiet(nn.LazyLinear(3), batches(), {})  # which the first pass makes a model
 
 
-def test_a_function_is_known_by_its_code_and_what_it_holds():
-    def scaled(factor):
-        return lambda x: factor * x
-
-    def shifted(factor):
-        return lambda x: factor + x
-
-    assert model_fingerprint(scaled(2)) == model_fingerprint(scaled(2)) != model_fingerprint(scaled(3))
-    assert model_fingerprint(scaled(2)) != model_fingerprint(shifted(2))
-    assert model_fingerprint(scaled(network())) != model_fingerprint(scaled(network(1)))
-
-
-def test_a_function_may_hold_itself_and_an_empty_cell():
-    def repeated(x, times):
-        return x if times == 0 else repeated(later(x), times - 1)
-
-    assert model_fingerprint(repeated) == model_fingerprint(repeated)
-    assert "repeated" in describe(repeated)
-
-    def later(x):
-        return x
-
-
-@pytest.mark.slow
-def test_texts_are_the_same_in_every_process(capsys):
-    code = (
-        "from perceptual_at.evaluation.fingerprints import describe\n"
-        "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c'} else kinds\n"
-        "print(describe(attack))"
-    )
-    exec(code, {"__name__": "__main__"})
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-    )
-    assert elsewhere.stdout == capsys.readouterr().out  # strings hash differently there
-
-
 def test_samples_are_known_by_input_and_label_whatever_the_batch():
     x, labels = samples()
     whole = sample_fingerprints(x, labels)
@@ -325,17 +283,6 @@ def test_samples_are_known_by_input_and_label_whatever_the_batch():
     assert sample_fingerprints(x[:, :, None], labels)[0] != whole[0]
     assert data_fingerprint(whole) != data_fingerprint(whole[::-1])
     assert len(sample_fingerprints(x.bfloat16().T.contiguous().T, labels)) == 24
-
-
-def test_an_attack_is_described_by_its_call():
-    assert describe(ATTACKS["two"]) == "pgd(threat=Linf(eps=0.1), steps=3, verdict=True)"
-    first, second = (
-        describe(functools.partial(pgd, threat=Linf(torch.tensor(eps)))) for eps in ([0.1, 0.2], [0.1, 0.3])
-    )
-    assert first != second
-    assert describe(torch.Generator().manual_seed(3)) == "Generator(seed=3)"
-    assert "0x" not in describe(functools.partial(pgd, loss=object()))
-    assert describe([network().forward, {"a": torch.ones(2)}]) == describe([network().forward, {"a": torch.ones(2)}])
 
 
 # Who is who -----------------------------------------------------------------------------------------------------------

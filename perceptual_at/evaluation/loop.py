@@ -13,7 +13,8 @@ from perceptual_at._progress import Bar
 from perceptual_at._random import undisturbed
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.evaluation.checks import Check
-from perceptual_at.evaluation.fingerprints import Opaque, data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.descriptions import Opaque, told
+from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
 from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column, worse
 from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.plans import Plan, first_threat
@@ -161,13 +162,13 @@ def _identity(
     """Texts of the settings and the model's fingerprint; with `strict`, refuses what these cannot tell from another."""
     texts = {f"attack {plan.name!r}": plan.call for plan in plans} | {"attacks": ", ".join(plan.name for plan in plans)}
     texts |= settings.texts() | ({} if lane is None else {"lane": str(lane)})
-    unknown = {f"attack {plan.name!r}": plan.opaque for plan in plans if plan.opaque}
+    unknown = {f"attack {plan.name!r}": plan.opaque for plan in plans} | {"score": told(settings.score)[1]}
     try:
         fingerprint = model_fingerprint(model)
     except Opaque as error:
         fingerprint, unknown["model"] = f"a {type(model).__qualname__} of unknown state", str(error)
-    if strict and unknown:
-        found = "; ".join(f"{name}: {reason}" for name, reason in unknown.items())
+    found = "; ".join(f"{name}: {reason}" for name, reason in unknown.items() if reason)
+    if strict and found:
         raise ValueError(
             f"evaluate: `record` cannot tell this evaluation from another ({found}). Give these objects plain "
             "attributes or `__reduce__`, or go without `record`."
@@ -376,9 +377,14 @@ def _batch(batch: Any, start: int) -> tuple[Tensor, Tensor, list[int]]:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not _is_index(batch[2:]):
         parts = batch if isinstance(batch, tuple | list) else [batch]
         got = (f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in parts)
+        hint = (
+            " Take them out: [(batch['image'], batch['label']) for batch in loader]."
+            if isinstance(batch, Mapping)
+            else ""
+        )
         raise TypeError(
             "evaluate: `loader` must give pairs (x, labels) or triples (x, labels, index) of tensors, the index of "
-            f"whole numbers `(B,)`, got {', '.join(got)}."
+            f"whole numbers `(B,)`, got {', '.join(got)}.{hint}"
         )
     x, labels = batch[:2]
     _check.floating("evaluate", x=x)

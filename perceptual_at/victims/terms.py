@@ -78,7 +78,9 @@ def check_lane(function: str, model: Model, model_mode: ModelMode, lane: Any) ->
     if lane is None:
         return
     if not isinstance(lane, Lane):
-        raise TypeError(f"{function}: `lane` must be a Lane or None, got {lane!r}.")
+        raise TypeError(
+            f"{function}: `lane` must be a Lane or None, got {lane!r}. One of bfloat16 is Lane(dtype=torch.bfloat16)."
+        )
     if model_mode == "as_is":
         raise ValueError(f"{function}: a `lane` is always in eval mode; it cannot be had with model_mode='as_is'.")
     if not isinstance(model, nn.Module):
@@ -119,7 +121,7 @@ def check_logits(function: str, logits: Any, batch: int, labels: Tensor, *, name
     if not labels.is_floating_point() and labels.shape != places:
         raise ValueError(
             f"{function}: `{name}` must be integer class indices of shape {places} for logits of "
-            f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}."
+            f"shape {tuple(logits.shape)}, got shape {tuple(labels.shape)}.{_check.way_to(places, labels, name)}"
         )
 
 
