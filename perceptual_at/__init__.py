@@ -4,6 +4,10 @@ Small pure functions: threat models, attacks, losses, partitions and metrics, wh
 training loop of your own.
 """
 
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
 from perceptual_at import objectives, theory
 from perceptual_at._random import SampleGenerator
 from perceptual_at.attacks import (
@@ -159,3 +163,41 @@ __all__ = [  # noqa: RUF022
     "objectives",
     "theory",
 ]
+
+if TYPE_CHECKING:  # a `__getattr__` that they see would have every misspelt name be one
+    from perceptual_at import attacks as attacks
+    from perceptual_at import augment as augment
+    from perceptual_at import averaging as averaging
+    from perceptual_at import checkpoints as checkpoints
+    from perceptual_at import class_predictions as class_predictions
+    from perceptual_at import commands as commands
+    from perceptual_at import data as data
+    from perceptual_at import diagnostics as diagnostics
+    from perceptual_at import divergences as divergences
+    from perceptual_at import evaluation as evaluation
+    from perceptual_at import gradient_revision as gradient_revision
+    from perceptual_at import losses as losses
+    from perceptual_at import memories as memories
+    from perceptual_at import metrics as metrics
+    from perceptual_at import models as models
+    from perceptual_at import partitions as partitions
+    from perceptual_at import paths as paths
+    from perceptual_at import plotting as plotting
+    from perceptual_at import published as published
+    from perceptual_at import sample_weights as sample_weights
+    from perceptual_at import schedules as schedules
+    from perceptual_at import soft_labels as soft_labels
+    from perceptual_at import threats as threats
+    from perceptual_at import victims as victims
+    from perceptual_at import weight_perturbation as weight_perturbation
+else:
+    _SUBMODULES = frozenset(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+
+    def __getattr__(name: str) -> Any:
+        """A submodule that nothing has imported yet, such as `perceptual_at.models`."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_SUBMODULES})

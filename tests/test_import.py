@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import perceptual_at
 
 HEAVY = (
     "torchvision",
@@ -44,6 +47,27 @@ assert not heavy, heavy
 print(*sorted({{name.split('.')[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
 """
     assert set(fresh(code)) <= {"perceptual_at", "einops"}
+
+
+@pytest.mark.slow
+def test_submodules_are_attributes_and_loaded_on_first_use():
+    folder = Path(perceptual_at.__file__).parent
+    stems = sorted({one.stem for one in folder.iterdir() if one.suffix == ".py" or (one / "__init__.py").exists()})
+    names = [name for name in stems if not name.startswith("_")]
+    code = f"""
+import sys
+import perceptual_at
+assert "perceptual_at.models" not in sys.modules
+assert not hasattr(perceptual_at, "model") and not hasattr(perceptual_at, "_nothing")
+assert set({names!r}) <= set(dir(perceptual_at))
+print(*(getattr(perceptual_at, name).__name__ for name in {names!r}))
+"""
+    assert fresh(code) == [f"perceptual_at.{name}" for name in names]
+    text = (folder / "__init__.py").read_text(encoding="utf-8")  # type checkers read a list
+    assert {name for name in names if f"    from perceptual_at import {name} as {name}\n" not in text} == {
+        "objectives",
+        "theory",
+    }
 
 
 @pytest.mark.slow

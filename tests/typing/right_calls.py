@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
+import perceptual_at
 from perceptual_at import Lane, Linf, SampleGenerator, Verdict, cw, fgsm, kl_to, margin, pgd
 
 model, x, labels, threat = nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4, dtype=torch.long), Linf(0.1)
@@ -24,3 +25,5 @@ assert_type(fgsm(model, x, labels, threat, verdict=True), Verdict)
 assert_type(cw(model, x, labels, threat, steps=3, keep="best"), Tensor)
 assert_type(cw(model, x, labels, threat, verdict=True, restarts=3), Verdict)
 functools.partial(pgd, threat=threat, steps=20)(model, x, labels)
+perceptual_at.models.normalized(model, [0.5], [0.5])
+rooms = (perceptual_at.data.loader, perceptual_at.victims.Lane, perceptual_at.sample_weights, perceptual_at.theory)

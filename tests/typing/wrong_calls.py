@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import perceptual_at
 from perceptual_at import Linf, cw, fgsm, pgd
 
 model, x, labels, threat = nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4, dtype=torch.long), Linf(0.1)
@@ -33,3 +34,5 @@ fgsm(model, x, labels, threat, verdict=True, momentum=0.5)  # wrong
 cw(model, x, labels, threat, loss=None)  # wrong
 cw(model, x, labels, threat, step=3)  # wrong
 cw(model, x, labels, threat, verdict=True, keep="first")  # wrong
+rooms = perceptual_at.modles  # wrong
+normalised = perceptual_at.models.normalised  # wrong
