@@ -72,6 +72,14 @@ def upsampling():
     )  # fmt: skip
 
 
+def voluminous():
+    """Its weights have five dimensions, for which there is no format of four."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
 def sensitive():
     """Small perturbations decide what it says."""
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
@@ -86,6 +94,7 @@ MODELS = {
         lambda: models.normalized(models.WideResNet(depth=10, widen_factor=1), (0.5, 0.4, 0.3), (0.2, 0.1, 0.2)), 3
     ),
     "transposed and linear": (upsampling, 2),
+    "three-dimensional": (voluminous, 1),
     "tangled": (Tangled, 0),
 }  # fmt: skip
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -139,7 +148,7 @@ def test_bfloat16_is_close_and_weights_of_the_model_stay_as_they_are(name):
         fast, exact = f(x), f.exact(x)
         kept = [part.running_var for part in f._twin.module.modules() if isinstance(part, nn.BatchNorm2d)]
     assert all(variance.dtype == torch.float32 for variance in kept)
-    assert bool(kept) == (name not in ("resnet18", "transposed and linear"))
+    assert bool(kept) == (name not in ("resnet18", "transposed and linear", "three-dimensional"))
     assert fast.dtype == torch.bfloat16
     assert exact.dtype == torch.float32
     assert (fast - exact).abs().max() < 0.1 * exact.abs().max()

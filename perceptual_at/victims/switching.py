@@ -40,13 +40,16 @@ class KeptBuffer:
     def __init__(self, part: nn.Module, name: str) -> None:
         self.part, self.name = part, name
         self.tensor: Any = getattr(part, name)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what may become the buffer's own
             self.copy = self.tensor.detach().clone()
 
     def put_back(self) -> None:
         """The same tensor, with what it held."""
-        with torch.no_grad():
-            self.tensor.data.copy_(self.copy)  # not seen by graphs that need it, whose values it does not change
+        with torch.no_grad():  # not seen by graphs that need it, whose values it does not change
+            if self.tensor.shape == self.copy.shape:
+                self.tensor.data.copy_(self.copy)
+            else:  # an observer of quantization-aware training is without entries before its first pass
+                self.tensor.data = self.copy
         setattr(self.part, self.name, self.tensor)
 
 

@@ -96,7 +96,9 @@ class _Twin:
         if lane.dtype is not None:
             _cast(self.module, lane.dtype)
         if lane.channels_last:
-            self.module.to(memory_format=torch.channels_last)
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                if tensor.ndim == 4:  # `Module.to` fails on those of three-dimensional convolutions
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
             for name in self.late:
                 layer: Any = self.module.get_submodule(name)
                 layer.weight.data = layer.weight.data.contiguous()
