@@ -61,7 +61,12 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
     save_file = _safetensors("save_weights").save_file
     checksum = weights_checksum(tensors)
     with written_whole(path) as beside:
-        save_file(tensors, beside, metadata={"format": "pt", "sha256": checksum})
+        try:
+            save_file(tensors, beside, metadata={"format": "pt", "sha256": checksum})
+        except OSError:
+            raise
+        except Exception as error:  # safetensors' own, whose place has moved: the disk is full
+            raise OSError(f"save_weights: `{os.fspath(path)}` could not be written: {error}") from error
     return checksum
 
 

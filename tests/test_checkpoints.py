@@ -6,7 +6,11 @@ import io
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -356,6 +360,43 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert same(read_weights(path), snapshot(model))
+
+
+NO_ROOM = """
+import functools, os, resource, sys
+import torch
+from torch import nn
+from perceptual_at import evaluate
+from perceptual_at.checkpoints import save_weights
+path = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file may grow beyond, as on a full disk
+x = torch.rand(100, 4)
+batches = [(one, torch.zeros(10, dtype=torch.long)) for one in x.split(10)]
+for write in (
+    functools.partial(save_weights, path + ".safetensors", nn.Linear(100, 100)),
+    functools.partial(evaluate, nn.Linear(4, 3), batches, {}, progress=False, record=path + ".jsonl"),
+):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
+def test_without_room_the_file_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, tmp_path / "a"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    weights, record = done.stdout.splitlines()
+    assert re.fullmatch(r"save_weights: `.*a\.safetensors` could not be written: .*", weights)
+    assert re.fullmatch(r"\[Errno \d+\] evaluate: `record`: File too large: '.*a\.jsonl'", record)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_as_many_numbers_in_another_shape_are_another_layer(tmp_path):

@@ -124,9 +124,12 @@ class Record:
         if self.file is None:
             return
         text = memoryview((json.dumps(line, separators=(",", ":")) + "\n").encode())
-        while text:
-            text = text[os.write(self.file, text) :]
-        os.fsync(self.file)
+        try:
+            while text:
+                text = text[os.write(self.file, text) :]
+            os.fsync(self.file)
+        except OSError as error:  # which does not know the name
+            raise OSError(error.errno, f"evaluate: `record`: {error.strerror}", self.path) from error
 
 
 def write_report(path: str | os.PathLike[str], derived: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
