@@ -230,8 +230,8 @@ class Node:
 
 def test_each_thing_is_looked_at_once(monkeypatch):
     looked = []
-    held = descriptions._held_by_value
-    monkeypatch.setattr(descriptions, "_held_by_value", lambda value, path: looked.append(value) or held(value, path))
+    held = descriptions._text
+    monkeypatch.setattr(descriptions, "_text", lambda value, path: looked.append(value) or held(value, path))
     node, pairs = Node(), (0,)
     for _ in range(40):
         node, pairs = Node(node, node), (pairs, pairs)

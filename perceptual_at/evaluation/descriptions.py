@@ -64,10 +64,10 @@ def describe(value: Any) -> str:
         >>> describe(functools.partial(pgd, threat=Linf(8 / 255), steps=20))
         'pgd(threat=Linf(eps=8/255), steps=20)'
     """
-    return _whole(_described, value, _Path())
+    return _or_opaque(_described, value, _Path())
 
 
-def told(value: Any) -> tuple[str, str]:
+def describe_or_reason(value: Any) -> tuple[str, str]:
     """The description and an empty text, or, where there is none, the name of the class and the reason."""
     try:
         return describe(value), ""
@@ -91,7 +91,7 @@ def describe_model(model: Any) -> str:
         Opaque: as `describe`.
     """
     path = _Path(of_model=True)
-    return _whole(_module if isinstance(model, nn.Module) else _described, model, path)
+    return _or_opaque(_module if isinstance(model, nn.Module) else _described, model, path)
 
 
 def hashed(*parts: bytes) -> str:
@@ -147,7 +147,7 @@ class _Path:
         return self.texts[id(value)][1]
 
 
-def _whole(describe_it: Callable[[Any, _Path], str], value: Any, path: _Path) -> str:
+def _or_opaque(describe_it: Callable[[Any, _Path], str], value: Any, path: _Path) -> str:
     try:
         return describe_it(value, path)
     except RecursionError as error:
@@ -160,10 +160,10 @@ def _described(value: Any, path: _Path) -> str:
         return _without_addresses(repr(value))
     if path.holds(value):
         return f"<{type(value).__name__} again>"
-    return path.once(value, _held_by_value)
+    return path.once(value, _text)
 
 
-def _held_by_value(value: Any, path: _Path) -> str:
+def _text(value: Any, path: _Path) -> str:
     part = functools.partial(_described, path=path.inside(value))
     if isinstance(value, functools.partial):
         given = [part(one) for one in value.args]

@@ -14,7 +14,7 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at._shapes import rows
 from perceptual_at.attacks.targets import loss_of
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.evaluation.descriptions import told
+from perceptual_at.evaluation.descriptions import describe_or_reason
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, is_threat, select
 from perceptual_at.victims import Model
@@ -30,7 +30,7 @@ class Plan:
 
     def __init__(self, number: int, name: str, attack: Attack) -> None:
         self.number, self.name, self.attack = number, name, attack
-        self.call, self.opaque = told(attack)
+        self.call, self.opaque = describe_or_reason(attack)
         options = _options(attack)
         self.takes_generator = options.get("generator", ...) is None
         self.takes_index = options.get("index", ...) is None

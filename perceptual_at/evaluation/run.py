@@ -11,7 +11,7 @@ from torch import Tensor
 from perceptual_at._random import undisturbed
 from perceptual_at._shapes import places
 from perceptual_at.evaluation.checks import outputs_differ
-from perceptual_at.evaluation.descriptions import told
+from perceptual_at.evaluation.descriptions import describe_or_reason
 from perceptual_at.evaluation.fingerprints import probe, witness
 from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing, worse
 from perceptual_at.evaluation.plans import Plan, first_threat
@@ -93,7 +93,7 @@ class Rules:
     def texts(self) -> dict[str, str]:
         """For the record and the report."""
         own = {"seed": str(self.seed), "cascade": str(self.cascade), "repeats": str(self.repeats)}
-        return own if self.score is None else {**own, "score": told(self.score)[0]}
+        return own if self.score is None else {**own, "score": describe_or_reason(self.score)[0]}
 
 
 class Traits(NamedTuple):
