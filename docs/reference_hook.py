@@ -40,7 +40,8 @@ class OneSignature(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Lead what the package exports to the function."""
         for name, member in list(pkg.members.items()):
-            if member.is_alias and member.target.is_module and name in member.target.members:
+            own = member.is_alias and member.target_path.startswith(f"{pkg.name}.")  # others are not read
+            if own and member.target.is_module and name in member.target.members:
                 pkg.set_member(name, griffe.Alias(name, member.target.members[name], parent=pkg))
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:

@@ -4,12 +4,11 @@ Small pure functions: threat models, attacks, losses, partitions and metrics, wh
 training loop of your own.
 """
 
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perceptual_at import objectives, theory
 from perceptual_at._random import SampleGenerator
+from perceptual_at._submodules import on_first_use
 from perceptual_at.attacks import (
     AutoAttackVerdict,
     Lane,
@@ -191,13 +190,4 @@ if TYPE_CHECKING:  # a `__getattr__` that they see would have every misspelt nam
     from perceptual_at import victims as victims
     from perceptual_at import weight_perturbation as weight_perturbation
 else:
-    _SUBMODULES = frozenset(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
-
-    def __getattr__(name: str) -> Any:
-        """A submodule that nothing has imported yet, such as `perceptual_at.models`."""
-        if name in _SUBMODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_SUBMODULES})
+    __getattr__, __dir__ = on_first_use(__name__, __path__)
