@@ -1,7 +1,6 @@
 """Texts of settings, code and models: other ones for others, the same ones after a run and in another process."""
 
 import functools
-import itertools
 import logging
 import random
 import subprocess
@@ -16,9 +15,8 @@ import torch
 from torch import nn
 
 from perceptual_at import Linf, evaluate, fgsm, pgd
-from perceptual_at.evaluation import descriptions
-from perceptual_at.evaluation.descriptions import Opaque, describe, describe_model
-from perceptual_at.evaluation.fingerprints import model_fingerprint
+from perceptual_at.evaluation.fingerprints import descriptions, model_fingerprint
+from perceptual_at.evaluation.fingerprints.descriptions import Opaque, describe, describe_model
 
 
 def network(seed=0):
@@ -52,7 +50,7 @@ def test_a_function_may_hold_itself_and_an_empty_cell():
 @pytest.mark.slow
 def test_texts_are_the_same_in_every_process(capsys):
     code = (
-        "from perceptual_at.evaluation.descriptions import describe\n"
+        "from perceptual_at.evaluation.fingerprints.descriptions import describe\n"
         "def attack(model, x, labels, kinds=frozenset('abcdef')):\n    return x if x in {'a', 'b', 'c'} else kinds\n"
         "print(describe(attack))"
     )
@@ -223,6 +221,10 @@ def test_a_module_that_an_attack_holds_is_known_by_its_plain_attributes_too():
 # How much there is ----------------------------------------------------------------------------------------------------
 
 
+def chained(length):
+    return functools.reduce(lambda held, number: (held, number), range(length), ())
+
+
 class Node:
     def __init__(self, *held):
         self.held = held
@@ -242,22 +244,18 @@ def test_each_thing_is_looked_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("holder", [lambda held: functools.partial(shifts, labels=held), Node])
-def test_what_has_no_end_is_not_told_apart(holder, tmp_path, monkeypatch):
-    chain = ()
-    for number in range(5000):
-        chain = (chain, number)
+def test_what_has_no_end_is_not_told_apart(holder, monkeypatch):
     with pytest.raises(Opaque, match="nested too deep"):
-        describe(holder(chain))
+        describe(holder(chained(5000)))
     monkeypatch.setattr(descriptions, "_MOST", 50)
     with pytest.raises(Opaque, match="more than 50 things"):
-        describe(holder([(number,) for number in itertools.chain(range(60))]))
+        describe(holder([(number,) for number in range(60)]))
 
 
 def test_a_score_that_cannot_be_told_apart_is_taken_and_not_recorded(tmp_path):
-    chain = ()
-    for number in range(5000):
-        chain = (chain, number)
-    score = functools.partial(lambda outputs, labels, held: (outputs.argmax(dim=1) == labels).float(), held=chain)
+    score = functools.partial(
+        lambda outputs, labels, held: (outputs.argmax(dim=1) == labels).float(), held=chained(5000)
+    )
     data = [(torch.rand(4, 6), torch.zeros(4, dtype=torch.long))]
     assert evaluate(network(), data, {}, progress=False, score=score).provenance["score"] == "partial"
     with pytest.raises(ValueError, match=r"cannot tell this evaluation from another \(score: .*nested too deep"):

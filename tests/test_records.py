@@ -15,8 +15,8 @@ from torch import nn
 
 from perceptual_at import Evaluation, Linf, evaluate, pgd
 from perceptual_at._files import written_whole
-from perceptual_at.evaluation.descriptions import Opaque
 from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.fingerprints.descriptions import Opaque
 
 quiet = functools.partial(evaluate, progress=False)
 THREAT = Linf(0.1)

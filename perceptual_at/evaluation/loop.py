@@ -13,8 +13,8 @@ from perceptual_at._progress import Bar
 from perceptual_at._random import undisturbed
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.evaluation.checks import Check
-from perceptual_at.evaluation.descriptions import Opaque, describe_or_reason
 from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
+from perceptual_at.evaluation.fingerprints.descriptions import Opaque, describe_or_reason
 from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column, worse
 from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.plans import Plan, first_threat
@@ -162,9 +162,9 @@ def _identity(
     """Texts of the settings and the model's fingerprint; with `strict`, refuses what these cannot tell from another."""
     texts = {f"attack {plan.name!r}": plan.call for plan in plans} | {"attacks": ", ".join(plan.name for plan in plans)}
     texts |= settings.texts() | ({} if lane is None else {"lane": str(lane)})
-    unknown = {f"attack {plan.name!r}": plan.opaque for plan in plans} | {
-        "score": describe_or_reason(settings.score)[1]
-    }
+    unknown = {f"attack {plan.name!r}": plan.opaque for plan in plans}
+    if settings.score is not None:
+        texts["score"], unknown["score"] = describe_or_reason(settings.score)
     try:
         fingerprint = model_fingerprint(model)
     except Opaque as error:

@@ -14,7 +14,7 @@ from perceptual_at._random import SampleGenerator
 from perceptual_at._shapes import rows
 from perceptual_at.attacks.targets import loss_of
 from perceptual_at.attacks.verdict import Verdict
-from perceptual_at.evaluation.descriptions import describe_or_reason
+from perceptual_at.evaluation.fingerprints.descriptions import describe_or_reason
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, is_threat, select
 from perceptual_at.victims import Model

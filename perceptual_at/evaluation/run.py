@@ -11,7 +11,6 @@ from torch import Tensor
 from perceptual_at._random import undisturbed
 from perceptual_at._shapes import places
 from perceptual_at.evaluation.checks import outputs_differ
-from perceptual_at.evaluation.descriptions import describe_or_reason
 from perceptual_at.evaluation.fingerprints import probe, witness
 from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Entry, Growing, worse
 from perceptual_at.evaluation.plans import Plan, first_threat
@@ -91,9 +90,8 @@ class Rules:
     score: Score | None
 
     def texts(self) -> dict[str, str]:
-        """For the record and the report."""
-        own = {"seed": str(self.seed), "cascade": str(self.cascade), "repeats": str(self.repeats)}
-        return own if self.score is None else {**own, "score": describe_or_reason(self.score)[0]}
+        """For the record and the report; the score, which may not be told apart, has its own."""
+        return {"seed": str(self.seed), "cascade": str(self.cascade), "repeats": str(self.repeats)}
 
 
 class Traits(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at._values import tensors_of
-from perceptual_at.evaluation.descriptions import bytes_of, describe_model, hashed
+from perceptual_at.evaluation.fingerprints.descriptions import bytes_of, describe_model, hashed
 
 
 def model_fingerprint(model: Any) -> str:
