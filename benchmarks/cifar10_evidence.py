@@ -9,7 +9,7 @@ FOLDER holds `train/CLASS/*` and `test/CLASS/*`; `--exact` names an .npz file wi
 order stand in `evidence/design.py`, what was expected of them in `evidence/hypotheses.py`. Several processes may share
 WORK (states, weights, claims) and the record: each takes the next run that nobody has. A killed run goes on after its
 last epoch, with the same numbers.
-AutoAttack follows when all runs of a block are trained.
+AutoAttack follows when all runs of a block are trained; with `--only` and one run, as soon as that is.
 """
 
 import argparse
@@ -130,6 +130,11 @@ def attacked(entry: books.Entry) -> bool:
     return trained(entry) and all("same_as" in entry[which] or "autoattack" in entry[which] for which in WHICH)
 
 
+def has_networks(place: Place, job: Job) -> bool:
+    """Whether its networks are in WORK."""
+    return (place.folder(job) / "best.safetensors").exists()
+
+
 def steps(seeds: int) -> Iterator[tuple[str, Job]]:
     """All pieces of work in order: a block's runs, then AutoAttack on them; the sweep behind the core arms."""
     blocks = list(order(seeds))
@@ -150,7 +155,7 @@ def work_off(place: Place, chosen: Callable[[Job], bool], seeds: int) -> None:
         record = books.read(place.record)
         for kind, job in steps(seeds):
             entry = books.entry_of(record, job) or {}
-            ready = kind == "train" or (trained(entry) and (place.folder(job) / "best.safetensors").exists())
+            ready = kind == "train" or (trained(entry) and has_networks(place, job))
             if not chosen(job) or is_done[kind](entry) or not ready:
                 continue
             with books.claimed(place.folder(job) / "claim") as mine:
@@ -185,6 +190,8 @@ def listing(place: Place, seeds: int) -> str:
             state = place.folder(job) / "state.pt"
             epoch = torch.load(state, weights_only=True)["epoch"] if state.exists() else 0
             said = "with AutoAttack" if attacked(entry) else entry.get("status", "to come")
+            if said == "finished" and not has_networks(place, job):
+                said += ", its networks are not in WORK: no AutoAttack without them"
             lines.append(f"{job!s:32} {said}" + (f", epoch {epoch}" if said == "started" else ""))
     return "\n".join(lines)
 

@@ -125,6 +125,20 @@ def test_what_is_finished_is_not_run_again_and_another_design_is_refused(whole, 
         call(scripts, folder, work, "--set", "speed=2")
 
 
+def test_the_list_says_which_runs_wait_for_networks_that_are_elsewhere(whole, scripts, tmp_path, capsys):
+    _, record = whole
+    entry = json.loads(json.dumps(record["runs"][0]))
+    for which in ("best", "final"):
+        entry[which].pop("autoattack", None)
+    held = tmp_path / "r.json"
+    held.write_text(json.dumps({**record, "runs": [entry, record["runs"][1]]}))
+    scripts["main"].main(["list", "--quick", "--work", str(tmp_path), "--record", str(held)])
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["all/pgd_at/0"] == "finished, its networks are not in WORK: no AutoAttack without them"
+    assert said["all/raat/0"] == "with AutoAttack"
+    assert said["all/pgd_at/1"] == "to come"
+
+
 def test_arms_of_a_seed_begin_alike_and_see_the_same_images(scripts, folder, tmp_path):
     images, training = scripts["images"], scripts["training"]
     design = scripts["design"].QUICK
