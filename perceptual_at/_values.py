@@ -1,5 +1,6 @@
 """Values that hold tensors: compared by what they hold, copied and pickled like any other."""
 
+import ctypes
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
+
+
+def entries_of(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's entries, whatever its layout in memory; torch's own way to them needs NumPy."""
+    own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return ctypes.string_at(own.data_ptr(), own.numel() * own.element_size()) if own.numel() else b""
 
 
 class Value:

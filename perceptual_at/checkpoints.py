@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from perceptual_at import _check
 from perceptual_at._extras import extra
 from perceptual_at._files import check_file, written_whole
+from perceptual_at._values import entries_of
 from perceptual_at.averaging import Weights
 from perceptual_at.victims.finding import bare
 
@@ -47,7 +48,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
     Raises:
         TypeError: if `weights` is neither a module nor tensors by name, or `path` no path.
         OSError: if `path` is something other than a file, or cannot be written.
-        ImportError: if safetensors is not installed.
+        ImportError: if safetensors, or NumPy that it writes with, is not installed.
 
     Examples:
         >>> import tempfile
@@ -59,6 +60,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
     check_file("save_weights", "path", path)
     tensors = _tensors("save_weights", weights)
     save_file = _safetensors("save_weights").save_file
+    extra("save_weights", "numpy", why="by safetensors, to write weights,")
     checksum = weights_checksum(tensors)
     with written_whole(path) as beside:
         try:
@@ -177,7 +179,7 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(_tensors("weights_checksum", weights).items()):
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
+        digest.update(entries_of(value))
     return digest.hexdigest()
 
 

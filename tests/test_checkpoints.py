@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from perceptual_at import snapshot
+from perceptual_at._values import entries_of
 from perceptual_at.checkpoints import load_weights, read_weights, save_weights, weights_checksum
 from perceptual_at.models import logits_of, normalized
 from tests.strategies import words
@@ -428,3 +429,26 @@ def test_what_is_no_file_or_no_weights_is_refused_before_anything_is_written(cal
     with pytest.raises(error, match=words):
         call()
     assert not list(tmp_path.iterdir())
+
+
+# Without NumPy ------------------------------------------------------------------------------------------------------
+
+
+def test_without_numpy_checksums_are_the_same_and_writing_says_what_it_needs(tmp_path, monkeypatch):
+    held = {
+        "none": torch.zeros(0, 3), "one": torch.tensor(2.0), "turned": torch.rand(3, 4, dtype=torch.bfloat16).t(),
+        "truth": torch.tensor([True, False]), "complex": torch.rand(2, dtype=torch.complex64).conj(),
+        "negated": torch.rand(2, dtype=torch.complex64).conj().imag, "count": torch.arange(5)[::2],
+    }  # fmt: skip
+    before = weights_checksum(held)
+    plain = {name: value.resolve_conj().resolve_neg().contiguous() for name, value in held.items()}
+    bytes_ = {name: value.flatten().view(torch.uint8).numpy().tobytes() for name, value in plain.items()}
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda *args, **options: pytest.fail("needs NumPy"))
+    assert weights_checksum(held) == before
+    assert all(entries_of(held[name]) == expected for name, expected in bytes_.items())
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(
+        ImportError, match=r"^save_weights: numpy is needed by safetensors, to write .* `pip install numpy`"
+    ):
+        save_weights(tmp_path / "a.safetensors", nn.Linear(2, 2))
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """Data sets: what is read, what is served, how it is split, and what is refused."""
 
+import gzip
 import hashlib
 import pickle
 import sys
@@ -627,6 +628,40 @@ def test_numpy_archives_that_are_absent_incomplete_or_damaged_are_refused(tmp_pa
     path.write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"npz_images: .*is it damaged"):
         npz_images(path, "test")
+
+
+@pytest.mark.parametrize("kind", ["npy", "pickle", "safetensors", "npy.gz"])
+def test_what_is_no_numpy_archive_is_named_as_such(tmp_path, kind):
+    path, images = tmp_path / f"images.{kind}", np.zeros((2, 1, 2, 2), dtype=np.uint8)
+    if kind == "npy":
+        np.save(path, images)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"x_train": images}))
+    elif kind == "safetensors":
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    else:
+        path.write_bytes(gzip.compress(images.tobytes()))
+    with pytest.raises(ValueError, match=r"^npz_images: `.*` is no archive as `numpy\.savez` writes it") as caught:
+        npz_images(path)
+    assert "unsafe" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_labels_that_are_texts_are_refused_with_what_numbers_them(tmp_path, kind):
+    names = np.array(["cat", "dog"], dtype=kind)
+    np.savez(tmp_path / "images.npz", x_train=np.zeros((2, 1, 2, 2), dtype=np.uint8), y_train=names)
+    with pytest.raises(ValueError, match=r"'y_train' .* not numbers .*return_inverse=True\)\[1\]` numbers texts"):
+        npz_images(tmp_path / "images.npz")
+
+
+def test_without_numpy_archives_say_what_to_install_and_the_rest_works(tmp_path, monkeypatch):
+    rows, before = ImageFiles(["a.png", "b.png"], torch.tensor([0, 1]), size=4), []
+    before.append(rows.fingerprint())
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda *args, **options: pytest.fail("needs NumPy"))
+    with pytest.raises(ImportError, match=r"^npz_images: numpy is needed to read its archives .* `pip install numpy`"):
+        npz_images(tmp_path / "images.npz")
+    assert rows.fingerprint() == before[0]
 
 
 def test_nothing_in_a_numpy_archive_is_unpickled(tmp_path):

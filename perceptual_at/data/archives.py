@@ -1,5 +1,6 @@
 """Images in NumPy archives."""
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
+from perceptual_at._extras import extra
 from perceptual_at.data.tensors import TensorImages, check_transform
 
 Layout = Literal["channels_first", "channels_last"]
@@ -35,6 +37,7 @@ def npz_images(
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ImportError: if NumPy is not installed.
         TypeError: if the arrays hold no images and labels, `path` is no path, or `transform` no function.
         ValueError: if the file is damaged, lacks an array, the arrays do not fit, labels are negative, the layout is
             open, or bytes hold nothing but 0 and 1.
@@ -75,23 +78,27 @@ def arrays_in(function: str, path: Path, keys: Sequence[str]) -> tuple[list[str]
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ImportError: if NumPy is not installed.
         ValueError: if it is damaged, or an array holds no numbers.
     """
-    import numpy as np
-
+    np = extra(function, "numpy", why="to read its archives")
     if not path.is_file():
         raise FileNotFoundError(f"{function}: there is no file `{path}`.")
+    if not zipfile.is_zipfile(path):  # a single array, or another library's tensors, as which NumPy would read it
+        raise ValueError(f"{function}: `{path}` is no archive as `numpy.savez` writes it; is it damaged?")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = list(archive.files)
             arrays = [archive[key] for key in keys if key in names]
     except Exception as error:  # NumPy and zipfile raise a dozen kinds
         raise ValueError(
-            f"{function}: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged?"
+            f"{function}: `{path}` cannot be read as an archive of plain NumPy arrays ({error}); is it damaged, or "
+            "does it hold objects?"
         ) from error
     for key, array in zip(keys, arrays, strict=False):
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            raise ValueError(f"{function}: {key!r} in `{path}` holds {array.dtype}, not numbers of up to 64 bits.")
+            way = "; `numpy.unique(..., return_inverse=True)[1]` numbers texts" if array.dtype.kind in "US" else ""
+            raise ValueError(f"{function}: {key!r} in `{path}` holds {array.dtype}, not numbers of up to 64 bits{way}.")
     native = (array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays)  # of other machines too
     return names, [torch.from_numpy(np.ascontiguousarray(array)) for array in native]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceptual_at import _check
+from perceptual_at._values import entries_of
 from perceptual_at.data.decoding import SUFFIXES, Size, checked_size, decode
 from perceptual_at.data.listing import class_files, same_classes
 from perceptual_at.data.tensors import check_classes
@@ -120,7 +121,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         for name in _below([self._path(row) for row in range(len(self._ends))]):
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
         for tensor in (self.labels, *([] if self._places is None else [self._places])):
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            digest.update(entries_of(tensor))
         return digest.hexdigest()
 
     def _path(self, row: int) -> str:

@@ -4,7 +4,6 @@ What a value holds, and what its code refers to, is followed to the end of the u
 installed the names are enough. Each value is looked at once, so that the work is proportional to what there is.
 """
 
-import ctypes
 import dataclasses
 import dis
 import enum
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from perceptual_at._values import entries_of
 from perceptual_at.victims.finding import bare
 
 _PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, PurePath, torch.dtype, torch.device, range, slice)
@@ -113,8 +113,7 @@ def bytes_of(tensor: Tensor) -> bytes:
     try:
         plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
         plain = plain.dequantize() if plain.is_quantized else plain
-        own = plain.cpu().resolve_conj().resolve_neg().contiguous()
-        return head + ctypes.string_at(own.data_ptr(), own.numel() * own.element_size())
+        return head + entries_of(plain)
     except RuntimeError as error:  # what has no memory of its own, or none of a known layout
         raise Opaque(f"the entries of a tensor of {tensor.layout} cannot be read") from error
 
