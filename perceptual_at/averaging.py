@@ -224,7 +224,7 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
         What the model returns.
 
     Raises:
-        TypeError: if `model` is no module or `weights` no dict of tensors.
+        TypeError: if `model` is no module, or scripted, or `weights` no dict of tensors.
         ValueError: if names are missing or unknown, shapes differ, or running statistics would move inside a transform
             of torch.func.
 
@@ -238,6 +238,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
     """
     _check.module("call_with", model)
     inner, own = bare(model), _tensors("call_with", model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise TypeError("call_with: a scripted `model` runs with its own weights alone; give what it was made of.")
     _check_weights("call_with", "weights", weights, own)
     # Tied weights come from the first of their names. A module that is used twice is named once: torch would put its
     # weights back in the order of the names, and so leave the other weights in the model.

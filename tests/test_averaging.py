@@ -1,6 +1,7 @@
 """Averaged weights as plain dicts: what goes in stays as it was, what comes out is new."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -396,3 +397,13 @@ LINE = nn.Linear(3, 2)
 def test_weights_that_are_none_of_this_model_are_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_scripted_model_is_refused_in_the_name_of_what_was_called():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in newer versions
+        scripted, traced = torch.jit.script(model), torch.jit.trace(model, torch.rand(1, 4))
+    for found in (scripted, traced):
+        with pytest.raises(TypeError, match=r"^call_with: a scripted `model` runs with its own weights alone"):
+            call_with(found, snapshot(model), torch.rand(2, 4))

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import dataclasses
 import fnmatch
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from perceptual_at import data, models
+from perceptual_at.averaging import call_with, snapshot
 from perceptual_at.checkpoints import load_weights, read_weights
 from perceptual_at.commands.options.settings import Network, Optimisation
 from perceptual_at.commands.options.words import meant, number_in, option, pairs
@@ -53,6 +56,9 @@ def network(chosen: Network, task: Task, *, seed: int) -> nn.Module:
         model = _made(chosen, task)
         if chosen.cosines is not None:
             model = models.with_cosine_logits(model, scale=chosen.cosines)
+        if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+            _pass(model.eval(), task, chosen.model)  # gives lazy layers their shapes
+            model.train()
     if chosen.normalize == "none":
         return model
     statistics = {"cifar10": (data.CIFAR10_MEAN, data.CIFAR10_STD), "imagenet": IMAGENET}.get(chosen.normalize)
@@ -132,16 +138,17 @@ def called(words: str) -> nn.Module:
     path, positional, named = call_of(name)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = _imported(place, f"--model {words}: there is no module {place!r}, here or installed.")
+    with torch.random.fork_rng(devices=[]):  # what a module draws when it is imported it draws once, whatever the seed
+        found = _imported(place, f"--model {words}: there is no module {place!r}, here or installed.")
     for part in path.split("."):
         if not hasattr(found, part):
             raise ValueError(f"--model {words}: {place} has no {path!r}{meant(part, dir(found))}.")
         found = getattr(found, part)
-    if not callable(found):
+    if isinstance(found, nn.Module) or not callable(found):
         raise ValueError(f"--model {words}: {path!r} is no function.")
     try:
         model = found(*positional, **named)
-    except Exception as error:  # code of the user's own
+    except (Exception, SystemExit) as error:  # code of the user's own
         raise ValueError(f"--model {words} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {words} must give a torch.nn.Module, got {type(model).__name__}.")
@@ -180,6 +187,8 @@ def _imported(name: str, missing: str) -> Any:
         raise ImportError(f"importing {name!r} failed: {error}") from error
     except (ImportError, SyntaxError, TypeError, ValueError) as error:
         raise ImportError(f"importing {name!r} failed: {error}") from error
+    except SystemExit as error:  # a script that runs when it is imported
+        raise ImportError(f"importing {name!r} ended it (exit status {error.code}); it must only define.") from error
 
 
 # First weights, frozen parts, groups -------------------------------------------------------------------------------
@@ -239,8 +248,8 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
             raise ValueError(f"--freeze {pattern}: no parameter has such a name; they are {_some(list(names))}.")
         for name in fitting:
             names[name].requires_grad_(False)
-    if patterns and not any(parameter.requires_grad for parameter in names.values()):
-        raise ValueError("--freeze leaves nothing to train.")
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ValueError(f"{'--freeze' if patterns else '--model'} leaves nothing to train.")
 
 
 def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, Any]]:
@@ -269,17 +278,10 @@ def tried(model: nn.Module, task: Task, name: str) -> None:
     Raises:
         ValueError: if it fails, or gives something else than logits for these classes.
     """
-    images = task.images[[0, -1]]
     for mode in (True, False):
         trial = copy.deepcopy(model).train(mode)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            try:
-                logits: Any = trial(images)
-            except Exception as error:  # of the network's own
-                text = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"--model {name} fails on images of shape {tuple(images.shape[1:])}: {type(error).__name__}: {text}"
-                ) from error
+        measured = functools.partial(call_with, trial, snapshot(trial))
+        logits = _pass(trial if mode else measured, task, name)
         when = "in train mode" if mode else "in eval mode"
         if not isinstance(logits, Tensor):
             raise ValueError(
@@ -289,7 +291,20 @@ def tried(model: nn.Module, task: Task, name: str) -> None:
         if logits.ndim != 2 or logits.shape[1] < task.classes:
             raise ValueError(
                 f"--model {name} gives outputs of shape {tuple(logits.shape)} {when}; wanted are logits "
-                f"({len(images)}, K) with K of at least {task.classes} classes."
+                f"(2, K) with K of at least {task.classes} classes."
             )
         if not bool(torch.isfinite(logits).all()):
             raise ValueError(f"--model {name} gives logits that are not finite {when}.")
+
+
+def _pass(run: Callable[[Tensor], Any], task: Task, name: str) -> Any:
+    """What the network gives for two images."""
+    images = task.images[[0, -1]]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            return run(images)
+        except Exception as error:  # of the network's own
+            text = str(error).partition("\n")[0]
+            raise ValueError(
+                f"--model {name} fails on images of shape {tuple(images.shape[1:])}: {type(error).__name__}: {text}"
+            ) from error
