@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,7 @@ from perceptual_at.commands.options.settings import (  # noqa: E402
     settings_from,
 )
 from perceptual_at.commands.options.words import amount  # noqa: E402
-from perceptual_at.commands.training import saving  # noqa: E402
+from perceptual_at.commands.training import report, saving  # noqa: E402
 from perceptual_at.models import DigitsCNN, normalized  # noqa: E402
 from perceptual_at.objectives.combination import BASES  # noqa: E402
 from perceptual_at.published import published  # noqa: E402
@@ -212,6 +213,12 @@ MALFORMED = [
     ([*ANY, "--model", "mine:three"], "K of at least 10 classes"),
     ([*ANY, "--model", "mine:pair"], "gives tuple in train mode, not logits"),
     ([*ANY, "--model", "broken:f"], "importing 'broken' failed"),
+    ([*ANY, "--model", "script:f"], "importing 'script' ended it (exit status 0); it must only define"),
+    ([*ANY, "--model", "mine:leave"], "raised SystemExit: 0"),
+    ([*ANY, "--model", "mine:made"], "'made' is no function"),
+    ([*ANY, "--model", "mine:fixed"], "--model leaves nothing to train"),
+    ([*ANY, "--model", "mine:scripted"], "a scripted `model` runs with its own weights alone"),
+    ([*ANY, "--model", "mine:lazy_small"], "fails on images of shape (3, 16, 16)"),
     ([*TRAIN, "--model", "torchvision:resnet18"], "--width is for networks of this package"),
     ([*ANY, "--model", "torchvision:resnet19"], "did you mean resnet18?"),
     ([*TRAIN, "--init", "none.safetensors"], "there is no file `none.safetensors`"),
@@ -258,6 +265,8 @@ MALFORMED = [
 ]
 
 MINE = """
+import sys, warnings
+import torch
 from torch import nn
 def build(width=2): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
 def text(): return "text"
@@ -266,6 +275,15 @@ def three(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
 class Pair(nn.Module):
     def forward(self, x): return x, x
 def pair(): return Pair()
+def leave(): sys.exit(0)
+made = build()
+def fixed(): return build().requires_grad_(False)
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(build())
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(10))
+def lazy_small(): return nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(10))
 """
 
 
@@ -275,9 +293,59 @@ def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, 
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
     assert message in refused(capsys, *words)
-    left = {path.name for path in tmp_path.iterdir()} - {"mine.py", "broken.py", "__pycache__"}
+    left = {path.name for path in tmp_path.iterdir()} - {"mine.py", "broken.py", "script.py", "__pycache__"}
     assert left == set()
+
+
+def test_lazy_layers_have_their_shapes_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    task = networks.Task(3, 10, torch.rand(2, 3, 16, 16))
+    first, second = (networks.network(networks.Network(model="mine:lazy"), task, seed=0) for _ in range(2))
+    networks.tried(first, task, "mine:lazy")
+    assert first.training
+    assert first[2].num_batches_tracked == 0
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_letters_that_the_output_lacks_end_nothing(monkeypatch):
+    from perceptual_at.commands import compare
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(compare, "command", lambda words: sys.stdout.write(f"клас ± {words[0]}"))
+    monkeypatch.setattr(sys, "argv", ["perceptual-at", "compare", "a"])
+    main()
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue() == "клас ± a".encode("ascii", "backslashreplace")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as where they are closed
+    main()
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_repository_around_an_environment_is_not_that_of_the_code(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    place = tmp_path / ".venv" / "report.py"
+    place.parent.mkdir()
+    place.write_text("")
+    (tmp_path / "own.py").write_text("")
+    git("init", "--quiet")
+    git("add", "own.py")
+    git("commit", "--quiet", "--message", "own")
+    monkeypatch.setattr(report, "__file__", str(place))
+    assert report.commit() is None
+    git("add", ".venv")
+    git("commit", "--quiet", "--message", "the code")
+    assert re.fullmatch("[0-9a-f]{40}", report.commit())
+    place.write_text("changed")
+    assert report.commit().endswith(" and changes")
 
 
 @pytest.fixture

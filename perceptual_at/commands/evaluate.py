@@ -6,8 +6,9 @@
     torchrun --nproc-per-node 4 -m -- perceptual_at evaluate --run runs/rpat-0  # processes share the samples
 
 A run folder is enough: network, weights, images and threat come from its result.json, best and final weights are both
-evaluated. `--model module:function(...)` imports code, also from the working folder. Reports are report.json and
-report.md, with the verdicts so far in a record (record-*.jsonl): below the run folder, or in `--out`.
+evaluated. `--model module:function(...)` imports code, also from the working folder, and so does a run that was trained
+with one. Reports are report.json and report.md, with the verdicts so far in a record (record-*.jsonl): below the run
+folder, or in `--out`.
 """
 
 import contextlib

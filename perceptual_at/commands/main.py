@@ -1,8 +1,11 @@
 """The entry point: which command was meant, and what its ending says."""
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {
     "train": "train a network adversarially, or go on with a run",
@@ -19,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words behind `perceptual-at`; those of the process if left out.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _make_outputs_bearable()
     shown = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     usage = f"usage: perceptual-at COMMAND ...\n\n{shown}\n\n`perceptual-at COMMAND --help` says more of each."
     if words and words[0] in ("-h", "--help"):
@@ -40,3 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"perceptual-at {words[0]}: interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
     command(words[1:])
+
+
+def _make_outputs_bearable() -> None:
+    """Letters that an output lacks, as in the name of a file, end nothing, and what is closed takes all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started the process
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

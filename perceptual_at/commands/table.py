@@ -42,7 +42,7 @@ class Tabulating:
     format: Literal["markdown", "latex", "csv"] = "markdown"
     """What the table is written as."""
     printed: bool = True
-    """Put the papers' printed rows beside the methods that they are of."""
+    """The papers' printed rows beside the methods that they are of; --no-printed leaves them out."""
     out: Path | None = None
     """A file for the table; it is printed too."""
     plot: Path | None = None

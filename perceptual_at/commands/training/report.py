@@ -107,12 +107,14 @@ def version(package: str) -> str | None:
 
 def commit() -> str | None:
     """The commit of the code, with a mark where files differ from it; None outside a clone."""
-    home = Path(__file__).parent
+    here = Path(__file__)
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=True).stdout.strip()
+        words = ("git", "-C", str(here.parent), *words)
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # an environment may lie in a repository of something else
         return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
