@@ -578,6 +578,24 @@ def test_runs_become_a_table_in_every_form(copied, capsys):
 
 
 @pytest.mark.slow
+def test_a_table_says_what_was_not_measured_as_the_run_was(copied, capsys):
+    run = copied / "pgd_at-0"
+    for words, said in (
+        (["--samples", "8"], "8 images (its run: 64 images)"),
+        (["--split", "train"], "random, train (its run: random, test)"),
+        (["--eps", "4/255"], "Linf(eps=4/255) (its run: Linf(eps=8/255))"),
+        ([], None),
+    ):
+        call("evaluate", "--run", run, "--which", "best", "--attacks", "fgsm", "pgd1", *words, "--cpu")
+        capsys.readouterr()
+        assert call("table", run) == 0
+        shown = capsys.readouterr()
+        report = run / "evaluation/best/report.json"
+        assert shown.err == ("" if said is None else f"warning: `{report}` is of {said}.\n")
+        assert shown.out.startswith("| method |")
+
+
+@pytest.mark.slow
 def test_a_column_of_two_meanings_is_refused(copied, capsys):
     words = ["evaluate", "--which", "best", "--cpu", "--attacks", "pgd1", "--run"]
     assert call(*words, copied / "pgd_at-0", "--step-size", "1/255") == 0
@@ -765,6 +783,26 @@ def test_printed_rows_stand_beside_the_methods_they_are_of():
 def test_images_that_the_network_of_a_run_cannot_take_are_refused(copied, capsys):
     text = refused(capsys, "evaluate", "--run", copied / "pgd_at-0", "--data", "digits", "--attacks", "pgd1", "--cpu")
     assert "was trained on images of shape (3, 16, 16) and takes none of shape (1, 8, 8)" in text
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "said"),
+    [
+        (["cat", "dog"], ["dog", "zebra"], "'dog' for 'cat', 'zebra' for 'dog'. Do labels"),
+        (["cat", "dog"], ["cat", "dog", "eel"], "'eel' for None. Do labels"),
+        (list("abcd"), list("efgh"), "'e' for 'a', 'f' for 'b', 'g' for 'c', .... Do labels"),
+        (["cat", "dog"], ["cat", "dog"], None),
+        (["0", "1"], ["cat", "dog"], None),  # of images without names
+        (["cat", "dog"], None, None),
+        (["cat"], ["cat", "dog"], None),  # of which one was not tested
+    ],
+)
+def test_classes_of_other_names_than_those_of_a_run_are_said(tmp_path, trained, given, said):
+    record = {"classes": max(len(trained), 2), "best": {"per_class": {name: {} for name in trained}}}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        targets._warn_of_other_classes(types.SimpleNamespace(classes=given), tmp_path, record)
+    assert [said in str(warning.message) for warning in caught] == ([] if said is None else [True])
 
 
 def test_two_reports_are_compared(copied, capsys):

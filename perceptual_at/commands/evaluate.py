@@ -62,7 +62,8 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
             return None
         join(whole)
         result = judged(rows, whole, checks=protocol.checks)
-        result = dataclasses.replace(result, provenance={**result.provenance, "weights": weights})
+        said = {"weights": weights, "images": f"{target.images.data}, {wishes.images.split}"}
+        result = dataclasses.replace(result, provenance={**result.provenance, **said})
         write_result(result, target, wishes)
     return result
 

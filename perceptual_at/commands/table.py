@@ -13,15 +13,16 @@ import io
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from perceptual_at import metrics, plotting
+from perceptual_at import Evaluation, metrics, plotting
 from perceptual_at.checkpoints import written_whole
-from perceptual_at.commands.endings import said
+from perceptual_at.commands.endings import collected, said
 from perceptual_at.commands.evaluating.results import read_result, report_at
 from perceptual_at.commands.ingredients.protocol import threat_of
 from perceptual_at.commands.options.reading import parse
@@ -89,6 +90,7 @@ def scored(folder: Path, which: str) -> Scored:
     except ValueError as error:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
     settings = Settings().flat() | record["settings"]
+    own = repr(threat_of(Budget(norm=settings["norm"], eps=settings["eps"])))
     report = folder / "evaluation" / which / "report.json"
     if report.is_file():
         result = report_at(report)
@@ -104,6 +106,7 @@ def scored(folder: Path, which: str) -> Scored:
         threats = {
             name: found[1] for name, call in calls.items() if (found := re.search(r"threat=(\w+\([^()]*\))", call))
         }
+        _warn_of_other_tests(report, (record[which]["test"]["n"], f"{settings['data']}, test", own), result, threats)
         if result.cascade:
             names = list(result.robust)
             steps |= {name: f"{steps.get(name, USUAL)} on what {', '.join(names[:place])} left"
@@ -114,9 +117,21 @@ def scored(folder: Path, which: str) -> Scored:
         images = (test["n"], None)
         chosen = settings["eval_step_size"]
         steps = {} if chosen is None else {name: str(chosen) for name in scores if name != "clean"}
-        own = repr(threat_of(Budget(norm=settings["norm"], eps=settings["eps"])))
         threats = {name: own for name in scores if name != "clean"}
     return Scored(folder, settings, scores, steps, threats, images)
+
+
+def _warn_of_other_tests(report: Path, own: tuple[int, str, str], result: Evaluation, threats: dict[str, str]) -> None:
+    """Say where a run was evaluated on fewer or other images than its test set, or under another threat."""
+    count, images, threat = own
+    found = [
+        (f"{len(result)} images", f"{count:g} images"),
+        (result.provenance.get("images", images), images),
+        *((other, threat) for other in dict.fromkeys(threats.values())),
+    ]
+    differing = [f"{other} (its run: {expected})" for other, expected in found if other != expected]
+    if differing:
+        warnings.warn(f"`{report}` is of {', '.join(differing)}.", stacklevel=1)
 
 
 def strongest(runs: Sequence[Scored]) -> str | None:
@@ -327,7 +342,7 @@ def _latex(text: str) -> str:
 
 def command(arguments: list[str]) -> None:
     """`perceptual-at table`: run folders in, a table out."""
-    with said("perceptual-at table"):
+    with said("perceptual-at table"), collected():
         chosen = parse(arguments, Tabulating, Tabulating(), "perceptual-at table", description=__doc__ or "")
         if not chosen.runs:
             raise ValueError("give the folders of finished runs.")

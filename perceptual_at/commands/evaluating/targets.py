@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         load_weights(model, weights)
         if shape_of(images) != (channels, height, width):
             _try_shape(model, images, folder, record)
+        _warn_of_other_classes(images, folder, record)
         return model
 
     out = (wishes.running.out or folder / "evaluation") / name
@@ -86,6 +88,20 @@ def _try_shape(model: nn.Module, images: Images, folder: Path, record: dict[str,
             f"the network of `{folder}` was trained on images of shape {tuple(record['shape'])} and takes none of "
             f"shape {shape_of(images)}: {error}"
         ) from error
+
+
+def _warn_of_other_classes(images: Images, folder: Path, record: dict[str, Any]) -> None:
+    """Say where the classes of images are called otherwise than those of the training: labels are places in a list."""
+    named = record["best"].get("per_class")
+    trained, given = list(named) if isinstance(named, dict) else [], list(images.classes or ())
+    if given and len(trained) == record["classes"] and trained != [str(label) for label in range(len(trained))]:
+        differing = [f"{new!r} for {old!r}" for old, new in itertools.zip_longest(trained, given) if new != old]
+        if differing:
+            warnings.warn(
+                f"the classes of these images are not called as those that `{folder}` was tested on: "
+                f"{', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''}. Do labels mean the same?",
+                stacklevel=1,
+            )
 
 
 def _threat(own: Budget, wishes: Wishes) -> pat.Threat:
