@@ -805,6 +805,28 @@ def test_classes_of_other_names_than_those_of_a_run_are_said(tmp_path, trained, 
     assert [said in str(warning.message) for warning in caught] == ([] if said is None else [True])
 
 
+@pytest.mark.parametrize(
+    ("model", "random"),
+    [
+        ("resnet18", True),
+        ("torchvision:mobilenet_v3_small", True),
+        ("torchvision:mobilenet_v3_small(dropout=0.1)", True),
+        ("torchvision:mobilenet_v3_small(weights=None)", False),  # somebody thought of them
+        ("torch.nn:Flatten", False),  # may have loaded its own
+    ],
+)
+def test_random_weights_are_said(model, random):
+    if model.startswith("torchvision"):
+        pytest.importorskip("torchvision")
+    chosen = Data(data="random")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        targets._maker(wishes.Wishes(models=wishes.Models(model=model)), chosen)(images_of(chosen, "test"))
+    assert [str(one.message) for one in caught] == (
+        [f"--model {model} without --checkpoint has random weights."] if random else []
+    )
+
+
 def test_two_reports_are_compared(copied, capsys):
     for name in ("pgd_at-0", "rebat-0"):
         call("evaluate", "--run", copied / name, "--attacks", "pgd1", "--which", "best", "--cpu")

@@ -146,7 +146,9 @@ def _maker(wishes: Wishes, chosen: Data) -> Callable[[Images], nn.Module]:
             model = networks.network(Network(model=name), task, seed=0)
         if wishes.models.checkpoint is not None:
             networks.load(model, wishes.models.checkpoint)
-        elif name in networks.OWN:
+        elif name in networks.OWN or (
+            name.startswith(("torchvision:", "timm:")) and "weights" not in name and "pretrained" not in name
+        ):
             warnings.warn(f"--model {name} without --checkpoint has random weights.", stacklevel=1)
         return model
 
