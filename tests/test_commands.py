@@ -310,6 +310,26 @@ def test_lazy_layers_have_their_shapes_before_the_first_step(tmp_path, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("words", [("train", "pgd_at", "--out", "out"), ("evaluate", "--model", "resnet18")])
+def test_images_that_are_not_there_are_fetched_on_request(capsys, tmp_path, monkeypatch, words):
+    datasets = pytest.importorskip("torchvision.datasets")
+    asked = []
+
+    def fail(self):
+        asked.append(type(self).__name__)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets.CIFAR100, "download", fail)
+    words = (*words, "--data", "cifar100", "--root", tmp_path)
+    assert "`--download`" in refused(capsys, *words)
+    assert asked == []
+    assert "no route to host" in refused(capsys, *words, "--download")
+    assert asked == ["CIFAR100"]
+    assert "--download has no effect with --data digits" in refused(
+        capsys, *words[:-4], "--data", "digits", "--download"
+    )
+
+
 def test_letters_that_the_output_lacks_end_nothing(monkeypatch):
     from perceptual_at.commands import compare
 

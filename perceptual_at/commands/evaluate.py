@@ -36,7 +36,8 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
     """The report on one target, written and given by the leading process."""
     protocol, threat = wishes.evaluation, target.threat
     attacks = {name: named_attack(name, threat, step_size=protocol.step_size) for name in protocol.attacks}
-    images = images_of(target.images, wishes.images.split)
+    with processes.leader_first():
+        images = images_of(target.images, wishes.images.split)
     present = torch.accelerator.is_available() and not wishes.running.cpu  # a build for CUDA names it without one
     device = (torch.accelerator.current_accelerator() if present else None) or torch.device("cpu")
     model = target.made(images).to(device)

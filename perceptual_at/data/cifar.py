@@ -93,8 +93,8 @@ def _cifar(
     where = (
         f"Put the folder `{kind.base_folder}` with the files {', '.join(file for file, _ in files)} into "
         f"`{root}`, or put `{kind.filename}` (MD5 {kind.tgz_md5}, from "
-        "https://www.cs.toronto.edu/~kriz/cifar.html) there and call with `download=True`, which then only "
-        "unpacks it."
+        "https://www.cs.toronto.edu/~kriz/cifar.html) there and call with `download=True` (of a command: "
+        "`--download`), which then only unpacks it."
     )
     if not download and not folder.is_dir():
         raise FileNotFoundError(

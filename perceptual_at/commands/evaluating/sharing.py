@@ -28,6 +28,14 @@ class Processes:
 
             PartialState().wait_for_everyone()
 
+    def leader_first(self) -> contextlib.AbstractContextManager[Any]:
+        """Let the leading process go before the others, which find what it has fetched."""
+        if self.ranks == 1:
+            return contextlib.nullcontext()
+        from accelerate import PartialState
+
+        return PartialState().main_process_first()
+
 
 @contextlib.contextmanager
 def joined_processes(*, cpu: bool) -> Iterator[Processes]:

@@ -120,7 +120,7 @@ def _with_wishes(own: Data, wishes: Samples) -> Data:
         if getattr(wishes, name) != getattr(plain, name)
     }  # fmt: skip
     base = own if wishes.data in (None, own.data) else Data()
-    chosen = dataclasses.replace(base, download=False, **changes)
+    chosen = dataclasses.replace(base, download=wishes.download, **changes)
     if wishes.root is not None and not chosen.on_disk:
         raise ValueError(
             f"--root has no effect with --data {chosen.data}, which reads no files; all other data are read."

@@ -32,6 +32,8 @@ class Samples:
     """The images; a run's own, or CIFAR-10, if left out."""
     root: Path | None = None
     """Where they are; where the run had them, or `data`, if left out."""
+    download: bool = False
+    """Fetch CIFAR if it is not there."""
     split: str = "test"
     """Which part of them."""
     samples: Amount = None
