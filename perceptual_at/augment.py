@@ -10,6 +10,7 @@ Of two kinds, for two places:
 Images stay in [0, 1]; labels keep their meaning. Flips are wrong for digits and letters: `flip=False`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, cast, overload
 
@@ -328,13 +329,14 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
     if generator is None:
         return transform
 
-    def drawn(*inputs: Any) -> Any:
-        seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reseeds GPUs too
-            return transform(*inputs)
+    return functools.partial(_drawn, transform, generator)
 
-    return drawn
+
+def _drawn(transform: Callable[..., Any], generator: torch.Generator, *inputs: Any) -> Any:
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reseeds GPUs too
+        return transform(*inputs)
 
 
 def _check_images(function: str, x: Tensor, generator: torch.Generator | None) -> torch.device:

@@ -1,5 +1,6 @@
 """Augmentation: every result is one of those allowed, each image draws for itself, draws can be repeated."""
 
+import pickle
 import sys
 from collections import Counter
 from functools import partial
@@ -275,6 +276,12 @@ def test_two_views_inside_a_data_set_give_two_batches():
 def test_a_seeded_transform_without_a_generator_is_the_transform_itself():
     transform = standard(8)
     assert seeded(transform, None) is transform
+
+
+def test_a_seeded_transform_pickles_for_workers_that_are_spawned():
+    image, transform = torch.rand(1, 8, 8), seeded(TwoViews(standard(8)), source(4))
+    again = pickle.loads(pickle.dumps(transform))  # with the generator as it stands
+    assert torch.equal(torch.stack(again(image)), torch.stack(transform(image)))
 
 
 def test_a_seeded_transform_that_raises_leaves_the_global_random_state():
