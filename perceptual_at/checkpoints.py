@@ -47,6 +47,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
 
     Raises:
         TypeError: if `weights` is neither a module nor tensors by name, or `path` no path.
+        ValueError: if tensors hold no values of their own (meta device, DTensor).
         OSError: if `path` is something other than a file, or cannot be written.
         ImportError: if safetensors, or NumPy that it writes with, is not installed.
 
@@ -95,7 +96,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
         TypeError: if `model` is no module, `path` no path, or `strict` not True or False.
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole file of weights (the message says what it looks like), its checksum is wrong,
-            names or shapes differ and `strict`, or nothing fits.
+            names or shapes differ and `strict`, or nothing fits; or if the model's tensors hold no values of their own
+            (meta device, DTensor).
         ImportError: if safetensors is not installed.
 
     Examples:
@@ -108,7 +110,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, strict: bool
     _check.module("load_weights", model)
     _check.flag("load_weights", strict=strict)
     own = bare(model).state_dict()
-    _check.initialised("load_weights", own)
+    _check_held("load_weights", own)
     stored = _named_as(own, _stored("load_weights", path), path)
     fitting = [name for name in own if name in stored and stored[name].shape == own[name].shape]
     ignored, missing = sorted(stored.keys() - set(fitting)), sorted(own.keys() - set(fitting))
@@ -169,6 +171,7 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
     Raises:
         TypeError: if `weights` is neither a module nor tensors by name.
+        ValueError: if tensors hold no values of their own (meta device, DTensor).
 
     Examples:
         >>> weights_checksum({"a": torch.zeros(2)}) == weights_checksum({"a": torch.zeros(2)})
@@ -286,6 +289,23 @@ def _of_names(held: Any) -> Weights:
     return tensors if all(isinstance(name, str) for name in tensors) else {}
 
 
+def _check_held(function: str, named: Mapping[str, Any]) -> None:
+    """Refuse tensors, by name, that do not hold their values themselves."""
+    _check.initialised(function, named)
+    for name, value in named.items():
+        if hasattr(value, "full_tensor"):
+            raise ValueError(
+                f"{function}: {name!r} is shared out over processes ({type(value).__name__}). On all of them together, "
+                "gather weights with torch.distributed.checkpoint.state_dict.get_model_state_dict before they are "
+                "saved, and give what `read_weights` reads to set_model_state_dict, both with full_state_dict=True."
+            )
+        if isinstance(value, Tensor) and value.is_meta:
+            raise ValueError(
+                f"{function}: {name!r} is on the meta device, where tensors have no values; give the model a device "
+                "with `model.to_empty(device=...)` first."
+            )
+
+
 def _tensors(function: str, weights: Any) -> Weights:
     """Tensors by name, on the CPU, contiguous and each with memory of its own."""
     named = bare(weights).state_dict() if isinstance(weights, nn.Module) else weights
@@ -296,7 +316,7 @@ def _tensors(function: str, weights: Any) -> Weights:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TypeError(f"{wanted} with {name!r}, which is {type(value).__name__}.")
         _check.tensor(function, f"weights[{name!r}]", value)
-    _check.initialised(function, named)
+    _check_held(function, named)
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 

@@ -431,6 +431,42 @@ def test_what_is_no_file_or_no_weights_is_refused_before_anything_is_written(cal
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("call", [save_weights, weights_checksum, load_weights], ids=lambda call: call.__name__)
+def test_tensors_without_values_are_refused_with_the_way_out(call, tmp_path):
+    path = tmp_path / "a"
+    save_weights(path, small())
+    given = {"save_weights": (path, small().to("meta")), "weights_checksum": (small().to("meta"),)}
+    with pytest.raises(ValueError, match=rf"{call.__name__}: '0.weight' is on the meta device.*to_empty"):
+        call(*given.get(call.__name__, (small().to("meta"), path)))
+    with pytest.raises(ValueError, match="weights_checksum: 'w' is on the meta device"):
+        weights_checksum({"w": torch.empty(2, device="meta")})
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_tensors_shared_out_over_processes_are_refused_with_the_way_out(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    path, store = tmp_path / "a", f"file://{tmp_path / 'store'}"
+    save_weights(path, small())
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model, mesh = small(), init_device_mesh("cpu", (1,))
+        model[2].weight = nn.Parameter(distribute_tensor(model[2].weight.detach(), mesh))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for name, call in {
+            "save_weights": lambda: save_weights(tmp_path / "b", model),
+            "weights_checksum": lambda: weights_checksum(snapshot(model)),
+            "load_weights": lambda: load_weights(model, path),
+        }.items():
+            with pytest.raises(ValueError, match=rf"{name}: '2.weight' is shared out .*DTensor.*model_state_dict"):
+                call()
+        assert same(before, model.state_dict())
+        assert not (tmp_path / "b").exists()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # Without NumPy ------------------------------------------------------------------------------------------------------
 
 
