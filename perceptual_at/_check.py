@@ -430,9 +430,14 @@ def numbers_of(function: str, name: str, value: Any, **interval: float) -> tuple
     return tuple(map(float, found))
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether something is a tuple, a list, or what stands for one where settings are read from files; no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def names(function: str, name: str, value: Any) -> None:
     """Require a list of texts, which one text is not."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+    if not is_sequence(value) or not all(isinstance(one, str) for one in value):
         got = type(value).__name__
         if isinstance(value, Sequence) and not isinstance(value, str):
             got += f" of {', '.join(dict.fromkeys(type(one).__name__ for one in value))}"

@@ -124,7 +124,7 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
     """
     name = "adaptive_eta"
     _check.floating(name, path_logits=path_logits)
-    if not isinstance(etas, list | tuple):
+    if not _check.is_sequence(etas):
         raise TypeError(f"{name}: `etas` must be a sequence of numbers, got {type(etas).__name__}.")
     if path_logits.ndim != 3 or path_logits.shape[0] != len(etas) or not len(etas):
         raise ValueError(
@@ -137,5 +137,5 @@ def adaptive_eta(path_logits: Tensor, labels: Tensor, *, etas: Sequence[float]) 
         raise ValueError(f"{name}: `etas` must grow, got {tuple(etas)}.")
     labels = _check.labels(name, labels, classes=path_logits.shape[2], path_logits=path_logits[0])
     withstood = right(path_logits.movedim(2, 1), labels)
-    choices = torch.tensor(etas, dtype=path_logits.dtype, device=path_logits.device)[:, None]
+    choices = torch.tensor(tuple(etas), dtype=path_logits.dtype, device=path_logits.device)[:, None]
     return torch.where(~withstood, choices, torch.ones_like(choices)).amin(dim=0)

@@ -307,8 +307,8 @@ def _division(function: str, progress: float, factor: float, milestones: tuple[f
     """By how much the learning rate is divided so far."""
     _check.number(function, "progress", progress, at_least=0)
     _check.number(function, "factor", factor, at_least=1)
-    if not isinstance(milestones, tuple | list) or len(milestones) != 2:
-        raise (ValueError if isinstance(milestones, tuple | list) else TypeError)(
+    if not _check.is_sequence(milestones) or len(milestones) != 2:
+        raise (ValueError if _check.is_sequence(milestones) else TypeError)(
             f"{function}: `milestones` must hold two points of progress, got {milestones!r}."
         )
     for milestone in milestones:

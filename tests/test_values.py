@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+from collections import UserList
 
 import pytest
 import torch
+from torch import nn
 
 from perceptual_at import (
     L1,
@@ -18,14 +20,21 @@ from perceptual_at import (
     Protocol,
     SampleGenerator,
     Verdict,
+    adaptive_eta,
     aggregate,
+    auto_attack,
     compare,
     kl_to,
 )
 from perceptual_at.attacks.protocol import composition_of
+from perceptual_at.data.decoding import checked_size
 from perceptual_at.diagnostics import PerceptionGap
 from perceptual_at.evaluation import Cost, Difference, Interval
+from perceptual_at.models import ResNet, from_joined
+from perceptual_at.objectives import kd
 from perceptual_at.published import published
+from perceptual_at.schedules import rebat_learning_rate, rebat_weight
+from perceptual_at.theory import mixup_box
 
 
 def mask(*digits):
@@ -163,3 +172,43 @@ def test_functions_that_are_made_are_copied_and_pickled():
     z, labels = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), torch.zeros(3, dtype=torch.long)
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(again(z, labels), loss(z, labels))
+
+
+# ------------------------------------------------------------------------ settings that were read from files
+
+X, LABELS = torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1])
+NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("row", [UserList, list], ids=["a list of a kind of its own", "a list"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda row: Linf(0.25, bounds=row((0, 1))),
+        lambda row: L2(0.25, bounds=row((0.0, 1.0))),
+        lambda row: rebat_learning_rate(120, milestones=row((100, 150))),
+        lambda row: rebat_weight(120, milestones=row((100, 150))),
+        lambda row: mixup_box(X, X, 0.5, eps=0.1, bounds=row((0, 1)))[0].tolist(),
+        lambda row: adaptive_eta(torch.eye(4).expand(2, 4, 4), torch.arange(4), etas=row((0.1, 0.5))).tolist(),
+        lambda row: [stage.shape for stage in ResNet("basic", row((1, 1, 1, 1)), width=2).parameters()],
+        lambda row: repr(from_joined(NET, row((1, 8, 8)))),
+        lambda row: checked_size("image_folder", row((8, 16))),
+        lambda row: kd(
+            NET,
+            (X,),
+            LABELS,
+            lambda _, x, __: x,
+            standard_teacher=NET,
+            robust_teacher=NET,
+            weights=row((0.3, 0.1, 0.6)),
+        )[0].item(),
+        lambda row: (
+            auto_attack(
+                NET, X, LABELS, Linf(0.25), version=row((row(("square", {"queries": 3})), "apgd-ce")), verdict=True
+            ).protocol.name
+        ),
+    ],
+)
+def test_any_sequence_is_taken_where_a_tuple_is(use, row):
+    torch.manual_seed(1)
+    assert use(row) == use(tuple)

@@ -339,14 +339,14 @@ def _check_version(version: Any) -> None:
             words = ", ".join(repr(word) for word in VERSIONS)
             raise ValueError(f"auto_attack: `version` must be one of {words} or a list of attacks, got {version!r}.")
         return
-    if not isinstance(version, list | tuple) or not version:
+    if not _check.is_sequence(version) or not version:
         raise TypeError(f"auto_attack: `version` must be a name or a list of attacks, got {version!r}.")
     for entry in version:
-        name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        name = entry[0] if _check.is_sequence(entry) and len(entry) == 2 else entry
         if not isinstance(name, str) or name not in NAMES:
             words = ", ".join(repr(word) for word in NAMES)
             raise ValueError(f"auto_attack: an attack in `version` must be one of {words}, got {name!r}.")
-        if isinstance(entry, tuple):
+        if not isinstance(entry, str):
             _check_entry(name, entry[1])
 
 

@@ -25,7 +25,7 @@ Size = int | tuple[int, int]
 
 def checked_size(function: str, size: Any) -> Size:
     """Require a side, or height and width."""
-    sides = size if isinstance(size, tuple | list) else (size,)
+    sides = size if _check.is_sequence(size) else (size,)
     if len(sides) != 2 and sides is size:
         raise ValueError(f"{function}: `size` must be one side or height and width, got {size!r}.")
     for side in sides:

@@ -103,7 +103,7 @@ def from_joined(model: nn.Module, *shapes: Sequence[int]) -> nn.Module:
     if not shapes:
         raise ValueError("from_joined: `shapes` must hold the shape of each input.")
     for place, shape in enumerate(shapes):
-        if not isinstance(shape, tuple | list):
+        if not _check.is_sequence(shape):
             raise TypeError(f"from_joined: `shapes[{place}]` must be a shape, got {shape!r}.")
         for size in shape:
             _check.count("from_joined", f"shapes[{place}]", size)

@@ -139,8 +139,8 @@ class ResNet(nn.Module):
             in_channels=in_channels,
             stem_stride=stem_stride,
         )
-        if not isinstance(depths, tuple | list) or len(depths) != 4:
-            raise (ValueError if isinstance(depths, tuple | list) else TypeError)(
+        if not _check.is_sequence(depths) or len(depths) != 4:
+            raise (ValueError if _check.is_sequence(depths) else TypeError)(
                 f"ResNet: `depths` must hold four numbers, one per stage, got {depths!r}."
             )
         for depth in depths:

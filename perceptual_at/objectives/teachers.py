@@ -151,7 +151,7 @@ def kd(
     """
     _check_teacher("kd", "standard_teacher", standard_teacher, "a network trained without attacks")
     _check_teacher("kd", "robust_teacher", robust_teacher, "an adversarially trained network")
-    if not isinstance(weights, tuple | list) or len(weights) != 3:
+    if not _check.is_sequence(weights) or len(weights) != 3:
         raise ValueError(f"kd: `weights` must be three numbers, for the labels and the two teachers, got {weights!r}.")
     for value in weights:
         _check.number("kd", "weights", value, at_least=0.0)

@@ -406,7 +406,7 @@ def mixup_box(
     _check.same_shape(name, x1=x1, x2=x2)
     _check.number(name, "eps", eps, at_least=0)
     weight = _weight(name, mix, x1)
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+    if not _check.is_sequence(bounds) or len(bounds) != 2:
         raise TypeError(f"{name}: `bounds` must be two numbers (low, high), got {bounds!r}.")
     low, high = bounds
     for value in bounds:

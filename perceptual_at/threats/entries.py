@@ -29,7 +29,7 @@ def checked_eps(name: str, eps: Any) -> Entries:
 
 def checked_bounds(name: str, bounds: Any) -> Bounds:
     """Bounds as they are kept."""
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+    if not _check.is_sequence(bounds) or len(bounds) != 2:
         raise TypeError(f"{name}: `bounds` must be a pair (low, high), got {bounds!r}.")
     low, high = (_own(name, "bounds", one) if isinstance(one, Tensor) else one for one in bounds)
     for one in (low, high):

@@ -51,7 +51,7 @@ class Linf(Ball):
     looks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        given = self.bounds if isinstance(self.bounds, tuple | list) else ()
+        given = self.bounds if _check.is_sequence(self.bounds) else ()
         rounding = coarseness(self.eps, *given)  # of the numbers as they came; what is kept may be wider
         Ball.__post_init__(self)
         if isinstance(self.eps, Tensor):
