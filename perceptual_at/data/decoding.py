@@ -7,6 +7,7 @@ orientation is applied, an alpha channel that is opaque is dropped. What eight b
 
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ Size = int | tuple[int, int]
 
 def checked_size(function: str, size: Any) -> Size:
     """Require a side, or height and width."""
-    sides = size if _check.is_sequence(size) else (size,)
+    sides: Sequence[Any] = size if _check.is_sequence(size) else (size,)
     if len(sides) != 2 and sides is size:
         raise ValueError(f"{function}: `size` must be one side or height and width, got {size!r}.")
     for side in sides:
