@@ -82,6 +82,14 @@ def test_the_targeted_loss_needs_targets(attack):
         attack(lambda z: pytest.fail("a pass was made"), x, labels, Linf(0.1), loss=targeted_dlr)
 
 
+@pytest.mark.parametrize("attack", [apgd, square])
+@pytest.mark.parametrize("count", [7, 9])
+def test_predictions_of_another_batch_are_refused(attack, count):
+    net, x, labels = problem()
+    with pytest.raises(ValueError, match=f"^{attack.__name__}: `loss`=kl_to.* {count} predictions and `labels` are 8"):
+        attack(net, x, labels, Linf(0.1), loss=kl_to(torch.zeros(count, 10)))
+
+
 @by_loss
 @pytest.mark.parametrize("loss", ["kl_to", "cospgd_loss", "segpgd_loss"])
 def test_losses_that_lead_to_no_target_when_turned_round_are_refused(attack, loss):

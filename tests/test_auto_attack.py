@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, apgd, auto_attack, dlr, margin
+from perceptual_at import L1, L2, Linf, Protocol, SampleGenerator, apgd, auto_attack, dlr, kl_to, margin
 from perceptual_at.attacks import official
 from perceptual_at.attacks.protocol import composition_of
 from tests.robust_model import robust_digits
@@ -541,6 +541,27 @@ def test_options_of_every_attack_are_looked_at_before_the_first_pass(name, optio
     (option,) = options
     with pytest.raises((TypeError, ValueError), match=f"^auto_attack: .*`{option}`"):
         auto_attack(unused, images(), classes_of(), Linf(0.1), version=["fab", (name, options)])
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "message"),
+    [
+        ("square", lambda logits, labels: logits.sum(), "^auto_attack: `loss` must return one value per sample"),
+        ("apgd-t", lambda logits, labels, targets: logits, "^auto_attack: `loss` must return one value per sample"),
+        ("apgd-dlr", lambda logits, labels: logits @ logits, "cannot be multiplied"),
+        ("apgd-ce", kl_to(torch.zeros(7, 5)), "^auto_attack: `loss`=kl_to.* holds 7 predictions and `labels` are 6"),
+        ("square", kl_to(torch.zeros(3, 5)), "^auto_attack: `loss`=kl_to.* holds 3 predictions and `labels` are 6"),
+    ],
+)
+def test_losses_of_every_attack_are_tried_before_the_first_attack(name, loss, message):
+    net = Net()
+
+    def without_gradients(x):
+        assert not x.requires_grad, "an attack has begun"
+        return net(x)
+
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        auto_attack(without_gradients, images(), classes_of(), Linf(0.1), version=["fab", (name, {"loss": loss})])
 
 
 def test_what_a_model_says_when_it_fails_is_left_as_it_is():

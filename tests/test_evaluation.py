@@ -16,13 +16,17 @@ from perceptual_at import (
     L2,
     Evaluation,
     Linf,
+    SampleGenerator,
     apgd,
     compare,
     evaluate,
+    fab,
+    kl_to,
     mean_score,
     nrr,
     pgd,
     sanity_checks,
+    square,
     wilson_interval,
 )
 from perceptual_at.attacks.autoattack import auto_attack
@@ -1038,3 +1042,39 @@ def test_the_bar_shows_the_accuracies_so_far(capfd, monkeypatch):
 def test_an_attack_without_its_threat_is_refused_before_anything_runs():
     with pytest.raises(TypeError, match=r"evaluate: attack 'pgd' cannot .* 'threat'. Bind .* functools.partial\(pgd"):
         quiet(Net(), LOADER, {"pgd": pgd})
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (partial(square, threat=Linf(0.1)), "^square: `x` must be images of shape .*, got 2 dimensions"),
+        (partial(auto_attack, threat=Linf(0.1)), "^auto_attack: `x` must be images .* for Square, got 2 dimensions"),
+        (partial(auto_attack, threat=Linf(0.1), version=["fab", ("apgd-ce", {"rho": 7})]), "^auto_attack: `rho`"),
+        (partial(pgd, threat=Linf(0.1), step_size=-1), "^pgd: `step_size`"),
+        (partial(apgd, threat=Linf(0.1), from_larger_eps=True), "^apgd: `from_larger_eps`"),
+        (partial(fab, threat=Linf(0.1), generator=0), "^fab: `generator`"),
+        (partial(pgd, threat=Linf(0.1), lane=3), "^pgd: `lane`"),
+        (partial(pgd, threat=Linf(torch.full((3,), 0.1))), "`threat` of attack 'late' has one entry per sample"),
+        (partial(pgd, threat=Linf(0.1), targets=LABELS[:3]), "`targets` of attack 'late' has one entry per sample"),
+        (partial(apgd, threat=Linf(0.1), loss=kl_to(threshold(X[:3]))), "`loss` of attack 'late' has one entry per s"),
+    ],
+)
+def test_options_of_every_attack_are_looked_at_before_the_first_pass(attack, message):
+    def unused(x):
+        pytest.fail("a pass was made")
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        quiet(unused, [(X, LABELS)], {"early": push(0.1), "late": attack})
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd, fab])
+def test_looking_at_options_draws_nothing_and_takes_what_belongs_to_all_or_one(attack):
+    given = partial(attack, threat=Linf(0.2), steps=2, restarts=2)
+    drawn = torch.Generator().manual_seed(3)
+    quiet(threshold, [(X[:3], LABELS[:3])], {"it": partial(given, generator=drawn)})
+    state = drawn.get_state()
+    drawn.manual_seed(3)
+    given(threshold, X[:3], LABELS[:3], generator=drawn)
+    assert torch.equal(state, drawn.get_state())
+    quiet(threshold, [(X[:3], LABELS[:3])], {"it": partial(given, generator=SampleGenerator(0, torch.arange(3)))})
+    quiet(threshold, [(X[:1], LABELS[:1])], {"it": partial(given, targets=1 - LABELS[:1])})

@@ -425,7 +425,7 @@ class Everything:
         ({"threat": Everything()}, TypeError, "must be Linf, L2 or L1, got <"),
         ({"threat": Linf}, TypeError, "must be a threat model such as"),
         ({"threat": L2(torch.tensor([0.1]))}, ValueError, "1 values of `eps` but `x` has 4 samples"),
-        ({"x": torch.rand(4, 48)}, ValueError, r"images of shape \(B, C, H, W\), got shape \(4, 48\)"),
+        ({"x": torch.rand(4, 48)}, ValueError, r"images of shape \(B, C, H, W\), got 2 dimensions"),
         ({"x": torch.rand(4, 3, 4, 4) + 1}, ValueError, "must lie in the bounds"),
         ({"labels": torch.ones(4, 5) / 5}, TypeError, "`labels` must be integer class indices"),
         ({"labels": torch.tensor([0, 1, 2, 5])}, ValueError, r"`labels` must lie in \[0, 4\]"),

@@ -17,11 +17,11 @@ from perceptual_at.attacks.fab import FabOptions, fab
 from perceptual_at.attacks.protocol import VERSIONS, Composition, Options, Protocol, composition_of
 from perceptual_at.attacks.square import SquareOptions, square
 from perceptual_at.attacks.surrogate import SurrogateOptions, surrogate_pgd
-from perceptual_at.attacks.targets import dlr, loss_of, margin
+from perceptual_at.attacks.targets import check_batch, dlr, loss_of, margin
 from perceptual_at.attacks.verdict import Search, Verdict
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.threats import L1, L2, Linf, Threat, as_ball, as_released, budgets, check_threat, norm_name, select
-from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, inspection, opened
+from perceptual_at.victims import FastModel, Lane, Model, ModelMode, Terms, Victim, check_values, inspection, opened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -185,10 +185,12 @@ def auto_attack(
         numbers = _random.per_sample_generator("auto_attack", generator, x)
         search = Search(x, labels)
         everyone = torch.arange(len(x), device=x.device)
+        for _, loss in _losses(version):
+            check_batch("auto_attack", loss, labels)
         if not isinstance(version, str):  # each attack looks at its options when it is called, also on no samples
             for attack in _native(victim.model, _composition(version, threat, 2), threat, numbers, 2):
                 attack(x[:0], labels[:0], everyone[:0])
-        classes = _clean(victim, search, x, torch.split(everyone, batch_size))
+        classes = _clean(victim, search, x, torch.split(everyone, batch_size), _losses(version))
         composition = _composition(version, threat, classes)
         notes = _notes(composition, classes, victim.model)
         first = everyone[:batch_size]
@@ -296,8 +298,10 @@ def _enter(search: Search, at: Tensor, found: Verdict) -> None:
     search.forwards[at] += found.forwards
 
 
-def _clean(victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor]) -> int:
-    """Note clean mistakes; gives the number of classes."""
+def _clean(
+    victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor], losses: Sequence[tuple[str, Any]]
+) -> int:
+    """Note clean mistakes, and what the losses of all attacks give for them; gives the number of classes."""
     classes = 2
     for at in batches:
         if not len(at):
@@ -305,6 +309,10 @@ def _clean(victim: Victim, search: Search, x: Tensor, batches: Sequence[Tensor])
         logits = victim.logits(x[at])
         search.spend(at, forwards=1)
         search.judge(at, x[at], logits, 0)
+        for name, loss in losses:
+            given = (logits.clone(), search.labels[at], (search.labels[at] + 1) % logits.shape[1])
+            values = loss_of(loss, at)(*given[: 3 if name == "apgd-t" else 2])
+            check_values("auto_attack", values, len(at))
         classes = logits.shape[1]
     return classes
 
@@ -326,7 +334,7 @@ def _check_call(
         raise ValueError(f"auto_attack: backend={backend!r} has no 'surrogate' attack, which is our own.")
     if x.ndim != 4 and "square" in _names(version):
         raise ValueError(
-            f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got shape {tuple(x.shape)}; reshape "
+            f"auto_attack: `x` must be images of shape (B, C, H, W) for Square, got {x.ndim} dimensions; reshape "
             "them in front of the model, or give `version` a list without 'square'."
         )
     if backend != "native":
@@ -375,6 +383,12 @@ def _names(version: Version) -> tuple[str, ...]:
     if isinstance(version, str):
         return tuple(name for name, _ in composition_of(version, "Linf", 10))
     return tuple(entry if isinstance(entry, str) else entry[0] for entry in version)
+
+
+def _losses(version: Version) -> list[tuple[str, Any]]:
+    """The losses that were given, with the names of their attacks."""
+    entries = () if isinstance(version, str) else version
+    return [(entry[0], entry[1]["loss"]) for entry in entries if not isinstance(entry, str) and "loss" in entry[1]]
 
 
 def _composition(version: Version, threat: Threat, classes: int) -> Composition:

@@ -148,7 +148,7 @@ def square(
     _check.floating("square", x=x)
     if x.ndim != 4:
         raise ValueError(
-            f"square: `x` must be images of shape (B, C, H, W), got shape {tuple(x.shape)}; give vectors (B, N) as "
+            f"square: `x` must be images of shape (B, C, H, W), got {x.ndim} dimensions; give vectors (B, N) as "
             "(B, 1, 1, N), with a model that takes them so."
         )
     _check.flag("square", reach_edge=reach_edge, early_stop=early_stop, verdict=verdict)

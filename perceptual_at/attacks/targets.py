@@ -245,8 +245,18 @@ def ascended(function: str, loss: Any, labels: Tensor, targets: Tensor | None) -
         return Towards(function, loss, labels)
     if loss is targeted_dlr:
         raise ValueError(f"{function}: `loss`=targeted_dlr leads from a label to a target, so it needs `targets`.")
+    check_batch(function, loss, labels)
     own: PerSampleLoss = loss
     return own
+
+
+def check_batch(function: str, loss: Any, labels: Any) -> None:
+    """Require a `kl_to` that was made for this batch: rows of a larger one would be those of other samples."""
+    if isinstance(loss, _KLTo) and isinstance(labels, Tensor) and len(loss.reference) != len(labels):
+        raise ValueError(
+            f"{function}: `loss`=kl_to(...) holds {len(loss.reference)} predictions and `labels` are {len(labels)}; "
+            "make it of the logits of the same batch."
+        )
 
 
 def _function(loss: Any) -> Any:

@@ -131,6 +131,8 @@ def evaluate(
                 if device is not None:
                     x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 batch = Batch(x, labels, torch.tensor(index, device="cpu"), places)
+                if run.traits is None:
+                    run.rehearse(batch)
                 run.judge_clean(batch, fingerprints)
                 _check_classes(classes, run)
                 run.attack(batch)

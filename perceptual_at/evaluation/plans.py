@@ -17,7 +17,7 @@ from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints.descriptions import describe_or_reason
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, is_threat, select
-from perceptual_at.victims import Model
+from perceptual_at.victims import Model, is_own
 
 _OF_SAMPLES = ("targets", "start", "step_size")
 """Options of attacks that may hold one entry per sample."""
@@ -33,6 +33,7 @@ class Plan:
         self.call, self.opaque = describe_or_reason(attack)
         options = _options(attack)
         self.takes_generator = options.get("generator", ...) is None
+        self.generator = options.get("generator")
         self.takes_index = options.get("index", ...) is None
         self.point = {"last": "final iterate", "best": "any iterate"}.get(options.get("keep", ""), "returned point")
         threat = options.get("threat")
@@ -41,6 +42,7 @@ class Plan:
         self.losses = {name: options[name] for name in ("loss", "version") if _holds_rows(options.get(name))}
         self.kind = getattr(_innermost(attack), "__name__", "")
         self.moves = self.kind not in _GIVES_BACK
+        self.rehearses = is_own(_innermost(attack)) and "validate" in options  # those make no pass for no samples
 
     def threat_of(self, index: Tensor) -> Threat | None:
         """The threat for some samples of the data."""
@@ -55,20 +57,16 @@ class Plan:
                 free = torch.stack(list(ways)).any(dim=0)
         return free
 
+    def rehearse(self, model: Model, x: Tensor, labels: Tensor, index: Tensor) -> None:
+        """Have an attack of the library look at its options, also at those for the samples, without a pass."""
+        self._given(index, x, 0)
+        if self.rehearses:
+            given = {"generator": _undrawn(self.generator)} if self.generator is not None else {}
+            self.attack(model, x[:0], labels[:0], **given, **self._given(index[:0], x, 0))
+
     def run(self, model: Model, x: Tensor, labels: Tensor, index: Tensor, seed: int) -> tuple[Tensor, Verdict | None]:
         """The adversarial inputs, checked, and the verdict if there is one."""
-        given: dict[str, Any] = {}
-        if self.takes_generator:
-            given["generator"] = SampleGenerator(seed, index).fork(self.number)
-        if self.takes_index:
-            given["index"] = index.to(x.device)
-        threat = self.threat_of(index)
-        if threat is not self.threat:
-            given["threat"] = threat
-        for name, values in self.of_samples.items():
-            given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
-        for name, loss in self.losses.items():
-            given[name] = _taken(self.name, "loss", index, functools.partial(_loss_rows, loss, index))
+        given = self._given(index, x, seed)
         try:
             found: Any = self.attack(model, x.clone(), labels.clone(), **given)  # which an attack may write to
         except TypeError as error:
@@ -92,10 +90,33 @@ class Plan:
             raise ValueError(f"evaluate: attack {self.name!r} returned NaN or infinite inputs for {undefined} samples.")
         return x_adv.detach(), verdict
 
+    def _given(self, index: Tensor, x: Tensor, seed: int) -> dict[str, Any]:
+        """The options that belong to some samples of the data."""
+        given: dict[str, Any] = {}
+        if self.takes_generator:
+            given["generator"] = SampleGenerator(seed, index).fork(self.number)
+        if self.takes_index:
+            given["index"] = index.to(x.device)
+        threat = self.threat_of(index)
+        if threat is not self.threat:
+            given["threat"] = threat
+        for name, values in self.of_samples.items():
+            given[name] = _taken(self.name, name, index, functools.partial(_rows_of, values, index))
+        for name, loss in self.losses.items():
+            given[name] = _taken(self.name, "loss", index, functools.partial(_loss_rows, loss, index))
+        return given
+
 
 def first_threat(plans: Sequence[Plan]) -> Plan | None:
     """The first attack that was given a threat model."""
     return next((plan for plan in plans if plan.threat is not None), None)
+
+
+def _undrawn(generator: Any) -> Any:
+    """A generator of the same kind, for no samples, from which drawing leaves the given one as it is."""
+    if isinstance(generator, torch.Generator):
+        return torch.Generator(generator.device)
+    return generator.take(generator.index[:0]) if isinstance(generator, SampleGenerator) else generator
 
 
 def _rows_of(values: Tensor, index: Tensor) -> Tensor:
@@ -130,7 +151,7 @@ def _taken(attack: str, name: str, index: Tensor, take: Any) -> Any:
 
 
 def _is_of_samples(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _innermost(attack: Any) -> Any:

@@ -193,6 +193,11 @@ class Measurement:
         last = stage == len(self.plans) - 1
         self._give(stage + 1, batch.take(after.any(dim=1)) if self.settings.cascade or last else batch)
 
+    def rehearse(self, batch: Batch) -> None:
+        """Have every attack look at its options before the first pass: the last one's turn may come hours later."""
+        for plan in self.plans:
+            plan.rehearse(self.fast, batch.x, batch.labels, batch.index)
+
     def judge_clean(self, batch: Batch, fingerprints: Sequence[str]) -> None:
         """Clean verdicts of a batch."""
         known = self.known.ledger.column(CLEAN).flag("known", batch.places)
