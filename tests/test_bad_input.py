@@ -622,6 +622,19 @@ def test_reductions_belong_to_images_or_to_rows_that_are_attacked_together(name)
     function(w.model, (w.x, w.x), w.labels, partial(pgd, threat=THREAT), eta=torch.full((images,), 0.5), **needed)
 
 
+def test_a_model_on_another_device_than_its_inputs_is_named():
+    w, model = World(), nn.Sequential(nn.Flatten(), nn.Linear(12, 5, device="meta"))
+    for name, call in {
+        "pgd": lambda: pgd(model, w.x, w.labels, THREAT),
+        "square": lambda: square(model, w.x, w.labels, THREAT),
+        "evaluate": lambda: evaluate(model, [(w.x, w.labels)], {}, progress=False),
+        "sanity_checks": lambda: sanity_checks(model, w.x, w.labels, THREAT),
+        "standard": lambda: objectives.standard(model, (w.x,), w.labels, None),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name}: `.*` is on cpu but the model has weights on meta: "):
+            call()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("net", [nn.Linear(12, 5), nn.Conv1d(1, 5, 12)], ids=["linear", "convolution"])
 def test_a_model_of_another_dtype_than_its_inputs_is_named(net, dtype):

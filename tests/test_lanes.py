@@ -293,6 +293,29 @@ def test_a_model_that_cannot_be_copied_is_refused():
         pgd(Held(), torch.rand(1, 2), torch.tensor([0]), THREAT, lane=FP32)
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("kind", ["complex weights", "no kernel"])
+@pytest.mark.parametrize("attack", [pgd, auto_attack])
+def test_a_model_that_cannot_run_in_the_dtype_of_a_lane_is_refused(kind, attack):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3, dtype=torch.cfloat if kind == "complex weights" else None)
+            if kind == "no kernel":
+                nn.utils.parametrizations.orthogonal(self.layer)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.layer(x.to(torch.cfloat) if kind == "complex weights" else x).abs()
+
+    net, x = Net(), torch.rand(2, 1, 2, 2)
+    with pytest.raises(
+        ValueError, match=rf"^{attack.__name__}: the model cannot run in Lane\(.*Take a lane without `dt"
+    ):
+        attack(net, x, net(x).argmax(dim=1), THREAT, lane=Lane(dtype=torch.bfloat16))
+    attack(net, x, 1 - net(x).argmax(dim=1).clamp_max(1), THREAT, lane=FP32)
+
+
 @pytest.mark.filterwarnings("ignore:Lane. batch norm is not folded")
 @pytest.mark.parametrize("way", ["kept", "pruned"])
 def test_what_passes_leave_in_attributes_is_no_hindrance(way):

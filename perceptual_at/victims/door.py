@@ -39,7 +39,7 @@ from perceptual_at.victims.terms import (
     check_lane,
     check_logits,
     check_values,
-    explain_dtypes,
+    explain_weights,
     refuse_transforms,
 )
 from perceptual_at.victims.twins import FastModel
@@ -437,7 +437,7 @@ class Victim:
                 "which no gradient can be taken; make or load them outside of it, or under torch.no_grad()."
             ) from error
         if name == "model":
-            explain_dtypes(self.function, self.loan.modules, x, error)
+            explain_weights(self.function, self.loan.modules, x, error)
         if len(x) == len(self.x) or not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
             return
         advice = "a `select(rows)`, as `kl_to` has" if name == "loss" else "to get it with `x` (models.from_joined)"

@@ -150,15 +150,22 @@ def asked(function: str, model: Model, x: Tensor, *, name: str = "x") -> Any:
     try:
         return model(x.clone())
     except RuntimeError as error:
-        explain_dtypes(function, modules_of(model), x, error, name=name)
+        explain_weights(function, modules_of(model), x, error, name=name)
         raise
 
 
-def explain_dtypes(
+def explain_weights(
     function: str, modules: Iterable[nn.Module], x: Tensor, error: Exception, *, name: str = "x"
 ) -> None:
-    """Say it where a pass failed because model and inputs are of two dtypes."""
-    own = {parameter.dtype for module in modules for parameter in module.parameters()} - {x.dtype}
-    if own and re.search(r"\b(d?types?|float|double|half)\b", str(error), re.IGNORECASE):
-        held = " and ".join(sorted(map(str, own)))
-        raise ValueError(f"{function}: `{name}` is {x.dtype} but the model has weights of {held}: {error}") from error
+    """Say it where a pass failed because model and inputs are of two dtypes, or on two devices."""
+    weights = [parameter for module in modules for parameter in module.parameters()]
+    for place, came, found, words in (
+        ("", x.dtype, {weight.dtype for weight in weights}, r"\b(d?types?|float|double|half)\b"),
+        ("on ", x.device, {weight.device for weight in weights}, r"\bdevices?\b"),
+    ):
+        own = found - {came}
+        if own and re.search(words, str(error), re.IGNORECASE):
+            held = " and ".join(sorted(map(str, own)))
+            raise ValueError(
+                f"{function}: `{name}` is {place}{came} but the model has weights {place or 'of '}{held}: {error}"
+            ) from error

@@ -3,6 +3,7 @@
 import collections
 import copy
 import operator
+import re
 import threading
 import types
 import warnings
@@ -50,7 +51,14 @@ class FastModel(nn.Module):
                     f"{self.function}: `lane` needs a copy of the model, but it cannot be copied ({error}); attack it "
                     "without a lane."
                 ) from error.__cause__
-        return self._twin(x)
+        try:
+            return self._twin(x)
+        except RuntimeError as error:
+            if self.lane.dtype is None or not re.search(r"\b(d?type|not implemented for)\b", str(error)):
+                raise
+            raise ValueError(
+                f"{self.function}: the model cannot run in {self.lane}: {error}. Take a lane without `dtype`."
+            ) from error
 
     def release(self) -> None:
         """Give the twin back; the next call takes one anew."""
