@@ -14,9 +14,17 @@ Entry = TypeVar("Entry")
 
 
 def entries_of(tensor: Tensor) -> bytes:
-    """The bytes of a tensor's entries, whatever its layout in memory; torch's own way to them needs NumPy."""
+    """The bytes of a tensor's entries, whatever its layout in memory; torch's own way to them needs NumPy.
+
+    Raises:
+        RuntimeError: if it keeps its entries in other tensors.
+    """
     own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return ctypes.string_at(own.data_ptr(), own.numel() * own.element_size()) if own.numel() else b""
+    if not own.numel():
+        return b""
+    if not own.data_ptr():
+        raise RuntimeError(f"a {type(tensor).__name__} keeps its entries elsewhere")
+    return ctypes.string_at(own.data_ptr(), own.numel() * own.element_size())
 
 
 class Value:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from perceptual_at import _check
 from perceptual_at._extras import extra
@@ -47,7 +48,7 @@ def save_weights(path: str | os.PathLike[str], weights: nn.Module | Mapping[str,
 
     Raises:
         TypeError: if `weights` is neither a module nor tensors by name, or `path` no path.
-        ValueError: if tensors hold no values of their own (meta device, DTensor).
+        ValueError: if tensors hold no values of their own (meta device, DTensor, quantised weights).
         OSError: if `path` is something other than a file, or cannot be written.
         ImportError: if safetensors, or NumPy that it writes with, is not installed.
 
@@ -171,7 +172,7 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
     Raises:
         TypeError: if `weights` is neither a module nor tensors by name.
-        ValueError: if tensors hold no values of their own (meta device, DTensor).
+        ValueError: if tensors hold no values of their own (meta device, DTensor, quantised weights).
 
     Examples:
         >>> weights_checksum({"a": torch.zeros(2)}) == weights_checksum({"a": torch.zeros(2)})
@@ -317,6 +318,12 @@ def _tensors(function: str, weights: Any) -> Weights:
             raise TypeError(f"{wanted} with {name!r}, which is {type(value).__name__}.")
         _check.tensor(function, f"weights[{name!r}]", value)
     _check_held(function, named)
+    for name, value in named.items():
+        if value.is_quantized or is_traceable_wrapper_subclass(value):
+            raise ValueError(
+                f"{function}: {name!r} is a {type(value).__name__} of {value.dtype}; safetensors knows neither composed "
+                "nor quantised tensors. Save them by torch.save, or before they are quantised."
+            )
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 
 

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from perceptual_at import snapshot
 from perceptual_at._values import entries_of
@@ -440,6 +441,20 @@ def test_tensors_without_values_are_refused_with_the_way_out(call, tmp_path):
         call(*given.get(call.__name__, (small().to("meta"), path)))
     with pytest.raises(ValueError, match="weights_checksum: 'w' is on the meta device"):
         weights_checksum({"w": torch.empty(2, device="meta")})
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("kind", ["composed", "quantised"])
+@pytest.mark.parametrize("call", [save_weights, weights_checksum], ids=lambda call: call.__name__)
+def test_tensors_that_safetensors_does_not_know_are_refused(call, kind, tmp_path):
+    held = torch.rand(2, 3)
+    made = TwoTensor(held, held) if kind == "composed" else torch.quantize_per_tensor(held, 0.1, 0, torch.quint8)
+    with pytest.raises(ValueError, match=f"^{call.__name__}: 'w' is a .*Tensor of .*; safetensors knows neither"):
+        call(*([tmp_path / "a"] if call is save_weights else []), {"w": made})
+    assert list(tmp_path.iterdir()) == []
+    if kind == "composed":
+        with pytest.raises(RuntimeError, match="a TwoTensor keeps its entries elsewhere"):
+            entries_of(made)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")

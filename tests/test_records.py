@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from perceptual_at import Evaluation, Linf, evaluate, pgd
 from perceptual_at._files import written_whole
@@ -272,6 +273,40 @@ def test_tensors_of_any_layout_are_known_by_their_numbers():
     with pytest.raises(Opaque, match="waits for a first batch"):
         model_fingerprint(nn.LazyLinear(2))
     quiet(nn.LazyLinear(3), batches(), {})  # which the first pass makes a model
+
+
+class Half(torch.Tensor):
+    """A tensor that keeps its entries in another one, as quantised and sharded weights do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, arguments=(), options=None):
+        made = function(*tree_map_only(Half, lambda one: one.inner, arguments), **(options or {}))
+        return cls(made) if function in (torch.ops.aten.detach.default, torch.ops.aten.clone.default) else made
+
+
+class Flat(Half):
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, context, size, stride):
+        return cls(parts["inner"])
+
+
+@pytest.mark.parametrize("hold", [Holds, lambda tensor: Holds(nn.Parameter(tensor, requires_grad=False))])
+def test_tensors_that_keep_their_entries_elsewhere_are_known_by_them_or_said_to_be_unknown(hold):
+    one, other = torch.rand(2, 50).half(), torch.rand(2, 50).half()
+    seen = [model_fingerprint(hold(Flat(tensor))) for tensor in (one, one.clone(), other)]
+    assert seen[0] == seen[1] != seen[2]
+    with pytest.raises(Opaque):
+        model_fingerprint(hold(Half(one)))
 
 
 def test_samples_are_known_by_input_and_label_whatever_the_batch():

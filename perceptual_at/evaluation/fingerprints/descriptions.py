@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from perceptual_at._values import entries_of
 from perceptual_at.victims.finding import bare
@@ -110,6 +111,9 @@ def bytes_of(tensor: Tensor) -> bytes:
     head = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     if tensor.is_meta or not tensor.numel():
         return head
+    if is_traceable_wrapper_subclass(tensor):  # its numbers are those of the tensors inside
+        names, _ = tensor.__tensor_flatten__()
+        return head + hashed(*(bytes_of(getattr(tensor, name)) for name in names)).encode()
     try:
         plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
         plain = plain.dequantize() if plain.is_quantized else plain
