@@ -333,7 +333,7 @@ def test_differences_and_tests_follow_from_the_verdicts(scripts):
     none = above._replace(sign=0)
     assert numbers.judgement(none, [0.1, 0.0, 0.1]) == "borne out"
     assert numbers.judgement(none, [30, 31, 30]) == "refuted"
-    assert (numbers.judgement(none, [30]), numbers.judgement(none, [])) == ("one seed", "not run yet")
+    assert [numbers.judgement(none, found) for found in ([], [30], [30, 31])] == ["not run yet", *["too early"] * 2]
 
 
 def test_arms_are_drawn_by_their_differences_to_the_control(scripts):
@@ -389,7 +389,7 @@ def test_tables_and_picture_are_made_of_the_record(whole, scripts, tmp_path):
         paired = json.loads(json.dumps(whole[1]))
         paired["runs"][1]["arm"] = "pgd_at_two_views"
         ours, theirs = (scripts["numbers"].score(entry, "nrr") for entry in reversed(paired["runs"]))
-        row = f"| PGD-AT, two views minus PGD-AT | NRR | all | above 0 | {ours - theirs:+.2f} | 1 | one seed |"
+        row = f"| PGD-AT, two views minus PGD-AT | NRR | all | above 0 | {ours - theirs:+.2f} | 1 | too early |"
         assert row in tables["evidence_hypotheses"][1](paired)
         paired["runs"][1]["arm"] = "rpat_weight_0"
         p = scripts["numbers"].image_test(*reversed(paired["runs"]), "clean", "best")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from evidence.books import Entry, unpacked
-from evidence.design import Job
+from evidence.design import SEEDS, Job
 from evidence.hypotheses import MARGIN, Hypothesis
 from perceptual_at import mean_score, nrr
 from perceptual_at.evaluation import mcnemar
@@ -151,12 +151,14 @@ def image_test(entry: Entry, other: Entry, column: str, which: str) -> float | N
 
 
 def judgement(hypothesis: Hypothesis, differences: Iterable[float]) -> str:
-    """What the differences seed by seed say about a hypothesis."""
+    """What the differences seed by seed say about a hypothesis, once the declared seeds are in: of intervals that are
+    looked at after every seed, more than the stated share errs.
+    """
     found = list(differences)
     if not found:
         return "not run yet"
-    if len(found) < 2:
-        return "one seed"
+    if len(found) < SEEDS:
+        return "too early"
     interval = t_interval(found)
     if hypothesis.sign == 0:
         if interval.low > -MARGIN and interval.high < MARGIN:
