@@ -685,6 +685,17 @@ def test_buffers_that_move_in_eval_mode_are_put_back(name):
     before.assert_unchanged()
 
 
+@every
+def test_statistics_that_an_export_in_train_mode_goes_on_with_are_put_back(name):
+    net = Net().train()
+    net.dropout.p = 0.0
+    program = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for model in (program.module(), nn.Sequential(program.module())):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        attacked(name, model)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_measurements_put_buffers_back_and_training_does_not():
     net, x, labels = Remembers().train(), images(), classes_of()
     before = Picture(net)

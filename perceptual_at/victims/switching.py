@@ -54,7 +54,9 @@ class KeptBuffer:
 
 
 def movable(part: nn.Module) -> list[str]:
-    """Buffers of a module of the user's own, which a pass in eval mode may move."""
+    """Buffers which a pass in eval mode may move: not those of torch's layers, whose mode an export has yet fixed."""
+    if type(part).__module__.startswith("torch.nn.") and type(part) is not nn.Module:
+        return []
     held = ((name, value) for name, value in part._buffers.items() if value is not None)
     return [name for name, value in held if not (is_lazy(value) or value.is_inference())]
 
