@@ -1,6 +1,7 @@
 """Evaluation by models whose verdicts are known by hand."""
 
 import dataclasses
+import functools
 import json
 import sys
 from functools import partial
@@ -1078,3 +1079,10 @@ def test_looking_at_options_draws_nothing_and_takes_what_belongs_to_all_or_one(a
     assert torch.equal(state, drawn.get_state())
     quiet(threshold, [(X[:3], LABELS[:3])], {"it": partial(given, generator=SampleGenerator(0, torch.arange(3)))})
     quiet(threshold, [(X[:1], LABELS[:1])], {"it": partial(given, targets=1 - LABELS[:1])})
+
+    @functools.wraps(attack)
+    def wrapped(model, x, labels, **options):
+        assert len(x), "asked for no samples"
+        return given(model, x, labels)
+
+    quiet(threshold, LOADER, {"it": partial(wrapped, threat=None)})

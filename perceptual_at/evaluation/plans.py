@@ -17,7 +17,8 @@ from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints.descriptions import describe_or_reason
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.threats import Threat, is_threat, select
-from perceptual_at.victims import Model, is_own
+from perceptual_at.victims import Model
+from perceptual_at.victims.terms import OWN
 
 _OF_SAMPLES = ("targets", "start", "step_size")
 """Options of attacks that may hold one entry per sample."""
@@ -42,7 +43,9 @@ class Plan:
         self.losses = {name: options[name] for name in ("loss", "version") if _holds_rows(options.get(name))}
         self.kind = getattr(_innermost(attack), "__name__", "")
         self.moves = self.kind not in _GIVES_BACK
-        self.rehearses = is_own(_innermost(attack)) and "validate" in options  # those make no pass for no samples
+        run: Any = attack.func if type(attack) is functools.partial else attack  # not what wraps one, of any kind
+        home = getattr(run, "__globals__", {}).get("__name__", "")
+        self.rehearses = home.startswith(OWN) and "validate" in options  # those make no pass for no samples
 
     def threat_of(self, index: Tensor) -> Threat | None:
         """The threat for some samples of the data."""

@@ -161,7 +161,12 @@ class Loan:
         for part in parts:
             if part._forward_pre_hooks and freezes:
                 changes += [(part, name, None) for name in switching.computed(part)]
-            if self.buffers and evaluating and part._buffers:
+            if (
+                self.buffers
+                and evaluating
+                and part._buffers
+                and (type(part) is nn.Module or not type(part).__module__.startswith("torch.nn."))
+            ):  # plain modules are parts of an export, whose mode is fixed
                 changes += [(part, name, KeptBuffer) for name in switching.movable(part)]
         for owner, name, value in changes:  # first all is noted, then the first thing is changed
             key = (id(owner), name)

@@ -54,9 +54,7 @@ class KeptBuffer:
 
 
 def movable(part: nn.Module) -> list[str]:
-    """Buffers which a pass in eval mode may move: not those of torch's layers, whose mode an export has yet fixed."""
-    if type(part).__module__.startswith("torch.nn.") and type(part) is not nn.Module:
-        return []
+    """Buffers of a module of the user's own, or of a part of an export, which a pass in eval mode may move."""
     held = ((name, value) for name, value in part._buffers.items() if value is not None)
     return [name for name, value in held if not (is_lazy(value) or value.is_inference())]
 

@@ -111,9 +111,10 @@ def bytes_of(tensor: Tensor) -> bytes:
     head = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     if tensor.is_meta or not tensor.numel():
         return head
-    if is_traceable_wrapper_subclass(tensor):  # its numbers are those of the tensors inside
-        names, _ = tensor.__tensor_flatten__()
-        return head + hashed(*(bytes_of(getattr(tensor, name)) for name in names)).encode()
+    held: Any = tensor
+    if is_traceable_wrapper_subclass(held):  # its numbers are those of the tensors inside
+        names, _ = held.__tensor_flatten__()
+        return head + hashed(*(bytes_of(getattr(held, name)) for name in names)).encode()
     try:
         plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
         plain = plain.dequantize() if plain.is_quantized else plain
