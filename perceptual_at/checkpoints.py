@@ -321,8 +321,8 @@ def _tensors(function: str, weights: Any) -> Weights:
     for name, value in named.items():
         if value.is_quantized or is_traceable_wrapper_subclass(value):
             raise ValueError(
-                f"{function}: {name!r} is a {type(value).__name__} of {value.dtype}; safetensors knows neither composed "
-                "nor quantised tensors. Save them by torch.save, or before they are quantised."
+                f"{function}: {name!r} is a {type(value).__name__} of {value.dtype}; safetensors knows neither "
+                "composed nor quantised tensors. Save them by torch.save, or before they are quantised."
             )
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()}
 

@@ -100,6 +100,12 @@ def test_what_the_official_code_cannot_do_is_refused(options, message):
         auto_attack(model, x, labels, threat, backend="pyautoattack", **options)
 
 
+def test_no_samples_are_too_few_for_no_official_attack():
+    pytest.importorskip("pyautoattack", reason="runs the official code")
+    model, x, labels = Net(dtype=torch.float32), images(dtype=torch.float32), classes_of()
+    assert auto_attack(model, x[:0], labels[:0], Linf(0.02), backend="pyautoattack").shape == (0, *x.shape[1:])
+
+
 def test_the_official_code_takes_the_options_that_it_has():
     pytest.importorskip("pyautoattack", reason="runs the official code")
     from pyautoattack import autopgd_base

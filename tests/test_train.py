@@ -235,7 +235,7 @@ def test_an_unwritable_folder_is_found_out_before_the_first_step(runner, tmp_pat
         (["--data", "tiny_imagenet", "--root", "none"], "holds no folder `train`"),
         (["--data", "folder", "--root", "none"], "there is no folder 'train'"),
         (["--data", "npz", "--root", "none.npz"], "there is no file `none.npz`"),
-        (["--data", "npz", "--root", str(ROOT / "README.md")], "cannot be read as an archive"),
+        (["--data", "npz", "--root", str(ROOT / "README.md")], "is no archive as `numpy.savez` writes it"),
         (["--batch", "80"], "--batch 80 is more than the 40 images to train on"),
         (["--held-out", "64"], "hold_out: `amount` 64 holds out 64 of 64 samples"),
         (["--form", "quotient"], "--form has no effect with --objective pgd_at"),

@@ -34,7 +34,7 @@ def attacks(
     """
     dlr = {"apgd-dlr": 3, "apgd-t": 4}
     for name, _ in composition:
-        if classes < dlr.get(name, 2):
+        if len(victim.x) and classes < dlr.get(name, 2):  # without samples nobody knows how many there are
             raise ValueError(
                 f"auto_attack: the official {name} needs at least {dlr[name]} classes, got {classes}; use "
                 'backend="native".'
