@@ -34,7 +34,8 @@ class Processes:
             return contextlib.nullcontext()
         from accelerate import PartialState
 
-        return PartialState().main_process_first()
+        first: contextlib.AbstractContextManager[Any] = PartialState().main_process_first()
+        return first
 
 
 @contextlib.contextmanager
