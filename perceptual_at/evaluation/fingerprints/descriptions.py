@@ -114,7 +114,8 @@ def bytes_of(tensor: Tensor) -> bytes:
     held: Any = tensor
     if is_traceable_wrapper_subclass(held):  # its numbers are those of the tensors inside
         names, _ = held.__tensor_flatten__()
-        return head + hashed(*(bytes_of(getattr(held, name)) for name in names)).encode()
+        inner = (getattr(held, name) for name in names)  # beside tensors, where they lie
+        return head + hashed(*(bytes_of(one) for one in inner if isinstance(one, Tensor))).encode()
     try:
         plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
         plain = plain.dequantize() if plain.is_quantized else plain
