@@ -28,6 +28,7 @@ from perceptual_at.victims import Lane, Model, check_lane, in_step, lent, module
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # of which older torch cannot take rows
 
 
 def evaluate(
@@ -130,6 +131,8 @@ def evaluate(
                 places = run.number(index, fingerprints)
                 if device is not None:
                     x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                if labels.dtype in _UNSIGNED:
+                    labels = labels.long()
                 batch = Batch(x, labels, torch.tensor(index, device="cpu"), places)
                 if run.traits is None:
                     run.rehearse(batch)
