@@ -80,7 +80,9 @@ def add_inward(x: Tensor, delta: Tensor) -> Tensor:
     back = total - x
     error = (x - (total - back)) + (delta - back)  # exact rounding error of the sum (Knuth's TwoSum)
     overshoots = (error.sign() * delta.sign()).clamp(max=0)  # -1 or 0; on CPUs much faster than choosing by a mask
-    return torch.addcmul(total, total - torch.nextafter(total, x), overshoots)  # a product without rounding
+    with torch.no_grad():  # older torch has no derivative of `nextafter`; that of a step is 0
+        step = total - torch.nextafter(total, x)
+    return torch.addcmul(total, step, overshoots)  # a product without rounding
 
 
 def cast_toward(value: Tensor, x: Tensor) -> Tensor:
@@ -96,7 +98,10 @@ def cast_toward(value: Tensor, x: Tensor) -> Tensor:
 def _neighbour(value: Tensor, target: Tensor) -> Tensor:
     """Next number of the dtype from `value` towards `target`."""
     if value.dtype in (torch.float32, torch.float64):
-        return torch.nextafter(value, target)
+        with torch.no_grad():
+            stepped = torch.nextafter(value, target)
+        # The derivative is that of `value`, which older torch does not know.
+        return stepped + (value - value.detach()).nan_to_num() if value.requires_grad else stepped
     # Sixteen-bit floats are sign and magnitude: neighbours differ by one in their bits. Zero is its own case.
     bits = value.view(torch.int16)
     upwards = target > value

@@ -2,7 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""Types of labels of which older torch cannot take some."""
 
 
 def rows(value: Tensor) -> Tensor:

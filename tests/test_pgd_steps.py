@@ -20,19 +20,19 @@ PACKAGE = Path(perceptual_at.__file__).parent
 
 
 class Counted(TorchDispatchMode):
-    """Counts tensor operations, those of the passes included."""
+    """Counts tensor operations, those of the passes included; not what autograd detaches, more in older torch."""
 
     def __init__(self):
         super().__init__()
         self.operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations += 1
+        self.operations += func is not torch.ops.aten.detach.default
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_step_on_a_linear_model_takes_at_most_20_operations(dtype):
+def test_a_step_on_a_linear_model_takes_at_most_16_operations(dtype):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(dtype)
     x, labels = torch.rand(8, 1, 8, 8, dtype=dtype), torch.randint(10, (8,))
     counts = []
@@ -40,7 +40,7 @@ def test_a_step_on_a_linear_model_takes_at_most_20_operations(dtype):
         with Counted() as counted:
             pgd(model, x, labels, LINF, steps=steps, step_size=0.01)
         counts.append(counted.operations)
-    assert counts[1] - counts[0] <= 20
+    assert counts[1] - counts[0] <= 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -50,7 +50,7 @@ def test_a_call_on_a_linear_model_takes_few_operations_beside_its_steps(dtype):
     x, labels = torch.rand(8, 1, 8, 8, dtype=dtype), torch.randint(10, (8,))
     with Counted() as counted:
         pgd(model, x, labels, LINF, steps=1, step_size=0.01)
-    assert counted.operations <= 52
+    assert counted.operations <= 45
 
 
 def private_functions():

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from perceptual_at import _check, _random
+from perceptual_at._shapes import UNSIGNED
 
 
 class TensorImages(Dataset[Any]):
@@ -260,7 +261,8 @@ def _part(data: Any, rows: Tensor) -> Any:
     """Some of the samples, of the kind that was given."""
     if isinstance(data, tuple):
         x, labels = data
-        return x[rows], labels[rows]
+        taken = labels.long()[rows].to(labels.dtype) if labels.dtype in UNSIGNED else labels[rows]
+        return x[rows], taken
     if isinstance(data, TensorImages):
         return TensorImages(data.images[rows], data.labels[rows], transform=data.transform, classes=data.classes)
     return Subset(data, rows.tolist())

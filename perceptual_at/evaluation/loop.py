@@ -11,6 +11,7 @@ from torch import Tensor
 from perceptual_at import _check
 from perceptual_at._progress import Bar
 from perceptual_at._random import undisturbed
+from perceptual_at._shapes import UNSIGNED
 from perceptual_at.attacks.protocol import versions
 from perceptual_at.evaluation.checks import Check
 from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
@@ -28,7 +29,6 @@ from perceptual_at.victims import Lane, Model, check_lane, in_step, lent, module
 
 CHECKED_SAMPLES = 256
 """How many samples, from the first batches on, `checks=True` looks at."""
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # of which older torch cannot take rows
 
 
 def evaluate(
@@ -131,7 +131,7 @@ def evaluate(
                 places = run.number(index, fingerprints)
                 if device is not None:
                     x, labels = x.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                if labels.dtype in _UNSIGNED:
+                if labels.dtype in UNSIGNED:
                     labels = labels.long()
                 batch = Batch(x, labels, torch.tensor(index, device="cpu"), places)
                 if run.traits is None:
