@@ -185,12 +185,13 @@ def auto_attack(
         numbers = _random.per_sample_generator("auto_attack", generator, x)
         search = Search(x, labels)
         everyone = torch.arange(len(x), device=x.device)
-        for _, loss in _losses(version):
+        losses = _losses(version)
+        for _, loss in losses:
             check_batch("auto_attack", loss, labels)
         if not isinstance(version, str):  # each attack looks at its options when it is called, also on no samples
             for attack in _native(victim.model, _composition(version, threat, 2), threat, numbers, 2):
                 attack(x[:0], labels[:0], everyone[:0])
-        classes = _clean(victim, search, x, torch.split(everyone, batch_size), _losses(version))
+        classes = _clean(victim, search, x, torch.split(everyone, batch_size), losses)
         composition = _composition(version, threat, classes)
         notes = _notes(composition, classes, victim.model)
         first = everyone[:batch_size]
