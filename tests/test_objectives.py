@@ -521,6 +521,8 @@ def test_terms_are_detached_scalars_and_the_loss_is_not():
 
 REFUSED = [
     ("raat", {"mix": None}, TypeError, "raat: `mix` is needed"),
+    ("dicar", {"mix": None}, TypeError, "dicar: `mix` is needed"),
+    ("dicar", {"mix": None, "weight": 0.0}, TypeError, "dicar: `mix` is needed"),
     ("raat", {"eta": 0.0}, ValueError, "raat: `eta` must lie in"),
     ("raat", {"eta": 0.1, "reduced_attack": attack_with()}, ValueError, "raat: `eta`=0.1 has no effect"),
     ("raat", {"bound": False, "eta": 0.2}, ValueError, "have no effect with bound=False"),

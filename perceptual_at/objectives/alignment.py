@@ -188,7 +188,7 @@ def _share(average_over: AverageOver, used: Tensor) -> Tensor | float:
 def check_options(function: str, weight: float, labels: Tensor, bound: Bound | None, dicar: Dicar) -> None:
     """Refuse options that are out of range or would have no effect, whatever the batch holds."""
     _check.number(function, "weight", weight, at_least=0.0)
-    if weight > 0 and dicar.mix is None:
+    if dicar.mix is None and (weight > 0 or bound is None):
         raise TypeError(
             f"{function}: `mix` is needed for DICAR; draw it once per batch, for example draw_beta(fold='max')."
         )

@@ -320,7 +320,7 @@ def raat_sharp(
         average: averaged weights that decide the partition; None lets the model itself decide.
         mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
             in the paper. Needed unless `weight` is 0.
-        weight: $\lambda$ of DICAR; 0 leaves it out, as before the first learning-rate decay.
+        weight: $\lambda$ of DICAR; 0 leaves it out, as before epoch 105 of 200 in the released code.
         bound: False gives boundary samples the full perturbation (Fig. 5: DICAR only).
         eta: size of the reduced perturbation, $x'' = x + \eta (x_{\mathrm{adv}} - x)$; 0.1 when neither it nor
             `reduced_attack` is given. A tensor gives each image its own, `(B,)`; `adaptive_eta` chooses one. Its values
@@ -418,7 +418,7 @@ def dicar(
         labels: class indices `(B,)`.
         attack: `(model, x, labels) -> x_adv`; TRADES as the base also gives it `loss` and `start`.
         mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
-            in the paper. Needed unless `weight` is 0.
+            in the paper.
         base: what to add the term to: an objective by name, as a function, or as a partial of one, for example
             `functools.partial(objectives.dicar, base="trades", mix=mix)` for both terms on TRADES.
         weight: $\lambda$.
@@ -437,7 +437,7 @@ def dicar(
         `(loss, terms)` with the base's terms and `dicar`.
 
     Raises:
-        TypeError: if `views` is no tuple, `attack` not callable, or the base has no such option.
+        TypeError: if `mix` is missing, `views` no tuple, `attack` not callable, or the base has no such option.
         ValueError: if there are not two views, shapes do not fit, or a number is out of range.
 
     Source:
