@@ -250,7 +250,7 @@ def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.
         ValueError: if shapes or devices differ, or `temperature` is not positive.
 
     Source:
-        Consistency-AT (Tack et al. 2022), Eq. 4; RAAT, Eq. 15.
+        Consistency-AT (Tack et al. 2022), Eq. 4; RAAT, Eq. 15 and 16.
 
     Examples:
         >>> js_divergence(torch.tensor([[0.0, 100.0]]), torch.tensor([[100.0, 0.0]]))  # log 2

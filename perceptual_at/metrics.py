@@ -164,7 +164,7 @@ def mean_score(clean: Share, robust: Share) -> Share:
 
 
 def nrr(clean: Share, robust: Share) -> Share:
-    r"""Natural-robust ratio: harmonic mean of clean and robust accuracy.
+    r"""Natural-robustness ratio (NRR): harmonic mean of clean and robust accuracy.
 
     $$ \mathrm{NRR} = \frac{2\,c\,r}{c + r} $$
 

@@ -284,7 +284,7 @@ def piat_decay(epoch: int, *, largest: float = 0.99, offset: float = 10) -> floa
         ValueError: if a number is out of range.
 
     Source:
-        Liu et al. 2023 (PIAT), from a third-party re-implementation.
+        He et al. 2023 and Liu et al. 2025 (PIAT), from a third-party re-implementation.
 
     Examples:
         >>> [piat_decay(epoch) for epoch in (0, 5, 5000)]

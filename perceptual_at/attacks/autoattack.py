@@ -131,14 +131,15 @@ def auto_attack(
 
     `"standard"` is APGD on cross entropy, APGD on the targeted DLR loss, targeted FAB and Square, with the published
     budgets (100 steps, 9 target classes, 5000 queries); `"plus"` adds APGD on DLR and untargeted FAB, with five
-    restarts; `"rand"`, for random models, is APGD on both losses averaged over 20 passes. `"thorough"` is none of the
-    published versions: it is `"standard"` and then `surrogate_pgd` on what is left.
+    restarts; `"rand"`, for random models, is APGD on both losses averaged over 20 passes. In L1, `"standard"` runs APGD
+    on cross entropy five times and the targeted one towards 5 classes, both from larger budgets. `"thorough"` is none
+    of the published versions: it is `"standard"` and then `surrogate_pgd` on what is left.
 
     A sample counts as broken when one attack found a point inside ball and box that the model misclassifies; clean
     mistakes are broken to begin with.
 
-    With two or three classes the DLR losses are not defined: the margin, and the difference to the target, take their
-    place. With fewer than ten classes all wrong ones are targets. The protocol says so.
+    With two or three classes the DLR losses are not both defined: the margin, and the difference to the target, take
+    their place. With fewer than ten classes all wrong ones are targets. The protocol says so.
 
     Args:
         model: maps inputs `(B, ...)` to logits `(B, K)`, at least two classes.

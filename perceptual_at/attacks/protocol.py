@@ -25,7 +25,7 @@ RULE = (
 def composition_of(version: str, norm: str, classes: int) -> Composition:
     """Attacks and settings of a version of AutoAttack in their order: a published one, or our own `"thorough"`.
 
-    With fewer than eleven classes there are fewer than nine wrong ones, and all of them are targets.
+    With fewer than ten classes there are fewer than nine wrong ones, and all of them are targets.
     """
     apgd_targets, fab_targets = (min(count, classes - 1) for count in ((5 if norm == "L1" else 9), 9))
     larger: Options = {"from_larger_eps": True} if norm == "L1" else {}

@@ -73,7 +73,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: if shapes do not fit or devices differ.
 
     Source:
-        Croce and Hein 2020 (AutoAttack), Eq. 6.
+        Croce and Hein 2020 (AutoAttack), Eq. 6; the constant is that of their code.
 
     Examples:
         >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))  # -(4 - 2) / (4 - 0)
@@ -111,7 +111,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         ValueError: if shapes do not fit or devices differ.
 
     Source:
-        Croce and Hein 2020 (AutoAttack), Eq. 7.
+        Croce and Hein 2020 (AutoAttack), Eq. 7; the constant is that of their code.
 
     Examples:
         >>> logits = torch.tensor([[6.0, 2.0, 1.0, 1.0]])

@@ -13,7 +13,7 @@ from perceptual_at.divergences import cosine_distance
 def grad_align_loss(gradient_1: Tensor, gradient_2: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     r"""How far apart the directions of two input gradients of the same samples are.
 
-    $$ \ell = 1 - \cos\big( \nabla_x \ell(f(x), y),\ \nabla_x \ell(f(x + \eta), y) \big) $$
+    $$ \ell = 1 - \cos\big( \nabla_x \mathrm{CE}(f(x), y),\ \nabla_x \mathrm{CE}(f(x + \eta), y) \big) $$
 
     Locally linear models have none; single-step training that overfits catastrophically has much of it. The second
     gradient must have been taken with `create_graph=True`, or the loss has nothing to train. The length of a gradient

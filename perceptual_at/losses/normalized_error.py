@@ -35,7 +35,7 @@ def normalized_error_loss(
         ValueError: if shapes or devices differ, or labels in CPU memory are out of range.
 
     Source:
-        Liu et al. 2023 (PIAT), abstract; formula from a third-party re-implementation.
+        He et al. 2023 and Liu et al. 2025 (PIAT), abstracts; formula from a third-party re-implementation.
 
     Examples:
         >>> normalized_error_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0]]))

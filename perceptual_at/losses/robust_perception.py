@@ -40,8 +40,9 @@ def robust_perception_loss(
     $$ \ell = \frac{r^2}{r^2 + c^2}, \qquad r^2 = \| f(x_\alpha) - (1 - \alpha) f(x) - \alpha f(x_{\mathrm{adv}}) \|^2,
        \quad c^2 = \| f(x_{\mathrm{adv}}) - f(x) \|^2, $$
 
-    so that it does not shrink with the logits: 0 on the chord, 1/2 as far from it as it is long, less than 1
-    always, and 0 with zero gradient where nothing moves at all. It takes no other criterion.
+    so that it does not shrink with the logits: 0 on the chord, 1/2 as far from it as it is long, at most 1, where
+    the ends are equal and the middle is not, and 0 with zero gradient where nothing moves at all. It takes no other
+    criterion.
 
     Under MSE the first two are zero exactly when $f(x_\alpha)$ lies on the chord, and quotient = interpolation
     / $(\alpha (1 - \alpha))^2$: 16 times as much at `alpha=0.5`. Gradients flow into all three arguments;
@@ -58,7 +59,7 @@ def robust_perception_loss(
             $\mathrm{KL}(a \,\|\, b)$ as Eq. 3 orders them, `"js"`, `"cosine"`, or a function `(a, b) -> (B,)`. With
             places, see `perceptual_at.divergences`.
         form: `"quotient"` (the paper's Eq. 3), `"interpolation"` (the released code) or `"relative"` (our own).
-        temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
+        temperature: divides what `"kl"`, `"reverse_kl"` and `"js"` compare; refused for the other criteria.
         reduction: `"none"` gives shape `(B,)`; `"mean"` and `"sum"` reduce over the batch.
 
     Returns:
@@ -66,7 +67,8 @@ def robust_perception_loss(
 
     Raises:
         TypeError: if an argument is no floating-point tensor.
-        ValueError: if shapes or devices differ, `alpha` is outside its interval, or a word is unknown.
+        ValueError: if shapes or devices differ, `alpha` is outside its interval, `temperature` is not positive, a word is
+            unknown, or an option would have no effect.
 
     Source:
         RPAT, Definition 1 and Eq. 3; criteria: Fig. 4a; perception tensors: Table 5.

@@ -68,7 +68,7 @@ def score_loss(
     Gradients flow through both predictions. The adversarial input is meant to maximise the second sum.
 
     Args:
-        clean_logits: $f(x)$, shape `(B, K)`.
+        clean_logits: $f(x)$, shape `(B, K)`, or dense `(B, K, *S)`.
         adv_logits: $f(x_{\mathrm{adv}})$, the same shape.
         labels: class indices `(B,)` or `(B, *S)`, where -100 is no label, or class probabilities of the shape of the
             logits, such as `smooth_labels` gives.

@@ -45,7 +45,7 @@ def piat(
         ValueError: if shapes do not fit or a number is out of range.
 
     Source:
-        Liu et al. 2023 (PIAT), abstract; formula from a third-party re-implementation.
+        He et al. 2023 and Liu et al. 2025 (PIAT), abstracts; formula from a third-party re-implementation.
 
     Examples:
         >>> model, x, labels = nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0])

@@ -36,7 +36,7 @@ def rebat(
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`, or class probabilities `(B, K)` (CutMix) if the attack takes them.
         attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="as_is"`.
-        average: averaged weights; None leaves the term out, as before the first learning-rate decay.
+        average: averaged weights; None leaves the term out, as before epoch 105 of 200 in the released code.
         beta: weight of the KL term; 1, or 2 with CutMix.
         teacher_mode: mode of the averaged model: `"eval"`, or `"as_is"` to run it in the model's own mode. In train
             mode that takes batch statistics and moves the running statistics in `average`, which is what the
@@ -96,7 +96,7 @@ def rpat_plus_plus(
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
         labels: class indices `(B,)`, or class probabilities `(B, K)` (CutMix) if the attack takes them.
         attack: `(model, x, labels) -> x_adv`; the variant "$" of Table 6 passes one with 10/255 and 12 steps.
-        average: averaged weights; None leaves the term out, as before the first learning-rate decay.
+        average: averaged weights; None leaves the term out, as before epoch 105 of 200 in the released code.
         beta: weight of the term.
         alpha: place of the middle on the path; it multiplies the perturbation.
         teacher_mode: mode of the averaged model: `"eval"`, or `"as_is"` to run it in the model's own mode. In train

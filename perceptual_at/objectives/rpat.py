@@ -55,7 +55,7 @@ def rpat(
         criterion: $D(a, b)$: `"mse"` (mean over entries), `"kl"` for $\mathrm{KL}(b \,\|\, a)$, `"reverse_kl"` for
             $\mathrm{KL}(a \,\|\, b)$ as Eq. 3 orders them, `"js"`, `"cosine"`, or a function `(a, b) -> (B,)`. With
             places, see `perceptual_at.divergences`.
-        temperature: divides what `"kl"` and `"js"` compare; refused for the other criteria.
+        temperature: divides what `"kl"`, `"reverse_kl"` and `"js"` compare; refused for the other criteria.
         perceive: `x -> (logits, perception)`, to regularise an inner layer's output instead of the logits (Table
             5); `perceptual_at.models.perceive_at(model, "second_to_last")` makes one.
         **base_options: keywords of the base, e.g. `beta` for TRADES and MART.
