@@ -34,7 +34,7 @@ def interpolate(x: Tensor, x_adv: Tensor, alpha: float | Tensor) -> Tensor:
         ValueError: if shapes or devices differ, or `alpha` is outside [0, 1].
 
     Source:
-        RPAT, Sec. 4.1 and Eq. 3 (its $\tilde x$); RAAT, Eq. 8 as its released code computes it.
+        RPAT, Definition 1 and Eq. 2 (its $\tilde x$); RAAT, Eq. 8 as its released code computes it.
 
     Examples:
         >>> x, x_adv = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.0]])

@@ -67,8 +67,8 @@ def robust_perception_loss(
 
     Raises:
         TypeError: if an argument is no floating-point tensor.
-        ValueError: if shapes or devices differ, `alpha` is outside its interval, `temperature` is not positive, a word is
-            unknown, or an option would have no effect.
+        ValueError: if shapes or devices differ, a number is out of range, a word is unknown, or an option would have no
+            effect.
 
     Source:
         RPAT, Definition 1 and Eq. 3; criteria: Fig. 4a; perception tensors: Table 5.

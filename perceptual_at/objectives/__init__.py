@@ -6,11 +6,11 @@ All are called alike, `(model, views, labels, attack, *, ...) -> (loss, terms)`:
     loss, terms = objectives.raat(model, (x1, x2), labels, attack, mix=draw_beta(fold="max"))
 
 `views` is `(x,)` or `(x1, x2)`, two augmentations of the same images, which are joined to one batch of 2B
-rows; `attack` is any function `(model, x, labels) -> x_adv`, which some, TRADES and MART among them, also give a
-`start=`, and some, as TRADES, a `loss=`. `terms` maps the name of each term to a detached scalar. Clean, middle and adversarial
-inputs go through the model one after the other, not concatenated, because batch norm in train mode would
-mix their statistics; a method whose released code concatenates them says so. The caller owns train mode, the
-optimiser and the averaging step.
+rows; `attack` is any function `(model, x, labels) -> x_adv`, which some, TRADES and MART among them, also
+give a `start=`, and some, as TRADES, a `loss=`. `terms` maps the name of each term to a detached scalar.
+Clean, middle and adversarial inputs go through the model one after the other, not concatenated, because batch
+norm in train mode would mix their statistics; a method whose released code concatenates them says so. The
+caller owns train mode, the optimiser and the averaging step.
 
 Defaults are the released codes' choices, which produced the published numbers; `preset(name, "paper")` gives
 the keywords of the papers' formulas.
