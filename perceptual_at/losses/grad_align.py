@@ -15,9 +15,9 @@ def grad_align_loss(gradient_1: Tensor, gradient_2: Tensor, *, reduction: Reduct
 
     $$ \ell = 1 - \cos\big( \nabla_x \mathrm{CE}(f(x), y),\ \nabla_x \mathrm{CE}(f(x + \eta), y) \big) $$
 
-    Locally linear models have none; single-step training that overfits catastrophically has much of it. The second
-    gradient must have been taken with `create_graph=True`, or the loss has nothing to train. The length of a gradient
-    does not count, so gradients of a summed and of a mean loss give the same value.
+    A cross entropy that is linear there has none; single-step training that overfits catastrophically has much of it.
+    The second gradient must have been taken with `create_graph=True`, or the loss has nothing to train. The length of a
+    gradient does not count, so gradients of a summed and of a mean loss give the same value.
 
     Args:
         gradient_1: input gradients, shape `(B, ...)`; at `x` in the paper, without history in the released code.
