@@ -236,3 +236,11 @@ def test_the_closed_form_of_a_linear_model_of_each_pixel():
     gap = linear_gap(weight, x, labels.clamp_min(0), 0.1)
     reached = pat.margin(model(best), labels)
     exactly(reached, (gap * (labels >= 0)).flatten(1).sum(1) / (labels >= 0).flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("name", ["adr", "gairat"])
+def test_methods_without_a_dense_form_say_so_in_their_own_name(name):
+    model, (x, _), labels = problem()
+    average = {"average": pat.snapshot(model)} if name == "adr" else {}
+    with pytest.raises(ValueError, match=rf"^{name}: `labels` must be integer class indices .* not defined"):
+        getattr(objectives, name)(model, (x,), labels, attack, **average)

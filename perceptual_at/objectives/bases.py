@@ -78,7 +78,7 @@ def trades(
     Args:
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or class probabilities `(B, K)`.
         attack: `(model, x, labels, loss=..., start=...) -> x_adv`.
         beta: weight of the KL term.
         noise: standard deviation of the Gaussian start around `x`.
@@ -90,7 +90,7 @@ def trades(
         `(loss, terms)` with the terms `cross_entropy` and `kl`.
 
     Raises:
-        TypeError: if `views` is no tuple, `attack` not callable, or `labels` no class indices.
+        TypeError: if `views` is no tuple or `attack` not callable.
         ValueError: if shapes do not fit or a number is out of range.
 
     Source:
@@ -182,7 +182,7 @@ def consistency_at(
     Args:
         model: maps inputs to logits; its present mode counts.
         views: two augmentations `(x1, x2)` of the same images.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or class probabilities `(B, K)` if the attack takes them.
         attack: `(model, x, labels) -> x_adv`.
         consistency_weight: $\lambda$.
         consistency_temperature: $T$.

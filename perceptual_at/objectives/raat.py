@@ -415,7 +415,7 @@ def dicar(
     Args:
         model: maps inputs to logits; its present mode counts.
         views: two augmentations `(x1, x2)` of the same images.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`; with a `mask`, what else the base takes.
         attack: `(model, x, labels) -> x_adv`; TRADES as the base also gives it `loss` and `start`.
         mix: DICAR's weight of view 1, drawn once per batch: `draw_beta(fold="max")` in the released code, `draw_beta()`
             in the paper.
@@ -437,7 +437,8 @@ def dicar(
         `(loss, terms)` with the base's terms and `dicar`.
 
     Raises:
-        TypeError: if `mix` is missing, `views` no tuple, `attack` not callable, or the base has no such option.
+        TypeError: if `mix` is missing, `views` no tuple, `attack` not callable, `labels` no class indices without a
+            `mask`, or the base has no such option.
         ValueError: if there are not two views, shapes do not fit, or a number is out of range.
 
     Source:

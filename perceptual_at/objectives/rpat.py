@@ -42,7 +42,7 @@ def rpat(
     Args:
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` (needed by Consistency-AT).
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or what else the base takes.
         attack: `(model, x, labels) -> x_adv`; TRADES as the base also gives it `loss` and `start`.
         base: what to add the term to: an objective by name, as a function, or as a partial of one, for example
             `functools.partial(objectives.dicar, base="trades", mix=mix)` for both terms on TRADES.

@@ -122,7 +122,7 @@ def kd(
     Args:
         model: maps inputs to logits; its present mode counts.
         views: `(x,)`, or two augmentations `(x1, x2)` of the same images.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or class probabilities `(B, K)` if the attack takes them.
         attack: `(model, x, labels) -> x_adv`. The released code attacks in train mode: `model_mode="as_is"`.
         standard_teacher: a network trained without attacks, run in eval mode.
         robust_teacher: an adversarially trained network, run in eval mode.
