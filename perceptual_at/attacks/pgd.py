@@ -160,7 +160,7 @@ def pgd(
         Adversarial inputs, shape and dtype of `x`, detached; a `Verdict` with them if `verdict`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        TypeError: if an argument is of the wrong kind (float class indices, integer inputs, no threat model, ...).
         ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
             numbers out of range, the model returns no logits, or an option would have no effect (`restarts > 1` with a
             fixed start, `early_stop` with `keep="last"`).
@@ -223,9 +223,9 @@ def fgsm(
     r"""Adversarial inputs by one full step, $\Pi(x + \epsilon \cdot \mathrm{steepest}(\nabla_x \ell))$.
 
     Args:
-        model: maps inputs `(B, ...)` to logits `(B, K)`.
+        model: maps inputs `(B, ...)` to logits `(B, K)`, dense logits `(B, K, *S)`, or whatever else `loss` takes.
         x: clean inputs inside the bounds.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)` or `(B, *S)`, class probabilities, or whatever else `loss` takes.
         threat: a threat model with `eps`.
         loss: per-sample function `(logits, labels) -> (B,)`.
         targets: classes `(B,)` to be taken for; the attack then descends the loss towards them (of DLR it ascends the
@@ -246,7 +246,7 @@ def fgsm(
         Adversarial inputs, shape and dtype of `x`, detached; a `Verdict` with them if `verdict`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        TypeError: if an argument is of the wrong kind (float class indices, integer inputs, no threat model, ...).
         ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
             numbers out of range, the model returns no logits, or an option would have no effect.
 
@@ -311,9 +311,9 @@ def cw(
     for the smallest perturbation; for that see `fab`.
 
     Args:
-        model: maps inputs `(B, ...)` to logits `(B, K)`.
+        model: maps inputs `(B, ...)` to logits `(B, K)`, or dense logits `(B, K, *S)`.
         x: clean inputs inside the bounds.
-        labels: class indices `(B,)`.
+        labels: class indices `(B,)`, or `(B, *S)`, where -100 is no label.
         threat: a threat model.
         steps: number of gradient steps.
         step_size: length s of a step in input units, one number or one per sample `(B,)`; None means
@@ -342,7 +342,7 @@ def cw(
         Adversarial inputs, shape and dtype of `x`, detached; a `Verdict` with them if `verdict`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        TypeError: if an argument is of the wrong kind (float class indices, integer inputs, no threat model, ...).
         ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
             numbers out of range, the model returns no logits, or an option would have no effect.
 

@@ -62,7 +62,7 @@ def n_fgsm(
         Inputs to train on, shape and dtype of `x`, detached.
 
     Raises:
-        TypeError: if an argument is of the wrong kind (float labels, integer inputs, no threat model, ...).
+        TypeError: if an argument is of the wrong kind (float class indices, integer inputs, no threat model, ...).
         ValueError: if shapes or devices differ, inputs are outside the bounds or not finite, labels out of range,
             numbers out of range, the model returns no logits, or `noise` is not positive.
 
