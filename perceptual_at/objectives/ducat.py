@@ -50,8 +50,9 @@ def ducat(
     in one batch, as released, so that batch norm mixes their statistics. The attack sees the 2K outputs; evaluate with
     `models.fold_classes`.
 
-    Passes: the attack, one forward of both inputs together, and then on TRADES one each of `x_adv` and `x`, on MART one
-    of `x_adv` before and one of `x` after. Without dummies: one of `x_adv`, and the base's others.
+    Passes: the attack, on TRADES one of `x` for its reference, one forward of both inputs together, and then on TRADES
+    one each of `x_adv` and `x`, on MART one of `x_adv` before and one of `x` after. Without dummies: one of `x_adv`,
+    and the base's others.
 
     Args:
         model: maps inputs to `(B, 2 K)` logits, the classes and then their dummies.

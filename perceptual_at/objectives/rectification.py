@@ -105,7 +105,7 @@ def adr(
     check_average("adr", average, model)
     x, labels = one_batch("adr", model, views, labels)
     check_indices("adr", labels)
-    _check.labels("adr", labels, **{"views[0]": x})
+    _check.labels("adr", labels, views=x)
     generator = source_of_noise("adr", noise, generator, x)
     (teacher,) = predictions(model, x, weights=average)
     rectified = rectified_labels(teacher, labels, temperature=temperature, trust=trust)

@@ -85,7 +85,7 @@ def gairat(
     check_geometry("gairat", steps, offset, form)
     x, labels = one_batch("gairat", model, views, labels)
     check_indices("gairat", labels)
-    _check.labels("gairat", labels, **{"views[0]": x})
+    _check.labels("gairat", labels, views=x)
     if kappa is None:
         own: Any = None
         if isinstance(attack, functools.partial):  # the steps are counted by a loss around the attack's own
