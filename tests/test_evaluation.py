@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from perceptual_at import (
     L2,
@@ -874,6 +874,36 @@ def test_without_tqdm_there_is_no_bar_and_no_error(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     assert evaluate(threshold, LOADER, {}).clean_accuracy == pytest.approx(5 / 6)
     assert capfd.readouterr() == ("", "")
+
+
+class Stream(IterableDataset):
+    """Samples of which nobody knows how many there are."""
+
+    def __iter__(self):
+        return zip(X, LABELS, strict=True)
+
+
+class Unmeasured(list):
+    def __len__(self):
+        raise TypeError("a stream has no length")
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda: DataLoader(Stream(), batch_size=4),
+        lambda: iter(DataLoader(Stream(), batch_size=4)),
+        lambda: Unmeasured(LOADER),
+        lambda: iter(LOADER),
+        lambda: (batch for batch in LOADER),
+    ],
+    ids=["stream", "its iterator", "an own loader", "iterator", "generator"],
+)
+def test_loaders_need_no_length(batches, progress):
+    result = evaluate(threshold, batches(), {"near": push(0.05)}, progress=progress)
+    assert result.correct.tolist() == RIGHT
+    assert torch.equal(result.robust["near"], quiet(threshold, LOADER, {"near": push(0.05)}).robust["near"])
 
 
 def test_a_loader_without_samples_is_refused():

@@ -1,8 +1,9 @@
 """Clean and robust accuracy of a model over a loader, kept per sample."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -120,9 +121,7 @@ def evaluate(
     ):  # fmt: skip
         run = Measurement(f, fast, plans, known, settings)
         first: list[Batch] = []
-        with Bar(
-            "evaluate", total=len(loader) if isinstance(loader, Sized) else None, shown=progress, unit="batch"
-        ) as bar:
+        with Bar("evaluate", total=length_hint(loader) or None, shown=progress, unit="batch") as bar:
             for given in loader:
                 x, labels, index = _batch(given, len(run.order))
                 if not index:
