@@ -7,15 +7,19 @@ Of two kinds, for two places:
 - Transforms of one image, for data sets (`standard`, `auto_augment`), composed of torchvision's. Do not give
   them batches: torchvision's transforms draw once per call, so that a batch would share one crop.
 
+In the worker processes of a `DataLoader` leave `generator` out: each has a copy of it, in the same state at every pass.
+
 Images stay in [0, 1]; labels keep their meaning. Flips are wrong for digits and letters: `flip=False`.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from perceptual_at import _check, _random
 from perceptual_at._extras import extra
@@ -304,7 +308,8 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
     """A transform that draws from a generator of its own, leaving torch's global random state alone.
 
     torchvision's transforms know no generator. In the worker processes of a `DataLoader` none is needed:
-    there the global random state follows from the loader's `generator`.
+    there the global random state follows from the loader's `generator`. One that is given all the same comes to each
+    worker as a copy, in the same state at every pass; its numbers are then joined with the worker's own seed.
 
     Args:
         transform: a function that draws from torch's global random state on the CPU.
@@ -329,11 +334,14 @@ def seeded(transform: Callable[..., Any], generator: torch.Generator | None) -> 
     if generator is None:
         return transform
 
-    return functools.partial(_drawn, transform, generator)
+    return functools.partial(_drawn, transform, generator, os.getpid())
 
 
-def _drawn(transform: Callable[..., Any], generator: torch.Generator, *inputs: Any) -> Any:
+def _drawn(transform: Callable[..., Any], generator: torch.Generator, home: int, *inputs: Any) -> Any:
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+    worker = get_worker_info()
+    if worker is not None and os.getpid() != home:  # a copy: without its seed all workers and passes would be alike
+        seed = (seed + worker.seed) % 2**63
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reseeds GPUs too
         return transform(*inputs)

@@ -1,5 +1,6 @@
 """Augmentation: every result is one of those allowed, each image draws for itself, draws can be repeated."""
 
+import os
 import pickle
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from perceptual_at.augment import (
     TwoViews,
@@ -282,6 +283,41 @@ def test_a_seeded_transform_pickles_for_workers_that_are_spawned():
     image, transform = torch.rand(1, 8, 8), seeded(TwoViews(standard(8)), source(4))
     again = pickle.loads(pickle.dumps(transform))  # with the generator as it stands
     assert torch.equal(torch.stack(again(image)), torch.stack(transform(image)))
+
+
+class Drawn(Dataset):
+    """What a transform draws for each of eight samples."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.transform(torch.zeros(()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_seeded_transform_draws_anew_in_each_worker_and_pass_and_the_same_for_the_same_seeds():
+    def passes(seed, transform):
+        own = torch.Generator().manual_seed(seed)
+        batches = DataLoader(Drawn(transform), 2, num_workers=2, generator=own, multiprocessing_context="fork")
+        return [torch.cat(list(batches)).tolist() for _ in range(2)]
+
+    def inherited():
+        return seeded(lambda image: image + torch.rand(()), source(4))
+
+    drawn = passes(0, inherited())
+    assert len({number for one in drawn for number in one}) == 16
+    assert drawn == passes(0, inherited())
+    assert drawn != passes(1, inherited())
+
+    def made_there(image):
+        return inherited()(image)
+
+    alone = inherited()(torch.zeros(())).item()  # made in the worker it is nobody's copy
+    assert passes(0, made_there) == [[alone] * 8] * 2
 
 
 def test_a_seeded_transform_that_raises_leaves_the_global_random_state():
