@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision import datasets
 
 from perceptual_at.data import (
@@ -201,6 +201,30 @@ def test_the_loader_shuffles_by_its_generator_and_shows_every_sample_once(wrap):
     assert [first, second] == passes(0)
     assert passes(1)[0] != first != second
     assert sorted(first) == sorted(data[i][1] for i in range(len(data)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TensorImages(pixels(7, 1, 2, 2), torch.arange(7)),
+        Subset(TensorImages(pixels(9, 1, 2, 2), torch.arange(9)), range(1, 8)),
+        TensorDataset(torch.rand(7, 2), torch.arange(7)),
+        ConcatDataset([TensorDataset(torch.rand(n, 2), torch.arange(n)) for n in (3, 4)]),
+    ],
+    ids=["images", "subset", "tensors", "one by one"],
+)
+def test_what_rebuilds_a_loader_from_its_parts_gets_the_same_batches(data):
+    def draw():
+        return loader(data, 3, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    expected, given = [labels.tolist() for _, labels in draw()], draw()
+    parts = {name: getattr(given, name) for name in ("batch_sampler", "collate_fn", "generator")}
+    assert [labels.tolist() for _, labels in DataLoader(given.dataset, **parts)] == expected
+    prepared = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(draw())
+    assert len(prepared) == 3
+    assert [labels.tolist() for _, labels in prepared] == expected
+    assert len(prepared.dataset) == 7
+    assert prepared.dataset[0][1] == data[0][1]
 
 
 def test_reading_in_order_leaves_the_global_random_state():

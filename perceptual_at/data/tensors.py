@@ -164,7 +164,7 @@ def loader(
         generator: what draws the orders, on the CPU; torch's global generator if absent.
 
     Returns:
-        An iterable of `(x, labels)`, with `len` batches.
+        An iterable of `(x, labels)`, with `len` batches. Where batches are indexed, `.dataset.dataset` is `dataset`.
 
     Raises:
         TypeError: if `dataset` is no map-style data set, or another argument of another type.
@@ -195,7 +195,28 @@ def loader(
     own = torch.Generator() if generator is None else generator
     if not _takes_lists(dataset):
         return DataLoader(dataset, batch_sampler=batches, generator=own)
-    return DataLoader(dataset, sampler=batches, batch_size=None, generator=own)
+    # Not `sampler=batches, batch_size=None`: what rebuilds loaders for several devices would lose the batches.
+    return DataLoader(_WholeBatches(dataset), batch_sampler=batches, collate_fn=_as_it_is, generator=own)
+
+
+class _WholeBatches(Dataset[Any]):
+    """A data set whose batches come by one indexing, already put together."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        return self.dataset[rows]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _is_indexed(data: Any) -> bool:
