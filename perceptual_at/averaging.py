@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at import _check
 from perceptual_at.victims.finding import bare
-from perceptual_at.victims.switching import put_back_cache, take_cache
+from perceptual_at.victims.switching import computed, put_back_cache, take_cache
 
 Weights = dict[str, Tensor]
 
@@ -252,6 +252,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
                 used[name] = weights[first.setdefault(id(value), name)].to(value.dtype)
     moving = _moving(inner, weights, used, first)
     cache = take_cache()  # weights that were computed from the model's own
+    hooked = [part for part in inner.modules() if part._forward_pre_hooks]
+    made = [(part, name, vars(part)[name]) for part in hooked for name in computed(part)]
     try:
         output: Tensor = torch.func.functional_call(inner, used, args, tie_weights=False)
     except RuntimeError as error:
@@ -263,6 +265,8 @@ def call_with(model: nn.Module, weights: Weights, *args: Tensor) -> Tensor:
         raise
     finally:
         put_back_cache(cache)
+        for part, name, tensor in made:
+            setattr(part, name, tensor)
     with torch.no_grad():
         for held, ran, before in moving:
             held.copy_(torch.where(ran == before, held, ran.to(held.dtype)))  # what stayed keeps all of its digits

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
@@ -141,6 +142,39 @@ def test_parameters_are_averaged_as_torch_does_it():
 
 
 # Calls with other weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
+        lambda layer: prune.random_structured(layer, "weight", amount=0.3, dim=0),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["pruned", "pruned rows", "weight norm", "spectral norm"],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_that_hooks_compute_are_the_models_own_after_a_call_with_others(hook, fails):
+    model, x = net().eval(), normal(3, 5, 4)
+    hook(model[0])
+    model(x)
+    computed, kept = model[0].weight, model[0].weight.detach().clone()
+    others = {name: 2 * value if "mask" not in name else value for name, value in snapshot(model).items()}
+    if fails:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            call_with(model, others, x[:, :3])
+    else:
+        assert not torch.equal(call_with(model, others, x), model(x))
+        computed = model[0].weight
+        call_with(model, others, x)
+    assert model[0].weight is computed
+    assert torch.equal(computed, kept)
+    computed.square().sum().backward()  # such as a penalty of the weights
+    assert all(
+        parameter.grad is not None for name, parameter in model.named_parameters() if name.startswith("0.weight")
+    )
 
 
 @given(seeds)
