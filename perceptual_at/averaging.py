@@ -39,10 +39,11 @@ def snapshot(model: nn.Module, *, dtype: torch.dtype | None = None) -> Weights:
     """
     _check.module("snapshot", model)
     _check.dtype("snapshot", "dtype", dtype)
-    return {
-        name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
-        for name, value in _tensors("snapshot", model).items()
-    }
+    with torch.inference_mode(False):  # where the copies could not move later
+        return {
+            name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
+            for name, value in _tensors("snapshot", model).items()
+        }
 
 
 def ema_update(
@@ -161,7 +162,8 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
             f"{function}: `batches` must hold one batch after the other, as a loader does, got "
             f"{type(batches).__name__}; a single one goes into a list, `[x]`."
         )
-    refreshed = {key: value.clone() for key, value in weights.items()}
+    with torch.inference_mode(False):
+        refreshed = {key: value.clone() for key, value in weights.items()}
     norms = {
         key: part
         for key, part in own.named_modules(remove_duplicate=False)
@@ -333,7 +335,7 @@ def _moved(function: str, average: Weights, model: nn.Module, share: float, buff
     parameters = {name for name, _ in own.named_parameters(remove_duplicate=False)}
     _check_weights(function, "average", average, current)
     updated = {}
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         for name, value in current.items():
             _check.same_device(function, f"average[{name!r}]", average[name].device, "the model's", value.device)
             how = "average" if name in parameters else buffers

@@ -83,6 +83,35 @@ def test_names_carry_no_prefix_of_a_wrapper(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda model, average: snapshot(model),
+        lambda model, average: snapshot(model, dtype=torch.float64),
+        lambda model, average: ema_update(average, model, decay=0.5),
+        lambda model, average: ema_update(average, model, decay=0.5, buffers="keep"),
+        lambda model, average: swa_update(average, model, count=2),
+        lambda model, average: refresh_batch_norm(model, average, [normal(1, 5, 4)]),
+    ],
+    ids=["snapshot", "another dtype", "ema", "ema of parameters", "swa", "refreshed"],
+)
+@pytest.mark.parametrize("inference", ["nothing", "the average", "the model"])
+def test_averages_that_were_made_in_inference_mode_go_on_outside(update, inference):
+    with torch.inference_mode(inference == "the model"):
+        model = net(1)
+    average = snapshot(net(2))
+    expected = update(model, average)
+    with torch.inference_mode():
+        average = {name: value.clone() for name, value in average.items()} if inference == "the average" else average
+        updated = update(model, average)
+    assert not any(value.is_inference() for value in updated.values())
+    assert same(updated, expected)
+    trained = net(3).train()
+    call_with(trained, updated, normal(0, 5, 4).requires_grad_()).sum().backward()  # moves its running statistics
+    assert not torch.equal(updated["1.running_mean"], expected["1.running_mean"])
+    assert same(ema_update(updated, trained, decay=0.0), trained.state_dict())
+
+
 # Averaging --------------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +201,8 @@ def test_weights_that_hooks_compute_are_the_models_own_after_a_call_with_others(
     assert model[0].weight is computed
     assert torch.equal(computed, kept)
     computed.square().sum().backward()  # such as a penalty of the weights
-    assert all(
-        parameter.grad is not None for name, parameter in model.named_parameters() if name.startswith("0.weight")
-    )
+    own = [parameter for name, parameter in model.named_parameters() if name.startswith("0.weight")]
+    assert all(parameter.grad is not None for parameter in own)
 
 
 @given(seeds)
