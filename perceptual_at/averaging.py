@@ -142,7 +142,8 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
 
     Raises:
         TypeError: if `model` is no module, `weights` no dict of tensors, or `batches` no batches.
-        ValueError: if names are missing or unknown, shapes differ, or there is no batch.
+        ValueError: if names are missing or unknown, shapes differ, there is no batch, or one whose images have no
+            variance, as a single image may.
 
     Source:
         Izmailov et al. 2018 (SWA), Sec. 3.2; KD+SWA (Chen et al. 2021), released code.
@@ -186,8 +187,16 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
                 )
             for norm in norms.values():
                 norm.momentum = x.shape[0] / (seen + x.shape[0])
-            with torch.no_grad():
-                call_with(own, refreshed, x)
+            try:
+                with torch.no_grad():
+                    call_with(own, refreshed, x)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{function}: `batches` has one of shape {tuple(x.shape)}, in which a batch norm sees a single "
+                    "value per channel, without a variance; leave it out (`drop_last=True`) or take another batch size."
+                ) from error
             seen += x.shape[0]
     if not seen:
         raise ValueError(f"{function}: `batches` is empty; give the training images once, for example a loader.")

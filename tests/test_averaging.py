@@ -316,6 +316,10 @@ def test_without_batch_norm_nothing_is_run():
     ("call", "words"),
     [
         (lambda m: refresh_batch_norm(m, snapshot(m), []), "refresh_batch_norm: `batches` is empty"),
+        (
+            lambda m: refresh_batch_norm(m, snapshot(m), [normal(0, 2, 4), normal(1, 1, 4)]),
+            r"refresh_batch_norm: `batches` has one of shape \(1, 4\), .*`drop_last=True`",
+        ),
         (lambda m: refresh_batch_norm(m, {}, []), "`weights` does not belong"),
         (lambda m: swa_update(snapshot(m), m, count=-1), "swa_update: `count`"),
         (lambda m: swa_update(snapshot(m), m, count=torch.ones(3)), "swa_update: `count`"),
