@@ -194,7 +194,8 @@ def cutmix(
     _check.labels("cutmix", labels, classes=num_classes, x=x)
     _check.number("cutmix", "alpha", alpha, above=0)
     _random.on_cpu("cutmix", generator)
-    mix = _torchvision("cutmix").CutMix(alpha=float(alpha), num_classes=num_classes)
+    with torch.device("cpu"):  # where it keeps what it draws from
+        mix = _torchvision("cutmix").CutMix(alpha=float(alpha), num_classes=num_classes)
     mixed, soft_labels = seeded(mix, generator)(x, labels.long())
     return mixed, soft_labels
 
@@ -342,7 +343,7 @@ def _drawn(transform: Callable[..., Any], generator: torch.Generator, home: int,
     worker = get_worker_info()
     if worker is not None and os.getpid() != home:  # a copy: without its seed all workers and passes would be alike
         seed = (seed + worker.seed) % 2**63
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # where it draws, whatever torch's default device
         torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reseeds GPUs too
         return transform(*inputs)
 

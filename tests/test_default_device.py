@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import ConcatDataset, TensorDataset
 
 import perceptual_at as pat
 from perceptual_at import L1, L2, Linf, SampleGenerator, objectives, theory
+from perceptual_at.augment import cutmix, seeded, standard
+from perceptual_at.data import TensorImages, loader
 from tests.strategies import generator, normal, uniform
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -74,6 +77,37 @@ def test_objectives(name, elsewhere):
     model = network()
     loss, _ = elsewhere(lambda: objective(model, views, LABELS))
     assert loss.device.type == "cpu"
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kind", [TensorImages, TensorDataset, lambda *data: ConcatDataset([TensorDataset(*data)])])
+def test_loaders(kind, shuffle, elsewhere):
+    data = kind(images(), LABELS)
+
+    def passes(own=None):
+        options = {"shuffle": True, "generator": own} if shuffle else {}
+        return [labels.tolist() for _ in range(2) for _, labels in loader(data, 3, **options)]
+
+    assert elsewhere(lambda: passes(torch.Generator("cpu").manual_seed(0))) == passes(torch.Generator().manual_seed(0))
+    first, second = elsewhere(passes)[:2]
+    assert sorted(first + second) == sorted(LABELS.tolist())
+
+
+def test_transforms_of_a_generator_draw_from_it(elsewhere):
+    def draw(image):
+        return image + torch.rand(()) + torch.randint(9, ()).item()
+
+    x = images()
+
+    def draws():
+        own = torch.Generator("cpu").manual_seed(3)
+        mixed, soft = cutmix(x, LABELS, num_classes=3, generator=own)
+        return mixed, soft, seeded(draw, own)(x[0]), seeded(standard(4, padding=1), own)(x[0])
+
+    before = torch.random.get_rng_state()
+    for found, wanted in zip(elsewhere(draws), draws(), strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Images held as one tensor: a data set that serves single samples and whole batches, and how to split it."""
 
 import numbers
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -189,14 +189,31 @@ def loader(
     size = cast("Sized", dataset)
     if shuffle and not len(size):
         raise ValueError("loader: `dataset` is empty; there is nothing to shuffle.")
-    sampler = RandomSampler(size, generator=generator) if shuffle else SequentialSampler(size)
+    sampler = _Shuffled(size, generator=generator) if shuffle else SequentialSampler(size)
     batches = BatchSampler(sampler, int(batch_size), drop_last)
     # At every pass DataLoader draws a seed for workers (there are none): not from the global random state.
     own = torch.Generator() if generator is None else generator
     if not _takes_lists(dataset):
-        return DataLoader(dataset, batch_sampler=batches, generator=own)
+        return _Loader(dataset, batch_sampler=batches, generator=own)
     # Not `sampler=batches, batch_size=None`: what rebuilds loaders for several devices would lose the batches.
-    return DataLoader(_WholeBatches(dataset), batch_sampler=batches, collate_fn=_as_it_is, generator=own)
+    return _Loader(_WholeBatches(dataset), batch_sampler=batches, collate_fn=_as_it_is, generator=own)
+
+
+class _Loader(DataLoader[Any]):
+    """A loader that draws its seeds on the CPU, where its generator is, whatever torch's default device."""
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
+
+
+class _Shuffled(RandomSampler):
+    """A new order in each pass, drawn on the CPU too."""
+
+    def __iter__(self) -> Iterator[int]:
+        with torch.device("cpu"):
+            order = list(super().__iter__())
+        return iter(order)
 
 
 class _WholeBatches(Dataset[Any]):
