@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 _ONLY_BACKWARD = ("use_reentrant", "_will_engine_execute_node")
 """Of torch's errors where something in a graph can only be gone back through by `.backward()`."""
 _OUT_OF_REACH = {
@@ -27,6 +29,18 @@ _OUT_OF_REACH = {
 def only_backward(error: Exception) -> bool:
     """Whether a gradient with respect to chosen tensors failed because only `.backward()` can be had."""
     return any(part in str(error) for part in _ONLY_BACKWARD)
+
+
+def only_once(error: Exception) -> bool:
+    """Whether a graph cannot be gone back through again: torch.compile lets the first pass write over what it kept."""
+    return "donated buffers" in str(error)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """A block in which compiled models run as they were written, whose graphs last and have second derivatives."""
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def needs_backward(function: str, chosen: str) -> ValueError:

@@ -239,6 +239,7 @@ KINDS = {
     "exported module": lambda net: exported(net).module(),
     "exported part": lambda net: nn.Sequential(exported(net).module()),
     "compiled": lambda net: torch.compile(net, backend="eager"),
+    "compiled, passes back too": lambda net: torch.compile(net, backend="aot_eager"),
     "compiled function": lambda net: torch.compile(lambda x: net(x), backend="eager"),
     "checkpoint": lambda net: Recomputed(net, False),
     "reentrant checkpoint": lambda net: Recomputed(net, True),
@@ -311,6 +312,18 @@ def test_grad_align_trains_compiled_parts_which_have_no_second_derivative():
         attack = functools.partial(pgd, threat=THREAT, steps=1, start="clean")
         loss, _ = objectives.grad_align(model, (x,), labels, attack, threat=THREAT, generator=generator(0))
         found.append(torch.autograd.grad(loss, net[1].weight)[0])
+    assert_close(*found)
+
+
+@pytest.mark.slow
+def test_cure_takes_several_gradients_of_one_pass_of_compiled_models():
+    torch._dynamo.reset()
+    net, found = training_net().eval(), []
+    for model in (net, torch.compile(net, backend="aot_eager")):
+        learnt(model).backward()  # a step of another objective, for which torch compiles the pass back
+        net.zero_grad()
+        cure_gradients(model, *STEP, average=None, generator=generator(0))
+        found.append(next(net.parameters()).grad.clone())
     assert_close(*found)
 
 

@@ -1,5 +1,6 @@
 """CURE: TRADES held to its own averaged network, with gradients in which only what matters moves."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at._differentiation import by_grad
+from perceptual_at._differentiation import by_grad, uncompiled
 from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.gradient_revision import check_shares, revise
@@ -143,7 +144,8 @@ def cure_gradients(
     """
     check_shares("cure_gradients", share, natural_weight, robust_weight, layers)
     options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
-    loss, terms = _terms("cure_gradients", model, views, labels, attack, noise=noise, generator=generator, **options)
+    options |= {"again": True, "noise": noise, "generator": generator}
+    loss, terms = _terms("cure_gradients", model, views, labels, attack, **options)
     trained = {name: value for name, value in bare(model).named_parameters() if value.requires_grad}
     natural, robust, total = (
         _by_name(value, trained, keep=value is not loss) for value in (terms["cross_entropy"], terms["kl"], loss)
@@ -167,9 +169,13 @@ def _terms(
     beta: Any,
     weight: Any,
     teacher_mode: Any,
+    again: bool = False,
     **noise: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its terms, with gradients; `noise` and its `generator` make the start of the attack."""
+    """The loss and its terms, with gradients, for `again` such that can be taken more than once.
+
+    `noise` and its `generator` make the start of the attack.
+    """
     _check.number(function, "beta", beta, at_least=0.0)
     _check.number(function, "weight", weight, at_least=0.0)
     _check.choice(function, "teacher_mode", teacher_mode, ("eval", "as_is"))
@@ -180,7 +186,8 @@ def _terms(
     stable: list[Tensor] = []
     logits = []
     for inputs in (x, x_adv):
-        logits.append(forward(model, inputs))
+        with uncompiled() if again else contextlib.nullcontext():
+            logits.append(forward(model, inputs))
         if average is not None:
             (teacher,) = predictions(model, inputs, weights=average, as_is=teacher_mode == "as_is")
             stable.append(kl_divergence(teacher, logits[-1]).mean())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check, _random
 from perceptual_at._attention import attention_in_parts
-from perceptual_at._differentiation import by_grad
+from perceptual_at._differentiation import by_grad, uncompiled
 from perceptual_at.divergences import cross_entropy
 from perceptual_at.losses import grad_align_loss
 from perceptual_at.objectives.passes import Attack, Result, attacked, check_indices, finish, forward, one_batch
@@ -83,8 +83,7 @@ def _gradient(model: nn.Module, x: Tensor, labels: Tensor, *, differentiable: bo
     with contextlib.ExitStack() as differently:
         if differentiable:
             differently.enter_context(attention_in_parts())
-            if not torch.compiler.is_compiling():
-                differently.enter_context(torch.compiler.set_stance("force_eager"))
+            differently.enter_context(uncompiled())
         total = cross_entropy(forward(model, at), labels).sum()
     with by_grad("grad_align", "inputs"):
         return torch.autograd.grad(total, at, create_graph=differentiable)[0]

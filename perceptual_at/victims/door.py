@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from perceptual_at import _check
-from perceptual_at._differentiation import needs_backward, only_backward
+from perceptual_at._differentiation import needs_backward, only_backward, only_once, uncompiled
 from perceptual_at._rounding import leveled, wide
 from perceptual_at._shapes import rows
 from perceptual_at.divergences import PerSampleLoss
@@ -292,7 +292,7 @@ class Victim:
         """Whether the loss is the user's own, which may write to what it is given."""
         self.classes = terms.judged or (own and terms.loss is not None)
         self.unknown = terms.model_mode == "eval" and not isinstance(model, nn.Module)
-        self.writes = self.reentrant = self.output_checked = False
+        self.writes = self.reentrant = self.uncompiled = self.output_checked = False
         self.sizes = _SIZES.get()
         self.forwards = self.gradients = 0
         """Passes so far, of whatever batch; those of a gradient count in both."""
@@ -390,14 +390,19 @@ class Victim:
         Each call of it is one input-gradient pass; `last` says that no other follows.
         """
         point = x.clone().requires_grad_()
-        logits = _widened(self._output(self.model, point))
+
+        def forward() -> Any:
+            with uncompiled() if self.uncompiled else _ALONE:
+                return _widened(self._output(self.model, point))
+
+        logits = forward()
 
         def pull_back(weights: Tensor, last: bool = True) -> Tensor:
             nonlocal logits
             self.gradients += 1
             grad = self._pulled_back(logits, point, weights, retain_graph=not last)
             if grad is None:
-                logits = _widened(self._output(self.model, point))
+                logits = forward()
                 grad = self._pulled_back(logits, point, weights, retain_graph=not last)
             assert grad is not None
             return grad
@@ -466,6 +471,9 @@ class Victim:
             try:
                 (grad,) = torch.autograd.grad(total, x, weights, allow_unused=True, retain_graph=retain_graph)
             except RuntimeError as error:
+                if retain_graph and only_once(error):
+                    self.uncompiled = True
+                    return None
                 if not only_backward(error):
                     raise
                 if not self.loan.freezes:
