@@ -260,7 +260,8 @@ def _gradients(model: nn.Module, loss: Callable[[], Tensor], chosen: list[Tensor
             f"{'' if value.requires_grad else ' without a gradient'}."
         )
     with by_grad("ascend", "parameters"):
-        gradients: list[Tensor | None] = list(torch.autograd.grad(value, chosen, allow_unused=True))
+        found = torch.autograd.grad(value, chosen, allow_unused=True)
+    gradients: list[Tensor | None] = [one.to_dense() if one is not None and one.is_sparse else one for one in found]
     wrapper: Any = getattr(model, "_orig_mod", model)
     if not isinstance(wrapper, DistributedDataParallel):
         return gradients

@@ -306,6 +306,26 @@ def test_without_revision_cures_gradients_are_those_of_its_loss():
     assert_close(model.conv1.weight.grad[~gone], plain["conv1.weight"][~gone])
 
 
+class Placed(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        torch.manual_seed(0)
+        self.places, self.head = nn.Embedding(3, 5, sparse=sparse), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) + self.places(torch.ones(len(x), dtype=torch.int64))
+
+
+def test_cure_revises_sparse_gradients_as_dense_ones():
+    found = []
+    for sparse in (False, True):
+        model, x, labels = Placed(sparse), torch.rand(4, 12), torch.tensor([0, 1, 2, 4])
+        attack = functools.partial(pgd, threat=Linf(0.1), steps=1)
+        cure_gradients(model, (x,), labels, attack, average=None, generator=torch.Generator().manual_seed(0))
+        found.append(model.places.weight.grad)
+    assert_close(*found)
+
+
 # DUCAT ---------------------------------------------------------------------------------------------------------------
 
 

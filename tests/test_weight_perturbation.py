@@ -265,3 +265,14 @@ def test_an_attack_that_failed_is_asked_again():
         attack(None, x, None)
     found = [attack(None, x, None)[0, 0].item() for _ in range(4)]
     assert found == [0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_move_weights_as_dense_ones_do(kind):
+    words, labels, moves = torch.tensor([[0, 1], [3, 1]]), torch.tensor([2, 4]), []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = kind(6, 5, sparse=sparse)
+        loss = lambda: cross_entropy(table(words).flatten(1), labels).mean()  # noqa: B023, E731
+        moves.append(ascend(table, loss, size=0.1).move["weight"])
+    assert_close(*moves)

@@ -204,6 +204,6 @@ def _by_name(value: Tensor, trained: dict[str, nn.Parameter], *, keep: bool) -> 
     with by_grad("cure_gradients", "parameters"):
         found = torch.autograd.grad(value, list(trained.values()), retain_graph=keep, allow_unused=True)
     return {
-        name: torch.zeros_like(parameter) if gradient is None else gradient
+        name: torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
         for (name, parameter), gradient in zip(trained.items(), found, strict=True)
     }
