@@ -78,7 +78,7 @@ def cure(
         >>> list(terms), bool(terms["averaged_kl"] < 1e-6)  # the average is still the model
         (['cross_entropy', 'kl', 'averaged_kl'], True)
     """
-    options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
+    options: dict[str, Any] = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
     loss, terms = _terms("cure", model, views, labels, attack, noise=noise, generator=generator, **options)
     return finish(loss, **terms)
 
@@ -143,7 +143,7 @@ def cure_gradients(
         (3, False)
     """
     check_shares("cure_gradients", share, natural_weight, robust_weight, layers)
-    options = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
+    options: dict[str, Any] = {"average": average, "beta": beta, "weight": weight, "teacher_mode": teacher_mode}
     options |= {"again": True, "noise": noise, "generator": generator}
     loss, terms = _terms("cure_gradients", model, views, labels, attack, **options)
     trained = {name: value for name, value in bare(model).named_parameters() if value.requires_grad}
