@@ -53,8 +53,9 @@ def ema_update(
 
     $$ \bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta $$
 
-    for parameters and for batch norm's running mean and variance; integer buffers are copied. Call it after
-    the optimiser's step. Called at the end of an epoch with the weights from its start it is PIAT's interpolation.
+    for parameters and for floating buffers such as batch norm's running mean and variance; integer buffers are copied.
+    Call it after the optimiser's step. Called at the end of an epoch with the weights from its start it is PIAT's
+    interpolation.
 
     Args:
         average: weights from `snapshot` or the last update; left untouched.
@@ -185,6 +186,8 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
                     f"{function}: `batches` must hold images, or tuples that begin with them, got "
                     f"{type(batch).__name__}."
                 )
+            if not len(x):
+                continue
             for norm in norms.values():
                 norm.momentum = x.shape[0] / (seen + x.shape[0])
             try:

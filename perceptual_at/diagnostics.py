@@ -16,7 +16,7 @@ from perceptual_at._shapes import per_sample
 from perceptual_at._values import Value
 from perceptual_at.divergences import squared_error
 from perceptual_at.metrics import Score, judge
-from perceptual_at.objectives.passes import Attack, Perceive
+from perceptual_at.objectives.passes import Attack, Perceive, attacked
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat, check_threat
@@ -105,8 +105,8 @@ def perception_gap(
         A `PerceptionGap` with one entry per sample.
 
     Raises:
-        TypeError: if `perturb` is no function, or the model returns no tensor.
-        ValueError: if the loader is empty or shapes do not fit.
+        TypeError: if `perturb` is no function, or it or the model returns no tensor.
+        ValueError: if the loader is empty, shapes do not fit, labels are out of range, or a score is outside [0, 1].
 
     Source:
         RPAT, Sec. 3, Fig. 2 and Fig. 5: failure cases move less than success cases after adversarial training.
@@ -135,8 +135,9 @@ def perception_gap(
             if not len(x):
                 continue
             x_adv = perturb(f, x.clone(), labels)  # clones, which attacks and models may write to
+            _check.same_shape("perception_gap", x=x, **{"perturb(model, x, labels)": x_adv})
             with torch.no_grad():
-                (clean_outputs, clean), (adv_outputs, adv) = perceived(x.clone()), perceived(x_adv.clone())
+                (clean_outputs, clean), (adv_outputs, adv) = map(_two, (perceived(x.clone()), perceived(x_adv.clone())))
             _check_perception("perception_gap", clean, x)
             defended, correct = (
                 judge("perception_gap", outputs, labels, score).score for outputs in (adv_outputs, clean_outputs)
@@ -213,6 +214,10 @@ def random_noise(
     Returns:
         Perturbed inputs of the shape of `x`.
 
+    Raises:
+        TypeError: if `x` is no floating-point tensor, `threat` no threat model, or `generator` no generator.
+        ValueError: if `generator` is on another device.
+
     Source:
         RPAT, Fig. 2 ("Random").
 
@@ -253,6 +258,7 @@ def perturbed_by_group(
         Inputs of the shape of `x`, each row one of the three.
 
     Raises:
+        TypeError: if inputs are no floating-point tensors, or `partition` is not what `boundary_partition` gives.
         ValueError: if shapes differ or a word is unknown.
 
     Source:
@@ -315,7 +321,8 @@ def attacked_by_group(
         Inputs of the shape of `x`.
 
     Raises:
-        ValueError: if a word is unknown or a number is out of range.
+        TypeError: if an attack is no function, it or the model gives no tensor, or `labels` are no integers.
+        ValueError: if a word is unknown, a number or a label is out of range, or shapes do not fit.
 
     Source:
         RAAT, Sec. 2.1 and Fig. 2.
@@ -336,10 +343,13 @@ def attacked_by_group(
     _check.attack(name, "`attack`", attack)
     if reduced_attack is not None:
         _check.attack(name, "`reduced_attack`", reduced_attack)
-    x_adv = attack(model, x, labels)
-    reduced = interpolate(x, x_adv, eta) if reduced_attack is None else reduced_attack(model, x, labels)
+    x_adv = attacked(name, attack, model, x, labels)
+    reduced = interpolate(x, x_adv, eta) if reduced_attack is None else attacked(name, reduced_attack, model, x, labels)
     with torch.no_grad(), lent(name, model) as f:
-        parts = boundary_partition(asked(name, f, x), asked(name, f, reduced), labels)
+        logits = [asked(name, f, points) for points in (x, reduced)]
+    _check.logits(name, **{"model(x)": logits[0], "model(reduced)": logits[1]})
+    labels = _check.indices(name, labels, **{"model(x)": logits[0]})
+    parts = boundary_partition(*logits, labels)
     return perturbed_by_group(
         x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified
     )
@@ -407,6 +417,13 @@ def _check_perception(function: str, value: Any, x: Tensor) -> None:
             f"{function}: `model` must return a floating-point tensor with {x.shape[0]} rows, got {value.dtype} of "
             f"shape {tuple(value.shape)}."
         )
+
+
+def _two(seen: Any) -> tuple[Any, Any]:
+    """What `perceive` gave."""
+    if not isinstance(seen, tuple | list) or len(seen) != 2:
+        raise TypeError(f"perception_gap: `perceive` must give (logits, perception), got {_check.came(seen)}.")
+    return seen[0], seen[1]
 
 
 def _pair(function: str, batch: Any) -> tuple[Tensor, Tensor]:

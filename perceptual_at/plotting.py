@@ -251,7 +251,7 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
     """Mean movement of the logits along the way from clean to adversarial; an even path is a straight line.
 
     Args:
-        alphas: places on the path.
+        alphas: places on the path, the last of them 1: the movement there is the whole.
         paths: per model, what `perception_path` gave for them, `(len(alphas), B)`.
         ax: matplotlib axes to draw on; a new figure is made if absent.
 
@@ -315,9 +315,9 @@ def save(ax: Any, path: str | os.PathLike[str]) -> None:
         ax.figure.savefig(beside, dpi=160, bbox_inches="tight")
 
 
-def _matplotlib_figure() -> Any:
-    canvas = extra("plotting", "matplotlib.backends.backend_agg", why="for plots").FigureCanvasAgg
-    figure = extra("plotting", "matplotlib.figure", why="for plots").Figure(figsize=(6.0, 4.5), layout="constrained")
+def _matplotlib_figure(function: str) -> Any:
+    canvas = extra(function, "matplotlib.backends.backend_agg", why="for plots").FigureCanvasAgg
+    figure = extra(function, "matplotlib.figure", why="for plots").Figure(figsize=(6.0, 4.5), layout="constrained")
     canvas(figure)
     return figure
 
@@ -325,7 +325,7 @@ def _matplotlib_figure() -> Any:
 def _axes(function: str, ax: Any) -> Any:
     """The axes given, or new ones."""
     if ax is None:
-        return _matplotlib_figure().add_subplot()
+        return _matplotlib_figure(function).add_subplot()
     _check_axes(function, ax)
     return ax
 

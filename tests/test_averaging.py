@@ -312,6 +312,14 @@ def test_without_batch_norm_nothing_is_run():
     assert same(refresh_batch_norm(model, snapshot(model), iter(())), snapshot(model))
 
 
+def test_batches_without_an_image_say_nothing_of_statistics():
+    model, x, nothing = nn.BatchNorm1d(2), torch.rand(6, 2), torch.zeros(0, 2)
+    whole = refresh_batch_norm(model, snapshot(model), [x[:4], x[4:]])
+    assert same(refresh_batch_norm(model, snapshot(model), [nothing, x[:4], nothing, x[4:]]), whole)
+    with pytest.raises(ValueError, match="refresh_batch_norm: `batches` is empty"):
+        refresh_batch_norm(model, snapshot(model), [nothing])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

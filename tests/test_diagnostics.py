@@ -92,6 +92,25 @@ def test_loaders_and_places_are_named_and_empty_batches_do_no_harm():
         "perception_path: `model` must be callable": lambda: perception_path("net", X, X, [0.5]),
         "random_noise: `threat` must be a threat model": lambda: random_noise(None, X, LABELS, 0.1),
         "random_noise: `x` must be": lambda: random_noise(None, X.tolist(), LABELS, Linf(0.1)),
+        "perception_gap: `perturb\\(model, x, labels\\)` must be a torch.Tensor, got NoneType": lambda: perception_gap(
+            Careful(), [(X, LABELS)], lambda *_: None
+        ),
+        "perception_gap: `perturb\\(model, x, labels\\)` has shape": lambda: perception_gap(
+            Careful(), [(X, LABELS)], lambda *_: X[:2]
+        ),
+        "perception_gap: `perceive` must give \\(logits, perception\\), got shape": lambda: perception_gap(
+            Careful(), [(X, LABELS)], up, perceive=Careful()
+        ),
+        "attacked_by_group: `attack\\(model, x, labels\\)` must be a torch.Tensor": lambda: attacked_by_group(
+            Careful(), X, LABELS, lambda *_: None
+        ),
+        "attacked_by_group: `attack\\(model, x, labels\\)` has shape": lambda: attacked_by_group(
+            Careful(), X, LABELS, up, reduced_attack=lambda *_: X[:2]
+        ),
+        "attacked_by_group: `model\\(x\\)` must be a torch.Tensor, got tuple": lambda: attacked_by_group(
+            lambda x: (x,), X, LABELS, up
+        ),
+        "attacked_by_group: `labels` must lie in": lambda: attacked_by_group(Careful(), X, LABELS + 99, up),
         "perturbed_by_group: `partition` must be": lambda: perturbed_by_group(X, X, X, (LABELS == 0, LABELS == 1)),
         "attacked_by_group: `model` must be callable": lambda: attacked_by_group(None, X, LABELS, up),
         "accuracy: `labels` must be": lambda: accuracy(X.flatten(1), LABELS.double()),

@@ -1,6 +1,7 @@
 """The trade-off plot, and files that are whole or not there."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_own_results_stand_among_the_published_ones():
     assert all(low < row.clean < high for row in rows)
     with pytest.raises(ValueError, match="`rows` is empty"):
         plotting.published_trade_offs([])
+
+
+@pytest.mark.parametrize(("function", "given"), [
+    ("trade_off", (RUNS,)), ("published_trade_offs", (published(paper="RAAT", table=1),)),
+    ("accuracy_bars", (Evaluation(torch.tensor([True]), {}),)), ("perception_paths", ([1.0], {})),
+])  # fmt: skip
+def test_a_plot_says_in_its_own_name_that_matplotlib_is_missing(monkeypatch, function, given):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=f"^{function}: matplotlib is needed for plots"):
+        getattr(plotting, function)(*given)
 
 
 def words(ax):

@@ -121,7 +121,12 @@ def call(function: str, h: Map, points: Tensor) -> Tensor:
 
 
 def positions(
-    function: str, alphas: float | Sequence[float] | Tensor, like: Tensor, *, interior: bool = False
+    function: str,
+    alphas: float | Sequence[float] | Tensor,
+    like: Tensor,
+    *,
+    interior: bool = False,
+    name: str = "alphas",
 ) -> Tensor:
     """Turn places on the segment into a tensor `(m,)` beside `like`.
 
@@ -130,21 +135,21 @@ def positions(
     if isinstance(alphas, Tensor):
         if alphas.ndim > 1 or not alphas.is_floating_point():
             raise ValueError(
-                f"{function}: `alphas` must be a number, a sequence of numbers or a floating tensor of shape (m,), "
+                f"{function}: `{name}` must be a number, a sequence of numbers or a floating tensor of shape (m,), "
                 f"got {alphas.dtype} of shape {tuple(alphas.shape)}."
             )
         return alphas.reshape(-1).to(like)
     single = _check.is_number(alphas)
     if not single and (not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) == 0):
-        raise TypeError(f"{function}: `alphas` must be a number or a sequence of numbers, got {type(alphas).__name__}.")
+        raise TypeError(f"{function}: `{name}` must be a number or a sequence of numbers, got {type(alphas).__name__}.")
     values = [alphas] if single else list(alphas)  # type: ignore[arg-type]  # as checked above
     if not values:
-        raise ValueError(f"{function}: `alphas` must name at least one place on the segment, got none.")
+        raise ValueError(f"{function}: `{name}` must name at least one place on the segment, got none.")
     for value in values:
         if interior:
-            _check.number(function, "alphas", value, above=0, below=1)
+            _check.number(function, name, value, above=0, below=1)
         else:
-            _check.number(function, "alphas", value, at_least=0, at_most=1)
+            _check.number(function, name, value, at_least=0, at_most=1)
     return torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
 
 

@@ -273,7 +273,7 @@ def mean_jacobian_identity(
     _check.count(name, "nodes", nodes)
     fixed(name, h)
     places = positions(name, alphas, x, interior=True)
-    inner = places.new_empty(0) if breaks is None else positions(name, breaks, x)
+    inner = places.new_empty(0) if breaks is None else positions(name, breaks, x, name="breaks")
     rows = []
     for alpha in places:
         edges = torch.cat([places.new_zeros(1), inner, alpha[None], places.new_ones(1)]).sort().values
@@ -293,8 +293,7 @@ def curvature_bound(
 
     $$ \|r(\alpha)\| \le \frac{\alpha(1-\alpha)}{2}\, \sup_{s \in [0,1]} \|\Delta^\top H_h(x + s\Delta)\,\Delta\| $$
 
-    Sharp: an equality for quadratics. Equivalent to $\|q(\alpha)\| \le \tfrac12 \sup\|g''\|$ for every
-        $\alpha$.
+    Sharp: an equality for quadratics. Equivalent to $\|q(\alpha)\| \le \tfrac12 \sup\|g''\|$ for every $\alpha$.
     False in the other direction, and vacuous for piecewise-linear networks, where the right side is zero and
     the left side is not.
 

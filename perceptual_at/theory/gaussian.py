@@ -131,7 +131,7 @@ def folded_mean(s: float) -> float:
     _check.number("folded_mean", "s", s, at_least=0)
     if s == 0:
         return 1.0
-    density = math.exp(-0.5 / s**2) / math.sqrt(2 * math.pi)
+    density = math.exp(-0.5 / s / s) / math.sqrt(2 * math.pi)
     return 1 - 2 * _phi(-1 / s) + 2 * s * density
 
 
@@ -208,8 +208,13 @@ def predicted_error(d: int, sigma: float, *, eps: float = 0.0, unlabeled: float 
     noise = sigma
     if unlabeled is not None:
         _check.number(name, "unlabeled", unlabeled, above=0)
-        noise = sigma / (math.sqrt(unlabeled) * (1 - 2 * predicted_error(d, sigma)))
-    return _phi(-math.sqrt(d) * (1 - eps * folded_mean(noise)) / (sigma * math.sqrt(1 + noise**2)))
+        noise = sigma / (math.sqrt(unlabeled) * _lead(d, sigma))
+    return _phi(-math.sqrt(d) * (1 - eps * folded_mean(noise)) / (sigma * math.hypot(1, noise)))
+
+
+def _lead(d: int, sigma: float) -> float:
+    """$1 - 2p$ of the one-sample classifier, with all digits where $p$ is near one half."""
+    return math.erf(math.sqrt(d / 2) / (sigma * math.hypot(1, sigma)))
 
 
 def half_error_threshold(d: int, c: float, eps: float) -> float:
@@ -247,8 +252,8 @@ def half_error_threshold(d: int, c: float, eps: float) -> float:
     _check.count(name, "d", d)
     _check.number(name, "c", c, above=0)
     _check.number(name, "eps", eps, above=0, below=1)
-    wrong = predicted_error(d, c * d**0.25)
-    return c**2 * math.sqrt(d) / (critical_noise(eps) * (1 - 2 * wrong)) ** 2
+    noise = c * d**0.25 / (critical_noise(eps) * _lead(d, c * d**0.25))
+    return noise * noise
 
 
 def consistency_estimator(x: Tensor, labels: Tensor, unlabeled: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def kink_identity(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[flo
 
 
 def count_activation_flips(h: Map, x: Tensor, delta: Tensor, *, points: int = 17) -> Tensor:
-    r"""How many units of a piecewise-linear network change their piece along the segment.
+    r"""How often units of a piecewise-linear network change their piece along the segment.
 
     Compares the activation patterns at neighbouring places of a grid. A plain ReLU network is aligned after
     all its layers (RAAT, Definition 1) exactly when the count is zero. Two points miss the units that flip

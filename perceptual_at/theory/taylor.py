@@ -128,8 +128,8 @@ def norm_defect(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[float
     $$ \|h(x+\alpha\Delta) - h(x)\|_2 - \alpha\,\|h(x+\Delta) - h(x)\|_2 $$
 
     A diagnostic, not a loss. A zero residual makes it zero, but not the other way round once `h` has two
-    outputs: a spiral of the right speed has no defect and is nowhere near its chord. For a single output the
-    two agree.
+    outputs: a spiral of the right speed has no defect and is nowhere near its chord. For a single output of a
+    continuous map, zero at all places means the same for both.
 
     Args:
         h: any map `(B, ...) -> (B, ...)`, in eval mode.
@@ -241,7 +241,7 @@ def layer_residuals(
         alphas: places in [0, 1].
         layers: names as in `model.named_modules()`; all layers without children if not given.
         relative: divide by the length of the layer's own change from clean to adversarial, sample by sample, so that
-            layers can be compared.
+            layers can be compared; NaN where it does not change.
 
     Returns:
         `{name: residual}` in the order of execution, each of shape `(m, B, ...)`. A layer that runs several
@@ -371,7 +371,7 @@ def taylor_coefficients(h: Map, x: Tensor, delta: Tensor, *, order: int = 4, alp
     _check.count(name, "order", order)
     _check.number(name, "order", order, at_most=4)
     fixed(name, h)
-    place = positions(name, alpha, x)
+    place = positions(name, alpha, x, name="alpha")
     if len(place) != 1:
         raise ValueError(f"{name}: `alpha` must be one place, where the series is centred, got {len(place)} of them.")
     return coefficients(name, h, x, delta, place, order)

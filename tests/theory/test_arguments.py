@@ -219,6 +219,12 @@ def test_a_jacobian_that_is_undefined_has_no_norm_and_one_of_zeros_a_gradient():
 def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ValueError, match=r"taylor_coefficients: `alpha` must be one place, .* got 2 of them"):
         theory.taylor_coefficients(torch.tanh, X, X, alpha=[0.0, 0.5])
+    for wrong in (2.0, torch.tensor([[0.5]])):
+        with pytest.raises(ValueError, match="^taylor_coefficients: `alpha` must"):
+            theory.taylor_coefficients(torch.tanh, X, X, alpha=wrong)
+    for wrong in ([2.0], torch.tensor([1]), "abc"):
+        with pytest.raises((TypeError, ValueError), match="^mean_jacobian_identity: `breaks` must"):
+            theory.mean_jacobian_identity(torch.tanh, X, X, 0.5, breaks=wrong)
     with pytest.raises(ValueError, match=r"mixup_box: `bounds` must be numbers \(low, high\) with low < high"):
         theory.mixup_box(X, X, 0.5, eps=0.1, bounds=(1.0, 0.0))
 

@@ -285,6 +285,21 @@ def test_more_noise_and_a_larger_budget_need_more_samples():
     assert all(a < b for column in zip(*grid, strict=True) for a, b in itertools.pairwise(column))
 
 
+def test_noise_of_every_size_has_its_limit():
+    assert theory.folded_mean(1e-200) == 1.0
+    assert theory.folded_mean(1e200) == pytest.approx(1e200 * math.sqrt(2 / math.pi))
+    assert theory.predicted_error(10, 1e-200, eps=0.5) == 0.0
+    assert theory.predicted_error(10, 1e200) == 0.5
+    assert theory.critical_noise(1e-300) == pytest.approx(1e300 * math.sqrt(math.pi / 2))
+    assert theory.half_error_threshold(10, 1e-200, 0.5) == 0.0
+    # Labels as good as chance: 1 - 2p is sqrt(2 d / pi) / sigma^2, of which one minus twice a half keeps nothing.
+    noise = 1e9**3 / math.sqrt(7 * 2 * 4 / math.pi)
+    limit = -math.sqrt(4) * 0.5 * math.sqrt(2 / math.pi) / 1e9
+    assert theory.predicted_error(4, 1e9, eps=0.5, unlabeled=7) == pytest.approx(0.5 - limit / math.sqrt(2 * math.pi))
+    expected = (noise * math.sqrt(7) / theory.critical_noise(0.5)) ** 2
+    assert theory.half_error_threshold(4, 1e9 / 4**0.25, 0.5) == pytest.approx(expected)
+
+
 def test_errors_say_what_came_and_what_was_wanted():
     w = torch.ones(3)
     with pytest.raises(ValueError, match=r"robust_error: `sigma` must lie in \(0, inf\), got 0"):
