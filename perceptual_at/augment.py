@@ -125,7 +125,7 @@ def cutout(x: Tensor, *, length: int | None = None, generator: torch.Generator |
     Args:
         x: images `(B, C, H, W)` of any dtype.
         length: side of the square in pixels, rounded down to an even number; half the image's height if
-            absent, as in Consistency-AT.
+            absent, as in Consistency-AT. One pixel covers nothing.
         generator: what draws, on the device of `x`; torch's global generator if absent.
 
     Returns:

@@ -147,6 +147,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         Name to tensor, on the CPU.
 
     Raises:
+        TypeError: if `path` is no path.
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole file of weights, its checksum is wrong, or two names differ in prefixes only.
         ImportError: if safetensors is not installed.

@@ -98,7 +98,8 @@ def probability_margin(logits: Tensor, labels: Tensor, *, wrong_logits: Tensor |
         wrong_logits: where the wrong classes' probabilities are taken from; None takes `logits`.
 
     Returns:
-        Shape `(B,)`, in [-1, 1]; negative where the sample is misclassified. MAIL's code has the opposite sign.
+        Shape `(B,)`, in [-1, 1]; without `wrong_logits` negative where the sample is misclassified. MAIL's code has the
+        opposite sign.
 
     Raises:
         TypeError: if `labels` are no integers or logits no floating-point tensor.

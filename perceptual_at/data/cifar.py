@@ -40,7 +40,8 @@ def cifar10(
     Raises:
         FileNotFoundError: if it is not there and was not asked for, or could not be fetched; the message says
             what to put where.
-        ValueError: if a file is damaged or another data set's (checked by MD5).
+        TypeError: if `root` is no path, or `transform` no function.
+        ValueError: if `split` is unknown, or a file is damaged or another data set's (checked by MD5).
         ImportError: if torchvision is not installed.
     """
     return _cifar("cifar10", "CIFAR10", root, split, download, transform)
@@ -67,7 +68,8 @@ def cifar100(
     Raises:
         FileNotFoundError: if it is not there and was not asked for, or could not be fetched; the message says
             what to put where.
-        ValueError: if a file is damaged or another data set's (checked by MD5).
+        TypeError: if `root` is no path, or `transform` no function.
+        ValueError: if `split` is unknown, or a file is damaged or another data set's (checked by MD5).
         ImportError: if torchvision is not installed.
     """
     return _cifar("cifar100", "CIFAR100", root, split, download, transform)

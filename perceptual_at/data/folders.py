@@ -92,7 +92,8 @@ def tiny_imagenet(
 
     Raises:
         FileNotFoundError: if the folder or a part of it is missing; the message says what to put where.
-        ValueError: if classes or counts are not as expected, or an image cannot be read.
+        TypeError: if `root` is no path, a count no integer, or `transform` no function.
+        ValueError: if `split` is unknown, classes or counts are not as expected, or an image cannot be read.
         ImportError: if Pillow is not installed.
     """
     _check.path("tiny_imagenet", "root", root)

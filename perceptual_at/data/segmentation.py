@@ -82,8 +82,8 @@ def mask_folder(
     Args:
         root: the folder that holds one folder per split.
         split: the name of a folder in `root`.
-        size: side length in pixels that images (bilinear) and masks (nearest) are scaled to. Left out, all images must
-            have one size.
+        size: images (bilinear) and masks (nearest) are scaled to squares of this side, in pixels. Left out, all images
+            must have one size.
         ignored: the index of pixels without a label, -100 in what is returned; None if there are none. 255 is usual.
 
     Returns:
@@ -91,7 +91,7 @@ def mask_folder(
 
     Raises:
         FileNotFoundError: if a folder is missing or empty, or an image has no mask or a mask no image.
-        TypeError: if `size` or `ignored` is no integer.
+        TypeError: if `root` is no path, or `size` or `ignored` no integer.
         ValueError: if a file cannot be read, is no mask of indices, or sizes differ.
         ImportError: if Pillow is not installed.
     """

@@ -156,7 +156,7 @@ def mean_interval(mean: float, std: float, n: int, *, confidence: float = 0.95) 
 
     Raises:
         TypeError: if `n` is no integer.
-        ValueError: if `n` is below 1, a number negative, or `confidence` not inside (0, 1).
+        ValueError: if `n` is below 1, `mean` outside [0, 1], `std` negative, or `confidence` not inside (0, 1).
 
     Examples:
         >>> low, high = mean_interval(0.5, 0.1, 100)

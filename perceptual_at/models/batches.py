@@ -47,8 +47,8 @@ def whole_batches(model: nn.Module, size: int) -> nn.Module:
         A module, in the mode the model is in.
 
     Raises:
-        TypeError: if `model` is no module or `size` no integer.
-        ValueError: if `size` is below 1.
+        TypeError: if `model` is no module or `size` no integer; at the call, if the model returns no tensor.
+        ValueError: if `size` is below 1; at the call, if there is no sample.
 
     Examples:
         >>> class OnlyFour(nn.Module):

@@ -20,6 +20,10 @@ class DigitsCNN(nn.Module):
     Shape:
         `(B, 1, H, W)` in [0, 1] to logits `(B, num_classes)`.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> import torch
         >>> DigitsCNN()(torch.rand(2, 1, 8, 8)).shape

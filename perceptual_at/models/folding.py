@@ -51,8 +51,8 @@ def fold_classes(model: nn.Module, *, rule: Rule = "max") -> nn.Module:
         A module from inputs to logits `(B, K)`, in the mode the model is in.
 
     Raises:
-        TypeError: if `model` is no module.
-        ValueError: if `rule` is unknown; at the call, if the number of outputs is odd.
+        TypeError: if `model` is no module; at the call, if it returns no tensor.
+        ValueError: if `rule` is unknown; at the call, if the number of outputs is odd or below 4.
 
     Source:
         Wang et al. 2024 (DUCAT), and its released code.

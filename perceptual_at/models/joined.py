@@ -82,7 +82,7 @@ def from_joined(model: nn.Module, *shapes: Sequence[int]) -> nn.Module:
 
     Raises:
         TypeError: if `model` is no module or a shape holds no whole numbers.
-        ValueError: if there is no shape.
+        ValueError: if there is no shape; at the call, if `x` is not of shape `(B, N)`.
 
     Examples:
         >>> class Scaled(nn.Module):

@@ -106,7 +106,8 @@ class ResNet(nn.Module):
 
     Raises:
         TypeError: if a size is no integer, or `depths` no sequence.
-        ValueError: if a size is not positive, the block unknown, or there are not four depths.
+        ValueError: if a size is not positive, there is one class only, the block is unknown, or there are not four
+            depths.
 
     Examples:
         >>> import torch

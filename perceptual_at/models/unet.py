@@ -23,6 +23,10 @@ class UNet(nn.Module):
     Shape:
         `(B, in_channels, H, W)` in [0, 1] to logits `(B, num_classes, H, W)`, for any height and width of at least 4.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Source:
         Ronneberger et al. 2015, at a fraction of its size, with padding and batch norm.
 

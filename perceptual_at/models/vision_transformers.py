@@ -35,7 +35,8 @@ class VisionTransformer(nn.Module):
 
     Raises:
         TypeError: if a size is no integer.
-        ValueError: if sizes do not divide, or `drop_path` is outside [0, 1).
+        ValueError: if a size is not positive, there is one class only, sizes do not divide, or `drop_path` is outside
+            [0, 1).
 
     Source:
         Touvron et al. 2021 (DeiT), with the mean of the tokens in place of a class token; drop-path: Huang et al. 2016.

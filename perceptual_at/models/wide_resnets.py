@@ -60,7 +60,8 @@ class WideResNet(nn.Module):
 
     Raises:
         TypeError: if a size is no integer.
-        ValueError: if a size is not positive, `depth` not of the form 6 n + 4, or `dropout` outside [0, 1).
+        ValueError: if a size is not positive, there is one class only, `depth` is not of the form 6 n + 4, or `dropout`
+            outside [0, 1).
 
     Examples:
         >>> import torch

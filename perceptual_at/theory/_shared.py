@@ -5,7 +5,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def positions(
 ) -> Tensor:
     """Turn places on the segment into a tensor `(m,)` beside `like`.
 
-    Python numbers are checked; a tensor may live on a device and is taken as it is.
+    Numbers are checked, also as tensors without dimensions; a tensor `(m,)` may live on a device and is taken as it is.
     """
     if isinstance(alphas, Tensor):
         if alphas.ndim > 1 or not alphas.is_floating_point():
@@ -138,6 +138,8 @@ def positions(
                 f"{function}: `{name}` must be a number, a sequence of numbers or a floating tensor of shape (m,), "
                 f"got {alphas.dtype} of shape {tuple(alphas.shape)}."
             )
+        if not alphas.ndim:
+            _in_range(function, name, alphas, interior)
         return alphas.reshape(-1).to(like)
     single = _check.is_number(alphas)
     if not single and (not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) == 0):
@@ -146,11 +148,15 @@ def positions(
     if not values:
         raise ValueError(f"{function}: `{name}` must name at least one place on the segment, got none.")
     for value in values:
-        if interior:
-            _check.number(function, name, value, above=0, below=1)
-        else:
-            _check.number(function, name, value, at_least=0, at_most=1)
+        _in_range(function, name, value, interior)
     return torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
+
+
+def _in_range(function: str, name: str, value: Any, interior: bool) -> None:
+    if interior:
+        _check.number(function, name, value, above=0, below=1)
+    else:
+        _check.number(function, name, value, at_least=0, at_most=1)
 
 
 def bound_of(function: str, name: str, value: float | Tensor | None, x: Tensor) -> float | Tensor:

@@ -1,6 +1,7 @@
 r"""Interpolating two inputs: RAAT's Theorem 2 with the right sign, base point, remainder and first-order term.
 
-`mix` is the weight on the first input, $\lambda$ in the paper, and $\hat\lambda = 1 - \lambda$.
+`mix` is the weight on the first input, $\lambda$ in the paper, and $\hat\lambda = 1 - \lambda$. Given for each sample,
+shape `(B,)`, it is taken as it is.
 """
 
 import math
@@ -33,8 +34,11 @@ def _weight(function: str, mix: float | Tensor, like: Tensor) -> Tensor:
                 f"{function}: `mix` must be a number or a tensor of shape ({like.shape[0]},), got shape "
                 f"{tuple(mix.shape)}."
             )
-        return mix.reshape(-1).to(like)
+        if mix.ndim:
+            return mix.reshape(-1).to(like)
     _check.number(function, "mix", mix, at_least=0, at_most=1)
+    if isinstance(mix, Tensor):
+        return mix.reshape(1).to(like)
     return torch.full((1,), mix, dtype=like.dtype, device=like.device)
 
 
@@ -55,13 +59,13 @@ def mixup_residual(h: Map, x1: Tensor, x2: Tensor, mix: float | Tensor) -> Tenso
         h: any map `(B, ...) -> (B, ...)`, in eval mode.
         x1: inputs, shape `(B, ...)`.
         x2: other inputs, the shape of `x1`.
-        mix: $\lambda$, the weight on `x1`, in [0, 1]: a number or shape `(B,)`.
+        mix: $\lambda$, the weight on `x1`, in [0, 1]: a number, or shape `(B,)`, which is taken as it is.
 
     Returns:
         $R_0$, the shape of `h(x1)`, in the units of `h`.
 
     Raises:
-        ValueError: if shapes differ, a number `mix` is outside [0, 1], or `h` is in training mode.
+        ValueError: if shapes differ, `mix` is outside [0, 1], or `h` is in training mode.
 
     Cost:
         One forward pass over `3 B` inputs.

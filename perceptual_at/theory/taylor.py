@@ -46,7 +46,7 @@ def segment_residual(h: Map, x: Tensor, delta: Tensor, alphas: float | Sequence[
         h: any map `(B, ...) -> (B, ...)`: logits, probabilities, one hidden layer. Modules in eval mode.
         x: clean inputs, shape `(B, ...)`.
         delta: perturbation, the shape of `x`; `x_adv - x`.
-        alphas: places in [0, 1]: a number, a sequence, or a tensor of shape `(m,)`.
+        alphas: places in [0, 1]: a number, a sequence, or a tensor of shape `(m,)`, which is taken as it is.
 
     Returns:
         $r$, shape `(m, B, ...)`, in the units of `h`. Rounding is about `64 eps max|h|`: in float32 a

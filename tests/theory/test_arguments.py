@@ -222,6 +222,10 @@ def test_what_cannot_be_meant_is_refused():
     for wrong in (2.0, torch.tensor([[0.5]])):
         with pytest.raises(ValueError, match="^taylor_coefficients: `alpha` must"):
             theory.taylor_coefficients(torch.tanh, X, X, alpha=wrong)
+    with pytest.raises(ValueError, match="^segment_quotient: `alphas` must lie in"):
+        theory.segment_quotient(torch.tanh, X, X, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="^mixup_residual: `mix` must lie in"):
+        theory.mixup_residual(torch.tanh, X, X, torch.tensor(1.5))
     for wrong in ([2.0], torch.tensor([1]), "abc"):
         with pytest.raises((TypeError, ValueError), match="^mean_jacobian_identity: `breaks` must"):
             theory.mean_jacobian_identity(torch.tanh, X, X, 0.5, breaks=wrong)
