@@ -87,9 +87,9 @@ def evaluate(
 
     Raises:
         TypeError: if an attack is not callable or a batch no pair or triple of tensors.
-        ValueError: if an attack changes the shape of its inputs or returns NaN, inputs or clean outputs have NaN, labels
-            are out of range, an index comes twice, the loader is empty, a name is one of the report's own, options do
-            not go together, or `record` belongs to another evaluation or cannot tell an attack from another.
+        ValueError: if an attack changes the shape of its inputs or returns NaN, inputs or clean outputs have NaN, a
+            label is out of range, an index comes twice, the loader is empty, a name is one of the report's own, options
+            do not go together, or `record` belongs to another evaluation or cannot tell an attack from another.
         OSError: if `record` cannot be written; before any work.
 
     Examples:

@@ -1,8 +1,8 @@
 """The papers' statements, corrected, as functions that return both sides.
 
 Use it as `from perceptual_at import theory`, then `theory.segment_residual(h, x, delta, alphas)`. Every function takes
-any batched map `h`, a module in eval mode or a plain function, and none forms a Hessian. Tensors of several places, or of
-a weight for each sample, are taken as they are: that they lie in [0, 1] is looked at in numbers only.
+any batched map `h`, a module in eval mode or a plain function, and none forms a Hessian. Tensors of several places, or
+of a weight for each sample, are taken as they are: that they lie in [0, 1] is looked at in numbers only.
 """
 
 from perceptual_at.theory._shared import Identity, Inequality, Map

@@ -220,14 +220,14 @@ def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ValueError, match=r"taylor_coefficients: `alpha` must be one place, .* got 2 of them"):
         theory.taylor_coefficients(torch.tanh, X, X, alpha=[0.0, 0.5])
     for wrong in (2.0, torch.tensor([[0.5]])):
-        with pytest.raises(ValueError, match="^taylor_coefficients: `alpha` must"):
+        with pytest.raises(ValueError, match=r"^taylor_coefficients: `alpha` must"):
             theory.taylor_coefficients(torch.tanh, X, X, alpha=wrong)
-    with pytest.raises(ValueError, match="^segment_quotient: `alphas` must lie in"):
+    with pytest.raises(ValueError, match=r"^segment_quotient: `alphas` must lie in"):
         theory.segment_quotient(torch.tanh, X, X, torch.tensor(1.0))
-    with pytest.raises(ValueError, match="^mixup_residual: `mix` must lie in"):
+    with pytest.raises(ValueError, match=r"^mixup_residual: `mix` must lie in"):
         theory.mixup_residual(torch.tanh, X, X, torch.tensor(1.5))
     for wrong in ([2.0], torch.tensor([1]), "abc"):
-        with pytest.raises((TypeError, ValueError), match="^mean_jacobian_identity: `breaks` must"):
+        with pytest.raises((TypeError, ValueError), match=r"^mean_jacobian_identity: `breaks` must"):
             theory.mean_jacobian_identity(torch.tanh, X, X, 0.5, breaks=wrong)
     with pytest.raises(ValueError, match=r"mixup_box: `bounds` must be numbers \(low, high\) with low < high"):
         theory.mixup_box(X, X, 0.5, eps=0.1, bounds=(1.0, 0.0))
