@@ -346,10 +346,10 @@ def attacked_by_group(
     x_adv = attacked(name, attack, model, x, labels)
     reduced = interpolate(x, x_adv, eta) if reduced_attack is None else attacked(name, reduced_attack, model, x, labels)
     with torch.no_grad(), lent(name, model) as f:
-        logits = [asked(name, f, points) for points in (x, reduced)]
-    _check.logits(name, **{"model(x)": logits[0], "model(reduced)": logits[1]})
-    labels = _check.indices(name, labels, **{"model(x)": logits[0]})
-    parts = boundary_partition(*logits, labels)
+        clean_logits, reduced_logits = asked(name, f, x), asked(name, f, reduced)
+    _check.logits(name, **{"model(x)": clean_logits, "model(reduced)": reduced_logits})
+    labels = _check.indices(name, labels, **{"model(x)": clean_logits})
+    parts = boundary_partition(clean_logits, reduced_logits, labels)
     return perturbed_by_group(
         x, x_adv, reduced, parts, boundary=boundary, interior=interior, misclassified=misclassified
     )

@@ -252,7 +252,7 @@ def half_error_threshold(d: int, c: float, eps: float) -> float:
     _check.count(name, "d", d)
     _check.number(name, "c", c, above=0)
     _check.number(name, "eps", eps, above=0, below=1)
-    noise = c * d**0.25 / (critical_noise(eps) * _lead(d, c * d**0.25))
+    noise: float = c * d**0.25 / (critical_noise(eps) * _lead(d, c * d**0.25))
     return noise * noise
 
 
