@@ -20,6 +20,7 @@ from perceptual_at.models import (
     resnet18,
     resnet26_bottleneck,
     tap,
+    vit_small,
     wide_resnet28_10,
     wide_resnet34_10,
 )
@@ -263,15 +264,23 @@ def test_models_compile_without_a_graph_break_and_trace_to_the_same_logits(model
     [
         (lambda: DigitsCNN(width=0), "DigitsCNN: `width` must be at least 1"),
         (lambda: DigitsCNN(num_classes=1), "DigitsCNN: `num_classes` must be at least 2"),
-        (lambda: resnet18(width=-1), "ResNet: `width` must be at least 1"),
-        (lambda: resnet18(in_channels=0), "ResNet: `in_channels` must be at least 1"),
+        (lambda: resnet18(width=-1), "^resnet18: `width` must be at least 1"),
+        (lambda: resnet18(in_channels=0), "^resnet18: `in_channels` must be at least 1"),
+        (lambda: resnet26_bottleneck(1), "^resnet26_bottleneck: `num_classes` must be at least 2"),
+        (lambda: preact_resnet18(stem_stride=0), "^preact_resnet18: `stem_stride` must be at least 1"),
+        (lambda: wide_resnet28_10(width=0), "^wide_resnet28_10: `width` must be at least 1"),
+        (lambda: wide_resnet34_10(in_channels=0), "^wide_resnet34_10: `in_channels` must be at least 1"),
+        (lambda: vit_small(1), "^vit_small: `num_classes` must be at least 2"),
+        (lambda: vit_small(width=7), "^vit_small: `width` must be a multiple of 6"),
+        (lambda: vit_small(image_size=30), "^vit_small: `image_size` must be a multiple of 4"),
+        (lambda: vit_small(drop_path=1.0), "^vit_small: `drop_path` must lie in"),
         (lambda: ResNet("dense", (2, 2, 2, 2)), "ResNet: `block` must be one of"),
         (lambda: ResNet("basic", (2, 2, 2)), "ResNet: `depths` must hold four numbers"),
         (lambda: ResNet("basic", (2, 2, 0, 2)), "ResNet: `depths` must be at least 1"),
         (lambda: WideResNet(30, 10), "WideResNet: `depth` must be 6 n"),
         (lambda: WideResNet(4, 10), "WideResNet: `depth` must be 6 n"),
         (lambda: WideResNet(28, 10, dropout=1.0), r"WideResNet: `dropout` must lie in \[0, 1\)"),
-        (lambda: wide_resnet28_10(stem_stride=0), "WideResNet: `stem_stride` must be at least 1"),
+        (lambda: wide_resnet28_10(stem_stride=0), "^wide_resnet28_10: `stem_stride` must be at least 1"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(build, message):
@@ -280,7 +289,7 @@ def test_sizes_that_make_no_network_are_refused(build, message):
 
 
 def test_sizes_that_are_no_integers_are_refused():
-    with pytest.raises(TypeError, match="ResNet: `width` must be an integer"):
+    with pytest.raises(TypeError, match="resnet18: `width` must be an integer"):
         resnet18(width=64.0)
 
 

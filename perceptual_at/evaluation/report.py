@@ -175,7 +175,7 @@ class Evaluation(Value):
             return self.correct
         if name != "worst_case":
             if name not in self.robust:
-                raise KeyError(f"Evaluation.verdicts: `name` must be one of {', '.join(self.columns)}, got {name!r}.")
+                raise KeyError(f"Evaluation: `name` must be one of {', '.join(self.columns)}, got {name!r}.")
             return self.robust[name]
         verdicts = self.correct
         for robust in self.robust.values():

@@ -186,10 +186,15 @@ def resnet18(num_classes: int = 10, *, width: int = 64, in_channels: int = 3, st
         stem_stride: 1, or 2 as the papers' code takes for Tiny-ImageNet's 64 x 64 images (the papers' text
             does not mention it); the stages then see and cost the same as on 32 x 32 images.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> sum(parameter.numel() for parameter in resnet18().parameters())
         11173962
     """
+    check_sizes("resnet18", num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride)
     return ResNet(
         "basic",
         (2, 2, 2, 2),
@@ -214,10 +219,17 @@ def resnet26_bottleneck(
         in_channels: 3 for colour, 1 for grey.
         stem_stride: 1, or 2 as the papers' code takes for Tiny-ImageNet's 64 x 64 images.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> sum(parameter.numel() for parameter in resnet26_bottleneck().parameters())
         13958986
     """
+    check_sizes(
+        "resnet26_bottleneck", num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride
+    )
     return ResNet(
         "bottleneck",
         (2, 2, 2, 2),
@@ -240,10 +252,17 @@ def preact_resnet18(num_classes: int = 10, *, width: int = 64, in_channels: int 
         in_channels: 3 for colour, 1 for grey.
         stem_stride: 1, or 2 to halve larger images at once.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> sum(parameter.numel() for parameter in preact_resnet18().parameters())
         11172170
     """
+    check_sizes(
+        "preact_resnet18", num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride
+    )
     return ResNet(
         "preactivation",
         (2, 2, 2, 2),

@@ -175,10 +175,21 @@ def vit_small(
         drop_path: probability with which the last block leaves a sample out in train mode; earlier blocks less, in
             proportion to their depth.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, there is one class only, sizes do not divide, or `drop_path` is outside
+            [0, 1).
+
     Examples:
         >>> sum(parameter.numel() for parameter in vit_small(width=6).parameters())
         6880
     """
+    name = "vit_small"
+    check_sizes(name, num_classes=num_classes, width=width, image_size=image_size, in_channels=in_channels)
+    _check.number(name, "drop_path", drop_path, at_least=0.0, below=1.0)
+    for argument, side, part in (("width", width, 6), ("image_size", image_size, 4)):
+        if side % part:
+            raise ValueError(f"{name}: `{argument}` must be a multiple of {part}, got {side}.")
     return VisionTransformer(
         12, width, 6, num_classes=num_classes, image_size=image_size, in_channels=in_channels, drop_path=drop_path
     )

@@ -139,10 +139,17 @@ def wide_resnet28_10(
         in_channels: 3 for colour, 1 for grey.
         stem_stride: 1, or 2 as the papers' code takes for Tiny-ImageNet's 64 x 64 images.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> sum(parameter.numel() for parameter in wide_resnet28_10(width=1).parameters())
         143959
     """
+    check_sizes(
+        "wide_resnet28_10", num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride
+    )
     return WideResNet(28, 10, num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride)
 
 
@@ -157,8 +164,15 @@ def wide_resnet34_10(
         in_channels: 3 for colour, 1 for grey.
         stem_stride: 1, or 2 as the papers' code takes for Tiny-ImageNet's 64 x 64 images.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive, or there is one class only.
+
     Examples:
         >>> sum(parameter.numel() for parameter in wide_resnet34_10(width=1).parameters())
         182039
     """
+    check_sizes(
+        "wide_resnet34_10", num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride
+    )
     return WideResNet(34, 10, num_classes=num_classes, width=width, in_channels=in_channels, stem_stride=stem_stride)

@@ -56,7 +56,8 @@ class Ball:
 
     so that equal entries mean what one number means, `L2(eps / std)` on inputs that were divided by `std` is `L2(eps)`
     on those that were not, and entries with an `eps` of 0 never move. Steps and directions count in the same units:
-    `steepest` moves an entry in proportion to its `eps`, and a step size is that of the entries with the largest.
+    `steepest` moves an entry in proportion to its `eps` (in `L2` to its square, and to its gradient), and a step size
+    is that of the entries with the largest.
 
     Examples:
         >>> x = torch.tensor([[0.5, 0.5]])
