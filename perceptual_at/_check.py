@@ -7,6 +7,7 @@ with one exception: labels that already lie in CPU memory are compared with the 
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import numbers
 import os
@@ -105,10 +106,13 @@ def floating(function: str, **tensors: Tensor) -> None:
             raise ValueError(f"{function}: `{name}` must have a batch dimension, got a scalar tensor.")
 
 
-def loader(function: str, value: Any) -> None:
-    """Require something that gives batches."""
-    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):  # the older way to be gone through
+def loader(function: str, value: Any) -> Iterable[Any]:
+    """Require something that gives batches; what has them by number alone gives as many as its length says."""
+    if isinstance(value, Iterable):
+        return value
+    if not hasattr(value, "__getitem__"):  # the older way to be gone through, which ends with an IndexError
         raise TypeError(f"{function}: `loader` must give batches (x, labels), got {type(value).__name__}.")
+    return itertools.islice(value, len(value)) if hasattr(value, "__len__") else value
 
 
 def same_shape(function: str, **tensors: Tensor) -> None:

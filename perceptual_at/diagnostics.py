@@ -126,15 +126,15 @@ def perception_gap(
     given = {"perceive": perceive, "score": score}
     _check.called("perception_gap", **{name: one for name, one in given.items() if one is not None})
     _check.attack("perception_gap", "`perturb`", perturb)
-    _check.loader("perception_gap", loader)
+    batches = _check.loader("perception_gap", loader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with lent("perception_gap", model) as borrowed, in_step(borrowed) as f:
         perceived: Perceive = perceive or (lambda x: (logits := asked("perception_gap", f, x), logits))
-        for batch in loader:
+        for batch in batches:
             x, labels = _pair("perception_gap", batch)
             if not len(x):
                 continue
-            x_adv = perturb(f, x.clone(), labels)  # clones, which attacks and models may write to
+            x_adv = perturb(f, x.clone(), labels.clone())  # clones, which attacks and models may write to
             _check.same_shape("perception_gap", x=x, **{"perturb(model, x, labels)": x_adv})
             with torch.no_grad():
                 (clean_outputs, clean), (adv_outputs, adv) = map(_two, (perceived(x.clone()), perceived(x_adv.clone())))
@@ -343,8 +343,11 @@ def attacked_by_group(
     _check.attack(name, "`attack`", attack)
     if reduced_attack is not None:
         _check.attack(name, "`reduced_attack`", reduced_attack)
-    x_adv = attacked(name, attack, model, x, labels)
-    reduced = interpolate(x, x_adv, eta) if reduced_attack is None else attacked(name, reduced_attack, model, x, labels)
+    x_adv = attacked(name, attack, model, x.clone(), labels.clone())  # clones, which attacks may write to
+    if reduced_attack is None:
+        reduced = interpolate(x, x_adv, eta)
+    else:
+        reduced = attacked(name, reduced_attack, model, x.clone(), labels.clone())
     with torch.no_grad(), lent(name, model) as f:
         clean_logits, reduced_logits = asked(name, f, x), asked(name, f, reduced)
     _check.logits(name, **{"model(x)": clean_logits, "model(reduced)": reduced_logits})

@@ -43,12 +43,8 @@ def up(model, x, labels):
     return x + 0.125
 
 
-def up_in_place(model, x, labels):
-    return x.add_(0.125)
-
-
-def gap(model, attack):
-    found = perception_gap(model, [(X, LABELS)], attack)
+def gap(model, attack, labels=None):
+    found = perception_gap(model, [(X, LABELS if labels is None else labels)], attack)
     return found.distance, found.defended, found.correct
 
 
@@ -67,11 +63,42 @@ def test_a_model_that_writes_to_its_input_is_measured_as_one_that_does_not(measu
         exactly(one, other)
 
 
-def test_an_attack_that_writes_to_its_input_is_measured_as_one_that_does_not():
-    before = X.clone()
-    for one, other in zip(gap(Careful(), up_in_place), gap(Careful(), up), strict=True):
+def up_and_labels_away(model, x, labels):
+    labels.zero_()
+    return x.add_(0.125)
+
+
+@pytest.mark.parametrize("measure", [
+    lambda labels, attack: gap(Careful(), attack, labels),
+    lambda labels, attack: attacked_by_group(Careful(), X, labels, attack, boundary="clean"),
+    lambda labels, attack: attacked_by_group(Careful(), X, labels, attack, reduced_attack=attack, boundary="reduced"),
+], ids=["gap", "group", "group reduced"])  # fmt: skip
+def test_an_attack_that_writes_to_what_it_gets_is_measured_as_one_that_does_not(measure):
+    before, labels = X.clone(), LABELS.clone()
+    for one, other in zip(measure(labels, up_and_labels_away), measure(LABELS, up), strict=True):
         exactly(one, other)
+    assert torch.equal(labels, LABELS)
     assert torch.equal(before, X)
+
+
+@pytest.mark.parametrize("returned", [
+    lambda model, x, labels: None,
+    lambda model, x, labels: (x, x),
+    lambda model, x, labels: x.numpy(),
+    lambda model, x, labels: x[:1],
+    lambda model, x, labels: x[..., :1],
+    functools.partial(pgd, threat=Linf(0.1), verdict=True),
+], ids=["nothing", "pair", "array", "fewer", "other shape", "verdict"])  # fmt: skip
+def test_what_a_perturbation_returns_is_named_where_it_is_no_input(returned):
+    for words, call in {
+        "perception_gap: `perturb": lambda: gap(Careful(), returned),
+        "attacked_by_group: `attack": lambda: attacked_by_group(Careful(), X, LABELS, returned),
+        "attacked_by_group: `reduced_attack": lambda: attacked_by_group(
+            Careful(), X, LABELS, up, reduced_attack=returned
+        ),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=rf"^{words}\(model, x, labels\)` (must be|has)"):
+            call()
 
 
 def test_loaders_and_places_are_named_and_empty_batches_do_no_harm():
