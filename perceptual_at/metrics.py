@@ -273,12 +273,7 @@ def check_outputs(
             f"{function}: `model` must return a tensor of logits, got {type(outputs).__name__}; take the logits out of "
             f"it in front of the call (`models.logits_of`); {others}."
         )
-    _check.tensor(function, "labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(
-            f"{function}: `labels` must be integer class indices of shape ({len(outputs)},), got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}; {others}."
-        )
+    check_labels(function, labels, len(outputs) if outputs.ndim else 1, others=others)
     if outputs.ndim < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
         hint = "one logit z for two classes is the pair [0, z], and " if outputs.shape[1:] == (1,) else ""
         raise ValueError(
@@ -289,6 +284,7 @@ def check_outputs(
         raise ValueError(
             f"{function}: `labels` must be of shape {(len(outputs), *outputs.shape[2:])} for logits of shape "
             f"{tuple(outputs.shape)}, got shape {tuple(labels.shape)}."
+            f"{_check.way_to((len(outputs), *outputs.shape[2:]), labels, 'labels')}"
         )
     _check.same_device(function, "labels", labels.device, "model(x)", outputs.device)
     indices = labels.long()
@@ -296,6 +292,16 @@ def check_outputs(
     if known.numel():
         low, high = torch.stack(torch.aminmax(known)).tolist()
         _check.label_range(function, low, high, outputs.shape[1])
+
+
+def check_labels(function: str, labels: Any, batch: int, *, others: str = "for other tasks give a `score`") -> None:
+    """Require what can be class indices, before any logits are there to fit to."""
+    _check.tensor(function, "labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"{function}: `labels` must be integer class indices of shape ({batch},), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; {others}."
+        )
 
 
 def _undefined(outputs: Any, batch: int) -> Tensor:

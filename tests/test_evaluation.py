@@ -762,7 +762,9 @@ def test_malformed_batches_and_names_are_refused():
         "attack 'nan' returned NaN or infinite inputs for 5 samples": lambda: quiet(
             threshold, [(X, LABELS)], {"nan": lambda model, x, labels: x / 0}
         ),
-        "index 2 twice": lambda: quiet(threshold, [(*LOADER[0], index), (X[:1], LABELS[:1], index[2:3])], {}),
+        "index 2 twice, and a sample counts once: the third entry": lambda: quiet(
+            threshold, [(*LOADER[0], index), (X[:1], LABELS[:1], index[2:3])], {}
+        ),
         "an index twice": lambda: quiet(threshold, [(*LOADER[0], index * 0)], {}),
         "index": lambda: quiet(threshold, [(*LOADER[0], index[:2])], {}),
         r"`loader` must give pairs .* Take them out: \[\(batch\['image'\]": lambda: quiet(
@@ -771,7 +773,7 @@ def test_malformed_batches_and_names_are_refused():
         "`loader` must give pairs": lambda: quiet(threshold, [(*LOADER[0], index.float())], {}),
         "called 'clean'": lambda: quiet(threshold, LOADER, {"clean": push(0.1)}),
         "called 'worst_case'": lambda: quiet(threshold, LOADER, {"worst_case": push(0.1)}),
-        "called 3": lambda: quiet(threshold, LOADER, {3: push(0.1)}),
+        "called 3: a name is a text, got int": lambda: quiet(threshold, LOADER, {3: push(0.1)}),
         "`loader` must give batches": lambda: quiet(threshold, None, {}),
         r"the index of whole numbers `\(B,\)`, got .* torch.int64 \(4, 1\)": lambda: quiet(
             threshold, [(*LOADER[0], index[:, None])], {}
@@ -888,6 +890,22 @@ class Unmeasured(list):
         raise TypeError("a stream has no length")
 
 
+class Unwilling(list):
+    def __len__(self):
+        raise NotImplementedError("not before the first pass")
+
+
+class Numbered:
+    """Batches by number, of which one past the last is empty: it has a length and never an IndexError."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        assert number <= 3, "asked on and on"
+        return X[2 * number : 2 * number + 2], LABELS[2 * number : 2 * number + 2]
+
+
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize(
     "batches",
@@ -895,10 +913,12 @@ class Unmeasured(list):
         lambda: DataLoader(Stream(), batch_size=4),
         lambda: iter(DataLoader(Stream(), batch_size=4)),
         lambda: Unmeasured(LOADER),
+        lambda: Unwilling(LOADER),
+        lambda: Numbered(),
         lambda: iter(LOADER),
         lambda: (batch for batch in LOADER),
     ],
-    ids=["stream", "its iterator", "an own loader", "iterator", "generator"],
+    ids=["stream", "its iterator", "an own loader", "no length yet", "by number", "iterator", "generator"],
 )
 def test_loaders_need_no_length(batches, progress):
     result = evaluate(threshold, batches(), {"near": push(0.05)}, progress=progress)
@@ -907,9 +927,24 @@ def test_loaders_need_no_length(batches, progress):
 
 
 def test_a_loader_without_samples_is_refused():
-    for loader in ([], [(X[:0], LABELS[:0])]):
-        with pytest.raises(ValueError, match="evaluate: `loader`"):
+    spent = iter(LOADER)
+    quiet(threshold, spent, {})
+    for loader in ([], [(X[:0], LABELS[:0])], spent):
+        with pytest.raises(ValueError, match=r"evaluate: `loader` gave no sample; a generator .* once"):
             quiet(threshold, loader, {})
+
+
+@pytest.mark.parametrize("attacks", [{}, {"pgd": partial(pgd, threat=Linf(0.1))}], ids=["clean", "attacked"])
+def test_labels_that_are_no_indices_are_named_as_they_came(attacks):
+    one_hot = torch.nn.functional.one_hot(LABELS, 2)
+    for labels, words in {
+        LABELS.float(): r"class indices of shape \(6,\), got torch.float32 of shape \(6,\); for other tasks",
+        LABELS > 0: r"class indices of shape \(6,\), got torch.bool of shape \(6,\)",
+        LABELS[:, None]: r"got shape \(6, 1\). `labels.squeeze\(1\)` has it",
+        one_hot: r"got shape \(6, 2\). Of one-hot ones, `labels.argmax\(dim=1\)` has it",
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"^evaluate: `labels` must be .*{words}"):
+            quiet(threshold, [(X, labels)], attacks)
 
 
 def named():

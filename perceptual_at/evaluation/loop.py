@@ -1,5 +1,6 @@
 """Clean and robust accuracy of a model over a loader, kept per sample."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -21,10 +22,10 @@ from perceptual_at.evaluation.ledger import CLEAN, INSPECTED, Column, worse
 from perceptual_at.evaluation.masking import sanity_checks
 from perceptual_at.evaluation.plans import Plan, first_threat
 from perceptual_at.evaluation.records import Record
-from perceptual_at.evaluation.report import RESERVED, Cost, Evaluation
+from perceptual_at.evaluation.report import Cost, Evaluation, check_name
 from perceptual_at.evaluation.run import PROBE, Batch, Measurement, Rules
 from perceptual_at.evaluation.statistics import binomial_tail
-from perceptual_at.metrics import Score
+from perceptual_at.metrics import Score, check_labels
 from perceptual_at.objectives.passes import Attack
 from perceptual_at.victims import Lane, Model, check_lane, in_step, lent, modules_of
 
@@ -104,7 +105,8 @@ def evaluate(
         >>> evaluate(model, [(batch[0], torch.tensor([1.0, 0.375]))], {}, score=near, progress=False).clean_accuracy
         0.9375
     """
-    _check_call(model, loader, attacks, seed, repeats, score)
+    _check_call(model, attacks, seed, repeats, score)
+    batches = _check.loader("evaluate", loader)
     _check.flag("evaluate", progress=progress, cascade=cascade, checks=checks)
     _check_places(device, classes, record)
     plans = [Plan(number, name, attack) for number, (name, attack) in enumerate(attacks.items())]
@@ -121,11 +123,13 @@ def evaluate(
     ):  # fmt: skip
         run = Measurement(f, fast, plans, known, settings)
         first: list[Batch] = []
-        with Bar("evaluate", total=length_hint(loader) or None, shown=progress, unit="batch") as bar:
-            for given in loader:
+        with Bar("evaluate", total=_length(loader), shown=progress, unit="batch") as bar:
+            for given in batches:
                 x, labels, index = _batch(given, len(run.order))
                 if not index:
                     continue
+                if score is None:
+                    check_labels("evaluate", labels, len(x))
                 fingerprints = sample_fingerprints(x, labels)
                 places = run.number(index, fingerprints)
                 if device is not None:
@@ -146,12 +150,19 @@ def evaluate(
             if run.order:
                 bar.advance(0, **dict(zip(("clean", "robust"), run.so_far(), strict=True)))
         if not run.order:
-            raise ValueError("evaluate: `loader` gave no sample.")
+            raise ValueError("evaluate: `loader` gave no sample; a generator or an iterator gives its batches once.")
         found = _checks(f, plans, first, run) if checks else ()
     data = data_fingerprint([known.ledger.samples[sample] for sample in sorted(run.order)])
     place = str(device) if device is not None else str(x.device)
     provenance = {"model": fingerprint, "data": data, **texts, "versions": software, "device": place}
     return _report(run, found, provenance, classes)
+
+
+def _length(loader: Any) -> int | None:
+    """How many batches a loader says that it has: for the progress bar alone, so its errors are none of ours."""
+    with contextlib.suppress(Exception):
+        return length_hint(loader) or None
+    return None
 
 
 def _home(model: Model) -> torch.device | None:
@@ -327,15 +338,13 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
         yield f"begun with other versions: {dict(run.known.begun_with)}"
 
 
-def _check_call(model: Any, loader: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
+def _check_call(model: Any, attacks: Any, seed: Any, repeats: Any, score: Any) -> None:
     _check.model("evaluate", model)
-    _check.loader("evaluate", loader)
     if not isinstance(attacks, Mapping):
         raise TypeError(f"evaluate: `attacks` must map names to attacks, got {type(attacks).__name__}.")
     for name, attack in attacks.items():
         _check.attack("evaluate", f"attack {name!r}", attack)
-        if not isinstance(name, str) or name in (*RESERVED, PROBE):
-            raise ValueError(f"evaluate: an attack cannot be called {name!r}: that is a name of the report's own.")
+        check_name("evaluate", name, PROBE)
     _check.integer("evaluate", "seed", seed)
     _check.count("evaluate", "repeats", repeats)
     if score is not None and not callable(score):

@@ -95,10 +95,7 @@ class Evaluation(Value):
         correct = _column("correct", self.correct)
         robust = {}
         for name, verdicts in _mapping("robust", self.robust).items():
-            if not isinstance(name, str) or name in RESERVED:
-                raise ValueError(
-                    f"Evaluation: an attack cannot be called {name!r}: that is a name of the report's own."
-                )
+            check_name("Evaluation", name)
             robust[name] = worse(correct, _column(f"robust[{name!r}]", verdicts, like=correct))
         suspicious = {
             reason: _column(f"suspicious[{reason!r}]", mask, like=correct, masks=True)
@@ -338,6 +335,16 @@ class Evaluation(Value):
         shown += [f"{name} {version}" for name, version in self.provenance.get("versions", {}).items()]
         known = [f"Fingerprints and versions: {', '.join(shown)}."] if shown else []
         return [*lines, "", *calls, *([""] if calls else []), *known]
+
+
+def check_name(function: str, name: Any, *more: str) -> None:
+    """Require a name that an attack can have."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{function}: an attack cannot be called {name!r}: a name is a text, got {type(name).__name__}."
+        )
+    if name in (*RESERVED, *more):
+        raise ValueError(f"{function}: an attack cannot be called {name!r}: that is a name of the report's own.")
 
 
 def _said(name: str) -> str:

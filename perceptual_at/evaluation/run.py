@@ -131,7 +131,11 @@ class Measurement:
         """Note the samples of a batch, each of which may come once; gives their places."""
         twice = next((sample for sample in index if sample in self.seen), None)
         if twice is not None or len(set(index)) < len(index):
-            raise ValueError(f"evaluate: `loader` gave {'an index' if twice is None else f'the index {twice}'} twice.")
+            raise ValueError(
+                f"evaluate: `loader` gave {'an index' if twice is None else f'the index {twice}'} twice, and a sample "
+                "counts once: the third entry of a batch must be the number of each sample in the data, and the "
+                "sampler must not repeat any."
+            )
         self.known.check_data(index, fingerprints)
         self.order.extend(index)
         self.seen.update(index)
