@@ -132,7 +132,7 @@ def test_the_binomial_tail_is_the_exact_sum():
         (lambda: aggregate([]), ValueError, "aggregate: `evaluations` is empty"),
         (lambda: aggregate([evaluation("10", "10"), evaluation("10")]), ValueError, "other attacks"),
         (lambda: against_published(evaluation("10"), ()), ValueError, "`rows` is empty"),
-        (lambda: compare(evaluation("10"), evaluation("101")), ValueError, "other samples"),
+        (lambda: compare(evaluation("10"), evaluation("101")), ValueError, "other samples, 2 and 3"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, error, words):

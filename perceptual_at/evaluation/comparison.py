@@ -396,5 +396,8 @@ def _matched(a: Evaluation, b: Evaluation) -> tuple[Tensor, Tensor]:
         same = torch.equal(labels_a[order_a], labels_b[order_b])
     data = [one.provenance.get("data") for one in (a, b)]
     if not same or (None not in data and data[0] != data[1]):
-        raise ValueError("compare: the evaluations are of other samples; a paired test needs the same ones in both.")
+        raise ValueError(
+            f"compare: the evaluations are of other samples, {len(a)} and {len(b)}; a paired test needs the same ones "
+            "in both, in one dtype, and in one order or with the index that the loader gives of each."
+        )
     return order_a, order_b
