@@ -16,7 +16,7 @@ from perceptual_at._shapes import per_sample
 from perceptual_at._values import Value
 from perceptual_at.divergences import squared_error
 from perceptual_at.metrics import Score, judge
-from perceptual_at.objectives.passes import Attack, Perceive, attacked
+from perceptual_at.objectives.passes import Attack, Perceive
 from perceptual_at.partitions import Partition, boundary_partition
 from perceptual_at.paths import interpolate
 from perceptual_at.threats import Threat, check_threat
@@ -134,8 +134,7 @@ def perception_gap(
             x, labels = _pair("perception_gap", batch)
             if not len(x):
                 continue
-            x_adv = perturb(f, x.clone(), labels.clone())  # clones, which attacks and models may write to
-            _check.same_shape("perception_gap", x=x, **{"perturb(model, x, labels)": x_adv})
+            x_adv = _perturbed("perception_gap", "perturb", perturb, f, x, labels)
             with torch.no_grad():
                 (clean_outputs, clean), (adv_outputs, adv) = map(_two, (perceived(x.clone()), perceived(x_adv.clone())))
             _check_perception("perception_gap", clean, x)
@@ -343,11 +342,11 @@ def attacked_by_group(
     _check.attack(name, "`attack`", attack)
     if reduced_attack is not None:
         _check.attack(name, "`reduced_attack`", reduced_attack)
-    x_adv = attacked(name, attack, model, x.clone(), labels.clone())  # clones, which attacks may write to
+    x_adv = _perturbed(name, "attack", attack, model, x, labels)
     if reduced_attack is None:
         reduced = interpolate(x, x_adv, eta)
     else:
-        reduced = attacked(name, reduced_attack, model, x.clone(), labels.clone())
+        reduced = _perturbed(name, "reduced_attack", reduced_attack, model, x, labels)
     with torch.no_grad(), lent(name, model) as f:
         clean_logits, reduced_logits = asked(name, f, x), asked(name, f, reduced)
     _check.logits(name, **{"model(x)": clean_logits, "model(reduced)": reduced_logits})
@@ -420,6 +419,13 @@ def _check_perception(function: str, value: Any, x: Tensor) -> None:
             f"{function}: `model` must return a floating-point tensor with {x.shape[0]} rows, got {value.dtype} of "
             f"shape {tuple(value.shape)}."
         )
+
+
+def _perturbed(function: str, name: str, attack: Attack, model: Model, x: Tensor, labels: Tensor) -> Tensor:
+    """What an attack makes of copies, which it may write to."""
+    x_adv = attack(model, x.clone(), labels.clone())
+    _check.same_shape(function, x=x, **{f"{name}(model, x, labels)": x_adv})
+    return x_adv
 
 
 def _two(seen: Any) -> tuple[Any, Any]:

@@ -131,7 +131,7 @@ def test_loaders_and_places_are_named_and_empty_batches_do_no_harm():
         "attacked_by_group: `attack\\(model, x, labels\\)` must be a torch.Tensor": lambda: attacked_by_group(
             Careful(), X, LABELS, lambda *_: None
         ),
-        "attacked_by_group: `attack\\(model, x, labels\\)` has shape": lambda: attacked_by_group(
+        "attacked_by_group: `reduced_attack\\(model, x, labels\\)` has shape": lambda: attacked_by_group(
             Careful(), X, LABELS, up, reduced_attack=lambda *_: X[:2]
         ),
         "attacked_by_group: `model\\(x\\)` must be a torch.Tensor, got tuple": lambda: attacked_by_group(

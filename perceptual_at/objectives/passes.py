@@ -13,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import common
 from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights, call_with
-from perceptual_at.victims import Model, explain_weights, lent, modules_of
+from perceptual_at.victims import explain_weights, lent, modules_of
 
 Attack = Callable[..., Tensor]
 """`(model, x, labels) -> x_adv`; some objectives also pass `start=` and `loss=`."""
@@ -57,7 +57,7 @@ def check_indices(function: str, labels: Tensor) -> None:
         )
 
 
-def attacked(function: str, attack: Attack, model: Model, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
+def attacked(function: str, attack: Attack, model: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """Adversarial inputs from the caller's attack, checked and without history."""
     for option in options:
         if option in getattr(attack, "keywords", ()):
