@@ -15,7 +15,8 @@ from perceptual_at._shapes import per_sample, rows
 
 def labelled(labels: Tensor) -> Tensor | None:
     """The places `(B, *S)` that have a label; None where all have: class indices `(B,)`, or class probabilities."""
-    return None if labels.ndim == 1 or labels.is_floating_point() else labels != NO_LABEL
+    # As int64: in bytes, -100 is class 156.
+    return None if labels.ndim == 1 or labels.is_floating_point() else labels.long() != NO_LABEL
 
 
 def known(labels: Tensor) -> Tensor:

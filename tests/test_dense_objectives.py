@@ -97,6 +97,72 @@ def test_trades_and_rpat_are_the_sums_that_they_say():
     exactly(loss, pat.trades_loss(clean, adv, labels) + 2 * evenness)
 
 
+LIKE_TRADES = {
+    "hat": {"weight": 0.0, "beta": 6.0}, "te": {"targets": None, "base": "trades"},
+    "cure": {"average": None, "beta": 6.0},
+    "hypersphere": {"base": "trades", "margin": 0.0}, "mail": {"base": "trades", "weighted": False, "beta": 6.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIKE_TRADES)
+def test_what_is_trades_without_its_own_term_is_so_on_unlabelled_places_too(name):
+    model, (x, _), labels = problem()
+    own = LIKE_TRADES[name] | ({"helper": network()} if name == "hat" else {})
+    expected, _ = objectives.trades(model, (x,), labels, attack)
+    loss, _ = getattr(objectives, name)(model, (x,), labels, attack, **own)
+    exactly(loss, expected)
+
+
+@pytest.mark.parametrize("name", ["lbgat", "ducat"])
+def test_the_kl_runs_over_the_labelled_places(name):
+    model, (x, _), labels = problem()
+    own = {"teacher": network(), "beta": 6.0} if name == "lbgat" else {"base": "trades", "dummies": False}
+    _, terms = getattr(objectives, name)(model, (x,), labels, attack, **own)
+    exactly(terms["kl"], objectives.trades(model, (x,), labels, attack)[1]["kl"])
+
+
+def test_averaged_terms_run_over_the_labelled_places():
+    model, (x, _), labels = problem()
+    average = {key: value + 0.1 for key, value in pat.snapshot(model).items()}
+    _, terms = objectives.cure(model, (x,), labels, attack, average=average, teacher_mode="eval")
+    counted = labels != -100
+    expected = 0.0
+    for inputs in (x, attack(model, x, labels)):
+        with torch.no_grad():
+            teacher = pat.call_with(network().eval(), average, inputs)
+        expected = expected + pat.kl_divergence(teacher, model(inputs), mask=counted).mean()
+    exactly(terms["averaged_kl"], expected.detach())
+
+
+def test_scores_terms_sum_to_its_loss_and_its_attack_sees_the_labelled_places():
+    model, (x, _), labels = problem()
+    ascended = []
+
+    def noted(model, x, labels, loss, start=None):
+        ascended.append(loss(model(x + 0.1), labels).detach())
+        return attack(model, x, labels)
+
+    loss, terms = objectives.score(model, (x,), labels, noted)
+    exactly(loss.detach(), terms["squared_error"] + 4 * terms["squared_distance"])
+    assert ascended[0][1] == 0  # of the sample without labels
+    assert (ascended[0][[0, 2, 3]] > 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_class_indices(name):  # in them, -100 is 156
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, 160, 1).double()
+    views = uniform(1, BATCH, 2, *SIZE), uniform(2, BATCH, 2, *SIZE)
+    labels = integers(3, BATCH, *SIZE, below=160)
+    labels[:, :, 0] = 156
+    values = []
+    for marks in (labels, labels.to(torch.uint8)):
+        own = options(name, model) | ({"misclassified": "mart"} if name == "raat" else {})
+        found, terms = getattr(objectives, name)(model, views_of(name, views), marks, attack, **own)
+        values.append(torch.stack([found.detach(), *terms.values()]))
+    exactly(*values)
+
+
 # Where places disagree --------------------------------------------------------------------------------------------
 
 
@@ -238,9 +304,9 @@ def test_the_closed_form_of_a_linear_model_of_each_pixel():
     exactly(reached, (gap * (labels >= 0)).flatten(1).sum(1) / (labels >= 0).flatten(1).sum(1))
 
 
-@pytest.mark.parametrize("name", ["adr", "gairat"])
+@pytest.mark.parametrize("name", ["adr", "gairat", "mma"])
 def test_methods_without_a_dense_form_say_so_in_their_own_name(name):
     model, (x, _), labels = problem()
-    average = {"average": pat.snapshot(model)} if name == "adr" else {}
+    own = {"adr": {"average": pat.snapshot(model)}, "mma": {"margins": torch.zeros(BATCH), "largest": 1.0}}
     with pytest.raises(ValueError, match=rf"^{name}: `labels` must be integer class indices .* not defined"):
-        getattr(objectives, name)(model, (x,), labels, attack, **average)
+        getattr(objectives, name)(model, (x,), labels, attack, **own.get(name, {}))

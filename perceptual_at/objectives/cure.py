@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perceptual_at import _check
 from perceptual_at._differentiation import by_grad, uncompiled
+from perceptual_at._places import labelled
 from perceptual_at.averaging import Weights, check_average
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.gradient_revision import check_shares, revise
@@ -183,6 +184,7 @@ def _terms(
     x, labels = one_batch(function, model, views, labels)
     check_indices(function, labels)
     x_adv = kl_attacked(function, attack, model, x, labels, **noise)
+    counted = labelled(labels)
     stable: list[Tensor] = []
     logits = []
     for inputs in (x, x_adv):
@@ -190,9 +192,9 @@ def _terms(
             logits.append(forward(model, inputs))
         if average is not None:
             (teacher,) = predictions(model, inputs, weights=average, as_is=teacher_mode == "as_is")
-            stable.append(kl_divergence(teacher, logits[-1]).mean())
+            stable.append(kl_divergence(teacher, logits[-1], mask=counted).mean())
     clean, adv = logits
-    ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(clean, adv).mean()
+    ce, kl = cross_entropy(clean, labels).mean(), kl_divergence(clean, adv, mask=counted).mean()
     if not stable:
         return ce + beta * kl, {"cross_entropy": ce, "kl": kl}
     averaged = stable[0] + stable[1]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, consistency_loss, dummy_class_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
@@ -129,7 +130,7 @@ def ducat(
     ce, adv = supervised()
     if base == "trades":
         adv, clean = forward(model, x_adv), forward(model, x)
-        kl = kl_divergence(clean, adv).mean()
+        kl = kl_divergence(clean, adv, mask=labelled(labels)).mean()
         return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
     if base == "consistency_at":
         js = consistency_loss(*adv.chunk(2), temperature=consistency_temperature)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.attacks import kl_to
 from perceptual_at.divergences import kl_divergence
 from perceptual_at.losses import hypersphere_loss
@@ -90,5 +91,6 @@ def hypersphere(
     (reference,) = predictions(model, x)
     x_adv = attacked("hypersphere", attack, model, x, labels, loss=kl_to(reference), start=start)
     clean, adv = forward(model, x), forward(model, x_adv)
-    ce, kl = hypersphere_loss(clean, labels, scale=scale, margin=margin), kl_divergence(clean, adv).mean()
+    ce = hypersphere_loss(clean, labels, scale=scale, margin=margin)
+    kl = kl_divergence(clean, adv, mask=labelled(labels)).mean()
     return finish(ce + beta * kl, margin_cross_entropy=ce, kl=kl)

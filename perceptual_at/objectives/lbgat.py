@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.attacks import kl_to
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import logit_pairing_loss
@@ -85,7 +86,7 @@ def lbgat(
     guidance, ce = logit_pairing_loss(adv, guiding), cross_entropy(guiding, labels).mean()
     if clean is None:
         return finish(guidance + ce, guidance=guidance, cross_entropy=ce)
-    kl = kl_divergence(clean, adv).mean()
+    kl = kl_divergence(clean, adv, mask=labelled(labels)).mean()
     return finish(guidance + ce + beta * kl, guidance=guidance, cross_entropy=ce, kl=kl)
 
 

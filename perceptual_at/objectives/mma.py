@@ -69,6 +69,7 @@ def mma(
     check_views("mma", model, views, labels, expected=(1,))
     check_indices("mma", labels)
     (x,) = views
+    _check.labels("mma", labels, views=x)
     check_margins("mma", margins, largest, clean_weight, **{"views[0]": x})
     if clean_logits is not None:
         _check.logits("mma", clean_logits=clean_logits)

@@ -172,7 +172,7 @@ def _weighted_kl_of_wrong(clean: Tensor, adv: Tensor, labels: Tensor, wrong: Ten
     counted = labelled(labels)
     if counted is None:
         return masked(weighted_kl_loss(clean, adv, labels, reduction="none"), wrong).mean()
-    over_wrong = weighted_kl_loss(clean, adv, labels.masked_fill(~wrong, NO_LABEL), reduction="none")
+    over_wrong = weighted_kl_loss(clean, adv, labels.long().masked_fill(~wrong, NO_LABEL), reduction="none")
     return (over_wrong * over_places(wrong.to(adv.dtype), counted)).mean()
 
 

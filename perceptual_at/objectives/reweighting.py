@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import boosted_cross_entropy, one_vs_rest_loss, weighted_kl_loss
 from perceptual_at.objectives.passes import (
@@ -202,7 +203,8 @@ def mail(
         loss = (weights * cross_entropy(adv, labels)).mean()
         return finish(loss, cross_entropy=loss)
     if base == "trades":
-        ce, kl = cross_entropy(clean, labels).mean(), (weights * kl_divergence(clean, adv)).mean()
+        ce = cross_entropy(clean, labels).mean()
+        kl = (weights * kl_divergence(clean, adv, mask=labelled(labels))).mean()
         return finish(ce + beta * kl, cross_entropy=ce, kl=kl)
     bce = (weights * boosted_cross_entropy(adv, labels, reduction="none")).mean()
     wkl = weighted_kl_loss(clean, adv, labels)

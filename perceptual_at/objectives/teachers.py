@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.divergences import cross_entropy, kl_divergence
 from perceptual_at.losses import distillation_loss
 from perceptual_at.objectives.passes import (
@@ -92,7 +93,7 @@ def hat(
     ce = cross_entropy(clean, labels).mean()
     helped = cross_entropy(beyond, said.argmax(dim=1)).mean()
     if base == "trades":
-        name, stability = "kl", kl_divergence(clean, adv).mean()
+        name, stability = "kl", kl_divergence(clean, adv, mask=labelled(labels)).mean()
     else:
         name, stability = "adv_cross_entropy", cross_entropy(adv, labels).mean()
     terms = {"cross_entropy": ce, name: stability, "helper_cross_entropy": helped}

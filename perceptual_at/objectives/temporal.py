@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._places import labelled
 from perceptual_at.attacks import kl_to
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, kl_divergence
 from perceptual_at.losses import temporal_ensembling_loss
@@ -110,7 +111,7 @@ def te(
     ce = cross_entropy(adv if clean is None else clean, labels).mean()
     loss, terms = ce, {"cross_entropy": ce}
     if clean is not None:
-        terms["kl"] = kl_divergence(clean, adv).mean()
+        terms["kl"] = kl_divergence(clean, adv, mask=labelled(labels)).mean()
         loss = loss + beta * terms["kl"]
     if held is not None:
         terms["temporal_ensembling"] = temporal_ensembling_loss(adv if clean is None else clean, held)
