@@ -75,8 +75,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     _check.logits("cross_entropy", logits=logits)
     labels = _check.soft_labels("cross_entropy", labels, read=False, logits=logits)
     if labels.is_floating_point():
-        shares = labels.to(logits.dtype)
-        return over_places(-times_log(shares, functional.log_softmax(logits, dim=1)).sum(dim=1))
+        wider = logits.to(wide(logits))
+        places = -times_log(labels.to(wider.dtype), functional.log_softmax(wider, dim=1)).sum(dim=1)
+        return over_places(places).to(logits.dtype)
     try:
         return over_places(functional.cross_entropy(logits, labels, reduction="none"), labelled(labels))
     except (IndexError, RuntimeError):
@@ -116,8 +117,9 @@ def soft_logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     _check.logits("soft_logit_margin", logits=logits)
     labels = _check.indices("soft_logit_margin", labels, read=False, logits=logits)
     index = known(labels).unsqueeze(1)
-    margins = logits.scatter(1, index, -math.inf).logsumexp(dim=1) - logits.gather(1, index).squeeze(1)
-    return over_places(margins, labelled(labels))
+    wider = logits.to(wide(logits))
+    margins = wider.scatter(1, index, -math.inf).logsumexp(dim=1) - wider.gather(1, index).squeeze(1)
+    return over_places(margins, labelled(labels)).to(logits.dtype)
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -158,7 +160,8 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     $$ 1 - \cos(a, b) = \tfrac12 \Big\| \frac{a}{\|a\|} - \frac{b}{\|b\|} \Big\|^2 $$
 
     Computed in the second form, which loses no digits for nearly parallel vectors; it is 0 between two
-    zero vectors and 1/2 between a zero vector and any other.
+    zero vectors and 1/2 between a zero vector and any other, without a gradient in the zero vector. Vectors shorter
+    than 1e-8 are divided by 1e-8 instead of their length, as in torch's `cosine_similarity`: scale them first.
 
     Args:
         a: shape `(B, ...)`.
@@ -326,11 +329,11 @@ def square_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def directions(value: Tensor) -> Tensor:
-    """Vectors `(B, K, *S)` of length one at each place; zero vectors stay, and have second derivatives too."""
-    vectors, shortest = _vectors(value), 1e-8
+    """Vectors `(B, K, *S)` of length one at each place; zero vectors stay, without a gradient."""
+    vectors = _vectors(value)
     none = torch.linalg.vector_norm(vectors.detach(), dim=1, keepdim=True) == 0
-    some = functional.normalize(torch.where(none, 1.0, vectors), dim=1, eps=shortest)
-    return torch.where(none, vectors / shortest, some)
+    some = functional.normalize(torch.where(none, 1.0, vectors), dim=1, eps=1e-8)
+    return torch.where(none, 0.0, some)
 
 
 def without_absent(*logits: Tensor) -> tuple[list[Tensor], Tensor]:

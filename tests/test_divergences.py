@@ -12,7 +12,9 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from perceptual_at import cosine_distance, js_divergence, kl_divergence, squared_error
-from tests.strategies import batches, classes, normal, seeds, temperatures
+from perceptual_at.divergences import cross_entropy, prediction_squared_error, soft_logit_margin
+from perceptual_at.losses import normalized_error_loss, robust_perception_loss
+from tests.strategies import batches, classes, integers, normal, seeds, temperatures
 
 scales = st.sampled_from([0.01, 1.0, 10.0])
 relations = st.sampled_from(["independent", "equal", "shifted", "permuted", "opposite"])
@@ -102,6 +104,19 @@ def test_cosine_distance_of_zero_vectors_is_as_documented():
     zero, other = torch.zeros(1, 3), torch.tensor([[0.0, 4.0, 3.0]])
     assert cosine_distance(zero, zero) == 0
     assert_close(cosine_distance(zero, other), torch.tensor([0.5]))
+
+
+def test_a_vector_without_direction_has_no_gradient():
+    clean, adv = normal(0, 2, 3), normal(1, 2, 3)
+    pairs_of = {
+        "distance": lambda a: cosine_distance(a, adv), "the other way": lambda a: cosine_distance(adv, a),
+        "normalized error": lambda a: normalized_error_loss(a, adv),
+        "first half of a path": lambda a: robust_perception_loss(clean, clean + a, adv, criterion="cosine"),
+    }  # fmt: skip
+    for distance in pairs_of.values():
+        still = torch.zeros(2, 3, dtype=torch.float64).requires_grad_()
+        (gradient,) = torch.autograd.grad(distance(still).sum(), still)
+        assert gradient.abs().max() < 10
 
 
 # Facts ------------------------------------------------------------------------------------------------------------
@@ -249,11 +264,32 @@ def test_equal_arguments_are_at_distance_zero_with_zero_gradient(divergence):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("divergence", [squared_error, cosine_distance, kl_divergence, js_divergence])
+@pytest.mark.parametrize(
+    "divergence", [squared_error, cosine_distance, kl_divergence, js_divergence, prediction_squared_error]
+)
 def test_sixteen_bits_are_widened_inside_and_rounded_once(divergence, dtype):
     a, b = (normal(i, 50, 200, scale=2.0, dtype=dtype) for i in range(2))
     once = torch.finfo(dtype).eps / 2 * 1.01
     assert_close(divergence(a, b).double(), divergence(a.double(), b.double()), rtol=once, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("places", [(), (3,)], ids=["samples", "places"])
+def test_with_labels_too(places, dtype):
+    logits, labels = normal(0, 50, 20, *places, scale=6.0, dtype=dtype), integers(1, 50, *places, below=20)
+    shares = normal(2, 50, 20, *places, dtype=torch.float32).softmax(dim=1)
+    once = torch.finfo(dtype).eps / 2 * 1.01
+    for loss, marks in ((cross_entropy, shares), (soft_logit_margin, labels)):
+        assert loss(logits, marks).dtype == dtype
+        wide = marks.double() if marks.is_floating_point() else marks
+        assert_close(loss(logits, marks).double(), loss(logits.double(), wide), rtol=once, atol=1e-6)
+
+
+def test_the_soft_margins_sign_survives_sixteen_bits():
+    logits = torch.tensor([[30.0, 29.5, 29.0], [30.0, 29.5, 29.25]], dtype=torch.bfloat16)
+    labels = torch.tensor([0, 0])
+    assert (soft_logit_margin(logits, labels) < 0).tolist() == (logits.double().softmax(dim=1)[:, 0] > 0.5).tolist()
+    assert soft_logit_margin(logits, labels)[0] < 0
 
 
 def test_sums_beyond_float16_are_no_problem():
