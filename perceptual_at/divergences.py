@@ -267,7 +267,7 @@ def js_divergence(a_logits: Tensor, b_logits: Tensor, *, temperature: float = 1.
     return over_places(js_of_logs(log_distribution(a, temperature), log_distribution(b, temperature))).to(dtype)
 
 
-def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
+def prediction_squared_error(a_logits: Tensor, b_logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
     r"""Squared distance of two predictions, as a sum over classes.
 
     $$ \sum_k (p_k - q_k)^2, \qquad p = \mathrm{softmax}(z_a) $$
@@ -275,13 +275,14 @@ def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
     Args:
         a_logits: shape `(B, ...)`.
         b_logits: the same shape.
+        mask: boolean `(B,)`, or `(B, *S)`: the places that count, e.g. those with a label; None counts all.
 
     Returns:
-        Shape `(B,)`, in [0, 2].
+        Shape `(B,)`, in [0, 2]; 0 for a sample where nothing counts.
 
     Raises:
         TypeError: if an input is no floating-point tensor.
-        ValueError: if shapes or devices differ.
+        ValueError: if shapes or devices differ, or `mask` is no boolean mask.
 
     Source:
         SCORE (Pang et al. 2022), in place of the KL; the pairing of probabilities in MART (Wang et al. 2020), Table 1.
@@ -293,8 +294,10 @@ def prediction_squared_error(a_logits: Tensor, b_logits: Tensor) -> Tensor:
         tensor([0.])
     """
     _check.same_shape("prediction_squared_error", a_logits=a_logits, b_logits=b_logits)
+    if mask is not None:
+        _check.mask("prediction_squared_error", "mask", mask, places=a_logits.shape[2:], a_logits=a_logits)
     a, b, dtype = _widen(a_logits, b_logits)
-    return over_places(square_of_logs(log_distribution(a), log_distribution(b))).to(dtype)
+    return over_places(square_of_logs(log_distribution(a), log_distribution(b)), mask).to(dtype)
 
 
 def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -194,9 +194,10 @@ def test_a_mask_of_places_is_a_mean_over_them_and_one_of_samples_takes_them_whol
     samples = torch.tensor([True, False, True, False])
     whole = pat.dicar_loss(*z, mix=0.3, reduction="none")
     exactly(pat.dicar_loss(*z, mix=0.3, mask=samples, reduction="none"), whole * samples)
-    kl = pat.kl_divergence(z[0], z[1], mask=kept)
-    exactly(kl[0], pat.kl_divergence(z[0].movedim(1, -1)[0][kept[0]], z[1].movedim(1, -1)[0][kept[0]]).mean())
-    exactly(pat.kl_divergence(z[0], z[1], mask=samples), pat.kl_divergence(z[0], z[1]) * samples)
+    for distance in (pat.kl_divergence, prediction_squared_error):
+        apart = distance(z[0], z[1], mask=kept)
+        exactly(apart[0], distance(z[0].movedim(1, -1)[0][kept[0]], z[1].movedim(1, -1)[0][kept[0]]).mean())
+        exactly(distance(z[0], z[1], mask=samples), distance(z[0], z[1]) * samples)
 
 
 def test_the_weights_of_the_attacks_on_segmentation():
@@ -386,6 +387,8 @@ ERRORS = [
      lambda: pat.dicar_loss(Z, Z, Z, mix=0.5, mask=L[..., 0] > 0)),
     ("a mask for the KL", ValueError, r"kl_divergence: `mask` must be a boolean mask",
      lambda: pat.kl_divergence(Z, Z, mask=L)),
+    ("a mask for the squared distance", ValueError, r"prediction_squared_error: `mask` must be a boolean mask",
+     lambda: prediction_squared_error(Z, Z, mask=L)),
     ("one logit", ValueError, r"K >= 2 .* got shape \(2, 1, 4\)\. One logit z for two classes is the pair \[0, z\]",
      lambda: cross_entropy(Z[:, :1, :, 0], L[..., 0])),
     ("dense reference, other logits", ValueError, r"\(2, 3, 4\)", lambda: pat.kl_to(Z)(Z[..., 0], L[..., 0])),

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptual_at import _check
-from perceptual_at._places import labelled, over_places
-from perceptual_at._rounding import common, wide
-from perceptual_at.divergences import log_distribution, square_of_logs
+from perceptual_at._places import labelled
+from perceptual_at.divergences import prediction_squared_error
 from perceptual_at.losses import brier_loss, score_loss
 from perceptual_at.losses.score import check_score
 from perceptual_at.objectives.passes import (
@@ -93,7 +92,7 @@ def score(
     (reference,) = predictions(model, x)
 
     def distance(logits: Tensor, labels: Tensor) -> Tensor:
-        return _distance(logits, reference, labels)
+        return prediction_squared_error(logits, reference, mask=labelled(labels))
 
     start = gaussian_start("score", x, noise, generator)
     x_adv = attacked("score", attack, model, x, labels, loss=distance, start=start)
@@ -103,15 +102,9 @@ def score(
     else:
         clean, adv = forward(model, x), forward(model, x_adv)
     loss = score_loss(clean, adv, labels, beta=beta, slack=slack, slack_on=slack_on)
-    moved = _distance(adv.detach(), clean.detach(), labels).mean()
+    moved = prediction_squared_error(adv.detach(), clean.detach(), mask=labelled(labels)).mean()
     return finish(loss, squared_error=brier_loss(clean.detach(), labels), squared_distance=moved)
 
 
 def _error(logits: Tensor, labels: Tensor) -> Tensor:
     return brier_loss(logits, labels, reduction="none")
-
-
-def _distance(a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of two predictions, as `prediction_squared_error`, over the labelled places, `(B,)`."""
-    log_p, log_q = (log_distribution(logits.to(wide(a, b))) for logits in (a, b))
-    return over_places(square_of_logs(log_p, log_q), labelled(labels)).to(common(a, b))
