@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from perceptual_at import (
+    L1,
     L2,
     Evaluation,
     Linf,
@@ -641,6 +642,87 @@ def test_what_an_attack_could_not_break_may_come_back_as_it_was_where_that_is_it
     assert result.worst_case == pytest.approx(3 / 6)
     assert not any("came back" in text for text in result.warnings)
     assert int(result.suspicious["not moved"].sum()) == 0
+
+
+class FirstHalfOnly:
+    """A threat of one's own: entries go down, by a tenth at most."""
+
+    eps = 0.1
+
+    def project(self, x_adv, x):
+        return torch.minimum(torch.maximum(x_adv, x - 0.1), x)
+
+    def steepest(self, grad):
+        return grad.sign()
+
+    def random_start(self, x, *, generator=None):
+        return x
+
+    def norm(self, delta):
+        return delta.abs().amax(dim=1)
+
+    def scaled(self, factor):
+        return self
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1), L1(0.1), Linf(0.1, bounds=(-1, 2)), FirstHalfOnly()], ids=str)
+def test_inputs_beyond_an_attacks_own_threat_are_counted(threat, dtype):
+    def own(model, x, labels, threat=threat):
+        return x - torch.where(x > 0.55, 0.2, 0.05).to(x.dtype)  # of the five that are right 0.9 and 0.6 go too far
+
+    result = quiet(threshold, [(X.to(dtype), LABELS)], {"own": own})
+    assert "own: 2 of 5 inputs that it returned are outside of its threat and judged as they are" in result.warnings
+    assert result.attacks["own"]["outside"] == 2
+    assert result.robust["own"].tolist()[:2] == [True, False]
+
+
+def test_a_budget_per_sample_is_each_samples_own():
+    attack = partial(lambda model, x, labels, threat: x - 0.1, threat=Linf(torch.tensor([0.1, 0.05, 0.2, 0.1, 0.1, 0])))
+    result = quiet(threshold, LOADER, {"own": attack})
+    assert result.attacks["own"]["outside"] == 2  # the second and the last; the fourth is wrong without attack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_roundings_of_a_foreign_attack_are_not_outside(dtype):
+    torch.manual_seed(0)
+    x = torch.rand(64, 192).to(dtype)
+    labels = threshold(x).argmax(1)
+
+    def own(model, x, labels, threat):
+        away = torch.randn(x.shape).to(x.dtype)
+        if isinstance(threat, Linf):
+            return (x + threat.eps * away.sign()).clamp(0, 1)
+        return x + away * (threat.eps / away.norm(dim=1, keepdim=True))
+
+    attacks = {"linf": partial(own, threat=Linf(8 / 255)), "l2": partial(own, threat=L2(0.5, bounds=(-9, 9)))}
+    result = quiet(threshold, [(x, labels)], attacks)
+    assert not any("outside" in text for text in result.warnings)
+
+
+def test_a_perturbation_in_place_of_inputs_is_said():
+    def only_the_perturbation(model, x, labels):
+        return -0.05 * (1 - 2 * labels[:, None].to(x.dtype))
+
+    result = quiet(threshold, LOADER, {"own": only_the_perturbation})
+    assert any(
+        text.startswith("own: 3 of 5 inputs that it returned are outside of [0, 1], where all clean ones are")
+        for text in result.warnings
+    )
+    other = quiet(threshold, [(X - 0.5, (X < 1).flatten().long())], {"own": only_the_perturbation})
+    assert not any("outside" in text for text in other.warnings)  # inputs that are no images have no such bounds
+
+
+def test_the_report_says_how_far_inputs_were_moved(tmp_path):
+    def own(model, x, labels):
+        return x - torch.tensor([0.3, 0.4])
+
+    x = torch.tensor([[1.0, 0.5], [0.75, 0.5]])
+    loader, record = [(x[:1], torch.tensor([0])), (x[1:], torch.tensor([0]))], tmp_path / "record.jsonl"
+    found = [quiet(lambda x: x, loader, {"own": own}, record=record) for _ in range(2)]  # the second reads the record
+    for result in (*found, quiet(lambda x: x, loader, {"own": own})):
+        assert result.attacks["own"]["farthest"] == pytest.approx({"Linf": 0.4, "L2": 0.5})
+        assert "moved inputs by up to Linf 0.4, L2 0.5." in result.to_markdown()
 
 
 def test_survivors_without_a_gradient_are_suspicious_unless_nothing_in_the_ball_lowers_their_lead():

@@ -23,10 +23,12 @@ class Entry:
     gradients: Tensor | None = None
     forwards: Tensor | None = None
     flags: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    """Boolean facts by name: `"undefined"`, `"tied"`, `"unmoved"`, `"unconfirmed"`, ..."""
+    """Boolean facts by name: `"undefined"`, `"tied"`, `"unmoved"`, `"outside"`, `"unconfirmed"`, ..."""
     part: Tensor | None = None
     """Which attack of an ensemble broke the sample, -1 for none."""
     seconds: float = 0.0
+    farthest: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """How far the farthest of the adversarial inputs is from its clean one, by norm."""
     warnings: tuple[str, ...] = ()
     protocol: Mapping[str, Any] | None = None
     samples: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ class Column:
     def __init__(self) -> None:
         self.values: dict[str, Growing] = {}
         self.seconds = 0.0
+        self.farthest: dict[str, float] = {}
         self.warnings: dict[str, None] = {}
         self.protocol: Mapping[str, Any] | None = None
 
@@ -100,6 +103,7 @@ class Column:
             if values is not None:
                 self.values.setdefault(name, Growing()).put(places, values)
         self.seconds += entry.seconds
+        self.farthest |= {norm: max(size, self.farthest.get(norm, 0.0)) for norm, size in entry.farthest.items()}
         self.warnings |= dict.fromkeys(entry.warnings)
         self.protocol = entry.protocol or self.protocol
 

@@ -54,7 +54,8 @@ def evaluate(
     The model runs in eval mode and is left as found. Attacks get only samples that are right without attack, so
     nothing is spent on decided ones, in batches that are filled up again to the size of the loader's. What an attack
     returns is judged anew, whatever the attack says of it: a sample is robust if the model is right on exactly that
-    input; outputs with NaN are not right.
+    input; outputs with NaN are not right. A warning counts inputs beyond the threat that an attack was given, and the
+    report says how far each attack moved them.
 
     Attacks that take a `generator` and were given none get one per sample, made of the seed, the sample's index and
     the attack's number. Their verdicts then do not depend on batch size, order or the number of processes, up to
@@ -227,6 +228,8 @@ def _report(
             "protocol": ledger.column(plan.name).protocol,
             "broken_by": _parts(ledger.column(plan.name), places),
             "unmoved": int(ledger.column(plan.name).flag("unmoved", places).sum()),
+            "outside": int(ledger.column(plan.name).flag("outside", places).sum()),
+            "farthest": ledger.column(plan.name).farthest,
         }
         for plan in run.plans
     }
@@ -320,8 +323,8 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
         )
     for plan in run.plans:
         column = ledger.column(plan.name)
-        undefined, unconfirmed, unmoved = (
-            int(column.flag(name, places).sum()) for name in ("undefined", "unconfirmed", "unmoved")
+        undefined, unconfirmed, unmoved, outside, known = (
+            int(column.flag(name, places).sum()) for name in ("undefined", "unconfirmed", "unmoved", "outside", "known")
         )
         if undefined:
             yield f"{plan.name}: logits with NaN at {undefined} adversarial inputs; counted as wrong"
@@ -329,8 +332,14 @@ def _warnings(run: Measurement, places: Tensor, correct: Tensor) -> Iterator[str
             yield f"{plan.name}: {unconfirmed} successes it reported are none for the model; counted as robust"
         if unmoved and plan.moves:
             yield (
-                f"{plan.name}: {unmoved} of {int(column.flag('known', places).sum())} samples came back as they were; "
-                "the attack found no direction for them"
+                f"{plan.name}: {unmoved} of {known} samples came back as they were; the attack found no direction for "
+                "them"
+            )
+        if outside:
+            yield f"{plan.name}: {outside} of {known} inputs that it returned are " + (
+                "outside of [0, 1], where all clean ones are: bounds that it does not keep, or perturbations alone"
+                if plan.threat is None
+                else "outside of its threat and judged as they are"
             )
         yield from (f"{plan.name}: {text}" for text in column.warnings)
     yield from ledger.column(INSPECTED).warnings

@@ -16,7 +16,7 @@ from perceptual_at.attacks.targets import loss_of
 from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation.fingerprints.descriptions import describe_or_reason
 from perceptual_at.objectives.passes import Attack
-from perceptual_at.threats import Threat, is_threat, select
+from perceptual_at.threats import Threat, is_threat, projected, select
 from perceptual_at.victims import Model
 from perceptual_at.victims.terms import OWN
 
@@ -59,6 +59,21 @@ class Plan:
                 ways = (rows(threat.project(x + way, x) != x).any(dim=1) for way in (1.0, -1.0))
                 free = torch.stack(list(ways)).any(dim=0)
         return free
+
+    def outside(self, x_adv: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        """Which inputs are beyond the threat by more than roundings, `(B,)`.
+
+        Where no threat is known, those that leave [0, 1] although all clean ones are in it.
+        """
+        found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with contextlib.suppress(Exception):  # only a diagnosis asks
+            if (threat := self.threat_of(index)) is not None:
+                allowed = projected(threat, x_adv.clone(), x)
+            else:
+                allowed = x_adv.clamp(0, 1) if bool(((x >= 0) & (x <= 1)).all()) else x_adv
+            few = 4 * torch.finfo(x.dtype).eps * x.abs().amax().clamp_min(1)
+            found = rows((allowed - x_adv).abs() > few).any(dim=1)
+        return found
 
     def rehearse(self, model: Model, x: Tensor, labels: Tensor, index: Tensor) -> None:
         """Have an attack of the library look at its options, also at those for the samples, without a pass."""

@@ -188,7 +188,7 @@ def _to_line(entry: Entry) -> dict[str, Any]:
             line[name] = _plain(values)
     if entry.flags:
         line["flags"] = {name: _plain(values) for name, values in entry.flags.items()}
-    for name in ("seconds", "warnings", "protocol", "samples"):
+    for name in ("seconds", "farthest", "warnings", "protocol", "samples"):
         if value := getattr(entry, name):
             line[name] = value
     return line
@@ -207,7 +207,7 @@ def _entry(line: Mapping[str, Any]) -> Entry:
         for name in ("gradients", "forwards", "part", "labels", "witness")
         if name in line
     }
-    more: dict[str, Any] = {name: line[name] for name in ("seconds", "protocol") if name in line}
+    more: dict[str, Any] = {name: line[name] for name in ("seconds", "farthest", "protocol") if name in line}
     entry = Entry(
         line["name"], tuple(line["index"]), _from_plain(line["scores"]).T,
         flags={name: _from_plain(values) for name, values in line.get("flags", {}).items()},

@@ -327,9 +327,11 @@ class Evaluation(Value):
         for name, held in self.attacks.items():
             protocol = (held.get("protocol") or {}).get("name")
             parts = ", ".join(f"{part} {count}" for part, count in held.get("broken_by", {}).items())
+            sizes = ", ".join(f"{norm} {size:.4g}" for norm, size in held.get("farthest", {}).items())
             calls.append(
                 f"- {name}: `{held.get('call', '')}`{f', protocol {protocol}' if protocol else ''}"
-                f"{f', broke samples by {parts}' if parts else ''}."
+                f"{f', broke samples by {parts}' if parts else ''}"
+                f"{f', moved inputs by up to {sizes}' if sizes else ''}."
             )
         shown = [f"{name} {self.provenance[name]}" for name in ("model", "data") if name in self.provenance]
         shown += [f"{name} {version}" for name, version in self.provenance.get("versions", {}).items()]

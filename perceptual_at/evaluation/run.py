@@ -1,6 +1,7 @@
 """The verdicts of an evaluation as batches come: who is judged when, by which attack, and what is kept of it."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at._random import undisturbed
+from perceptual_at._rounding import accumulator
 from perceptual_at._shapes import places
 from perceptual_at.evaluation.checks import outputs_differ
 from perceptual_at.evaluation.fingerprints import probe, witness
@@ -292,7 +294,7 @@ class Measurement:
         ]
         flags = {
             "undefined": torch.stack([one.undefined for one in judged]).any(dim=0),
-            "tied": judged[0].tied, "unmoved": unmoved,
+            "tied": judged[0].tied, "unmoved": unmoved, "outside": plan.outside(x_adv, batch.x, batch.index),
         }  # fmt: skip
         if sizes and len(sizes[0]) == len(batch.index):  # of all samples, not of a part
             flags |= {"flat": sizes[0] < TINY, "steep": sizes[0] >= TINY}
@@ -307,6 +309,7 @@ class Measurement:
                 flags={name: mask.cpu() for name, mask in flags.items()},
                 part=None if protocol is None else verdict.attack.cpu(),  # type: ignore[union-attr]  # protocols have it
                 seconds=time.perf_counter() - began,
+                farthest=_farthest(x_adv, batch.x),
                 warnings=tuple(getattr(verdict, "warnings", ())),
                 protocol=None if protocol is None else protocol.to_dict(),
             )
@@ -315,6 +318,13 @@ class Measurement:
     def _outputs(self, x: Tensor) -> Any:
         with torch.no_grad():
             return asked("evaluate", self.model, x)
+
+
+def _farthest(x_adv: Tensor, x: Tensor) -> dict[str, float]:
+    exact = accumulator(x)
+    change = (x_adv.to(exact) - x.to(exact)).reshape(len(x), -1)
+    sizes = {name: torch.linalg.vector_norm(change, norm, dim=1) for name, norm in (("Linf", math.inf), ("L2", 2))}
+    return {name: float(size.max()) for name, size in sizes.items()}
 
 
 def _scores_of(judged: Sequence[Judged]) -> Tensor:
