@@ -337,9 +337,12 @@ def _in_range(function: str, name: str, value: Tensor, classes: int) -> None:
 def label_range(function: str, low: int, high: int, classes: int, *, name: str = "labels") -> None:
     """Require labels in `[0, classes)`, given their extremes."""
     if low < 0 or high >= classes:
+        hint = " Classes are counted from 0." if low >= 1 and high == classes else ""
+        if low == -1 or high == 255:  # what other libraries call so
+            hint = f" In dense labels, {NO_LABEL} is no label."
         raise ValueError(
             f"{function}: `{name}` must lie in [0, {classes - 1}] for {classes} classes, got values from {low} "
-            f"to {high}."
+            f"to {high}.{hint}"
         )
 
 
