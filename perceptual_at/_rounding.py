@@ -80,8 +80,8 @@ def add_inward(x: Tensor, delta: Tensor) -> Tensor:
     back = total - x
     error = (x - (total - back)) + (delta - back)  # exact rounding error of the sum (Knuth's TwoSum)
     overshoots = (error.sign() * delta.sign()).clamp(max=0)  # -1 or 0; on CPUs much faster than choosing by a mask
-    with torch.no_grad():  # older torch has no derivative of `nextafter`; that of a step is 0
-        step = total - torch.nextafter(total, x)
+    plain = total.detach()  # older torch has no derivative of `nextafter`, in no mode; that of a step is 0
+    step = plain - torch.nextafter(plain, x.detach())
     return torch.addcmul(total, step, overshoots)  # a product without rounding
 
 
