@@ -1,5 +1,8 @@
 """Images with a label at every pixel: canvases of digits, folders of masks, augmentation that moves both."""
 
+import struct
+import zlib
+
 import pytest
 import torch
 
@@ -88,6 +91,48 @@ def test_images_and_masks_are_read_pair_by_pair(tmp_path, mode):
         assert torch.equal(image, pixels.movedim(-1, 0).float() / 255)
         assert torch.equal(marks, indices.long().masked_fill(indices == 255, -100))
     assert mask_folder(tmp_path, ignored=None)[1].max() == 255
+
+
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_hold_the_indices_that_were_written(tmp_path, bits, size):
+    stored = written(tmp_path / "train", size=(4, 4))
+    marks = [integers(20 + row, 4, 4, below=2**bits) for row in range(len(stored))]
+    for name, indices in zip("ab", marks, strict=True):
+        rows = ["".join(f"{index:0{bits}b}" for index in row.tolist()).ljust(8 * -(-bits // 2), "0") for row in indices]
+        raw = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+        (tmp_path / f"train/masks/{name}.png").write_bytes(png(4, 4, bits, raw))
+    assert torch.equal(mask_folder(tmp_path, size=size)[1], torch.stack(marks))
+
+
+def png(width, height, bits, raw):
+    """A grey PNG of so many bits per pixel."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(raw),
+        b"IEND": b"",
+    }
+    parts = (struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+             for kind, held in chunks.items())  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_images_beside_masks_are_taken_as_those_of_class_folders(tmp_path):
+    from PIL import Image
+
+    (pixels, _), *_ = written(tmp_path / "train", names=("a",))
+    path = tmp_path / "train" / "images" / "a.png"
+    with Image.open(path) as file:
+        image = file.copy()
+    image.convert("RGBA").save(path)  # opaque
+    assert torch.equal(mask_folder(tmp_path)[0][0], pixels.movedim(-1, 0).float() / 255)
+    image.save(path, save_all=True, append_images=[image.rotate(180)])
+    with pytest.raises(ValueError, match=r"mask_folder: `.*a.png` has 2 frames"):
+        mask_folder(tmp_path)
+    clear = Image.new("P", image.size)
+    clear.save(path, transparency=0)
+    with pytest.raises(ValueError, match=r"mask_folder: `.*a.png` has transparent pixels"):
+        mask_folder(tmp_path)
 
 
 def test_one_size_for_all_scales_masks_to_indices_that_were_there(tmp_path):

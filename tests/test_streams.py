@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import tarfile
 import warnings
 
@@ -77,6 +78,9 @@ BAD = {
     "html.jpg": (b"<!DOCTYPE html><html></html>", "damaged or incomplete"),
     "sixteen.png": (encoded(Image.fromarray(np.full((8, 8), 40000, np.uint16)), "PNG"), "16 bits or more"),
     "sixteen.tif": (tiff("I;16", 40000), "16 bits or more"),
+    "sixteen.ppm": (b"P6 8 8 65535\n" + bytes([156, 64] * 192), "16 bits or more"),
+    "ten.ppm": (b"P6 8 8 1023\n" + bytes([3, 232] * 192), "16 bits or more"),
+    "plain.ppm": (b"P3 8 8 65535\n" + b"40000 " * 192, "16 bits or more"),
     "thirtytwo.tif": (tiff("I", 70000), "16 bits or more"),
     "float.tif": (tiff("F", 0.5), "floating-point pixels"),
     "cmyk.jpg": (encoded(picture(mode="CMYK"), "JPEG"), "colour space CMYK"),
@@ -121,10 +125,45 @@ def test_conversions_that_lose_nothing_are_made(root, reader):
     found = everything(reader, root)
     assert torch.equal(found[0], before[0])
     assert torch.equal(found[1], torch.from_numpy(np.array(grey)).expand(3, 8, 8))
+    palette = picture(seed=2).convert("P")
+    palette.save(folder / "0.png", transparency=255)  # a colour that no pixel has
+    assert torch.equal(everything(reader, root)[0], torch.from_numpy(np.array(palette.convert("RGB"))).permute(2, 0, 1))
     upright, exif = picture(8, 8, seed=5), Image.Exif()
     exif[0x0112] = 3  # upside down
     upright.rotate(180).save(folder / "0.png", exif=exif)
     assert torch.equal(everything(reader, root)[0], torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+
+
+def of_565(pixels):
+    """A bitmap of 16 bits per pixel: 5 of red, 6 of green, 5 of blue."""
+    fields = (40, 8, len(pixels) // 8, 1, 16, 3, 2 * len(pixels), 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    head = struct.pack("<IiiHHIIiiIIIII", *fields)
+    size = 14 + len(head)
+    return (
+        b"BM"
+        + struct.pack("<IHHI", size + 2 * len(pixels), 0, 0, size)
+        + head
+        + struct.pack(f"<{len(pixels)}H", *pixels)
+    )
+
+
+ORDINARY = {
+    "camera.jpg": encoded(picture(), "MPO", save_all=True, append_images=[picture(4, 4, seed=1)]),
+    "camera.JPEG": encoded(picture(mode="L"), "MPO", save_all=True, append_images=[picture(seed=1)] * 2),
+    "five_six_five.bmp": of_565([0xFFFF, 0xF800, 0x07E0, 0x001F] * 16),
+    "fifteen.ppm": b"P6 8 8 15\n" + bytes([15, 0, 7] * 64),
+    "bits.pgm": b"P1 8 8\n" + b"1 0 " * 32,
+}
+
+
+@every_reader
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_only_looks_like_more_than_bytes_or_one_image_is_read(root, reader, name):
+    path = root / "train/cat" / f"0{name}"
+    path.write_bytes(ORDINARY[name])
+    with Image.open(path) as file:
+        shown = file.convert("RGB")
+    assert torch.equal(everything(reader, root)[1], torch.from_numpy(np.array(shown)).permute(2, 0, 1))
 
 
 # Folders ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """One encoded image as a tensor of bytes, by rules that lose nothing without a word.
 
 Eight bits per channel stay as they are: grey and palette images become colour images of the same pixels, EXIF's
-orientation is applied, an alpha channel that is opaque is dropped. What eight bits of RGB cannot hold is refused:
-16-bit and floating-point pixels, transparency, CMYK and other colour spaces, more than one frame.
+orientation is applied, an alpha channel that is opaque is dropped, of the pictures in a camera's JPEG (MPO) the first
+is the image. What eight bits of RGB cannot hold is refused: 16-bit and floating-point pixels, transparency, CMYK and
+other colour spaces, more than one frame.
 """
 
 import struct
@@ -40,7 +41,7 @@ def decode(function: str, source: Path | IO[bytes], named: str, *, size: Size | 
     Raises:
         ValueError: if it cannot be read, or holds what bytes of RGB cannot; the message has the name.
     """
-    image = _opened(function, source, named).convert("L" if grey else "RGB")
+    image = opened(function, source, named).convert("L" if grey else "RGB")
     if size is None:
         return to_bytes(image)
     height, width = (size, size) if isinstance(size, int) else size
@@ -59,7 +60,7 @@ def to_bytes(image: Any) -> Tensor:
     return raw.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
 
 
-def _opened(function: str, source: Path | IO[bytes], named: str) -> Any:
+def opened(function: str, source: Path | IO[bytes], named: str) -> Any:
     """The decoded image, upright, in a mode of eight bits without alpha that means anything."""
     image_module, operations = _pillow(function)
     try:
@@ -67,10 +68,10 @@ def _opened(function: str, source: Path | IO[bytes], named: str) -> Any:
             warnings.simplefilter("error", image_module.DecompressionBombWarning)
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
             warnings.filterwarnings("ignore", message="Corrupt EXIF data")
-            with image_module.open(source) as opened:
-                problem = _unfit(opened)
+            with image_module.open(source) as file:
+                problem = _unfit(file)
                 if problem is None:
-                    image = operations.exif_transpose(opened)
+                    image = operations.exif_transpose(file)
                     image.load()
                     problem = _transparent(image)
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
@@ -85,17 +86,21 @@ def _opened(function: str, source: Path | IO[bytes], named: str) -> Any:
     return image
 
 
-def _unfit(opened: Any) -> str | None:
+def _unfit(file: Any) -> str | None:
     """What eight bits of RGB cannot hold, judged by the header."""
-    layout = " ".join(str(part) for part in (opened.tile[0][3:] if opened.tile else ()))
-    if opened.mode.startswith("I") or ";16" in layout:
-        return f"pixels of 16 bits or more (mode {opened.mode}), which bytes cannot hold"
-    if opened.mode == "F":
+    decoder, layout = (file.tile[0][0], file.tile[0][3]) if file.tile else ("", ())
+    words = layout if isinstance(layout, tuple) else (layout,)
+    # "BGR;16" is 16 bits for all three channels; the number beside the mode of a PPM is its greatest value.
+    sixteen = any(";16" in str(word) and word != "BGR;16" for word in words)
+    greatest = max((word for word in words if isinstance(word, int)), default=0) if "ppm" in decoder else 0
+    if file.mode.startswith("I") or sixteen or greatest > 255:
+        return f"pixels of 16 bits or more (mode {file.mode}), which bytes cannot hold"
+    if file.mode == "F":
         return "floating-point pixels, whose range nothing tells"
-    if opened.mode not in _PLAIN:
-        return f"the colour space {opened.mode}, which has no one meaning in RGB"
-    frames = getattr(opened, "n_frames", 1)
-    return f"{frames} frames, of which none is the image" if frames > 1 else None
+    if file.mode not in _PLAIN:
+        return f"the colour space {file.mode}, which has no one meaning in RGB"
+    frames = getattr(file, "n_frames", 1)
+    return f"{frames} frames, of which none is the image" if frames > 1 and file.format != "MPO" else None
 
 
 def _transparent(image: Any) -> str | None:
@@ -103,6 +108,7 @@ def _transparent(image: Any) -> str | None:
         lowest = image.convert("RGBA").getextrema()[3][0]
         if lowest < 255:
             return "transparent pixels, whose colour depends on what is behind them"
+        image.info.pop("transparency", None)
     return None
 
 

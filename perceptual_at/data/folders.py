@@ -27,9 +27,10 @@ def image_folder(
 
     Every image is decoded once and held in memory as uint8 RGB (60,000 of 32 x 32: 184 MB; 100,000 of 64 x
     64: 1.2 GB). For more than fits, take `stream_folder`. Grey and palette images become colour images, EXIF's
-    orientation is applied, an opaque alpha channel is dropped; what eight bits of RGB cannot hold (16-bit and
-    floating-point pixels, transparency, CMYK, several frames) is refused. Hidden entries, links that lead back, pipes
-    and files with other suffixes are left out, with a warning that counts and names them.
+    orientation is applied, an opaque alpha channel is dropped, of the pictures in a camera's JPEG the first is taken;
+    what eight bits of RGB cannot hold (16-bit and floating-point pixels, transparency, CMYK, several frames) is
+    refused. Hidden entries, links that lead back, pipes and files with other suffixes are left out, with a warning
+    that counts and names them.
 
     Args:
         root: the folder that holds one folder per split.

@@ -21,7 +21,7 @@ def class_files(function: str, folder: Path, *, known: tuple[str, ...] = ()) -> 
     """
     if not folder.is_dir():
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        found = f"it holds {', '.join(map(repr, there[:8]))}" if there else "it is empty or missing"
+        found = f"it holds {', '.join(map(repr, there[:8]))}" if there else "it is empty, missing or no folder"
         raise FileNotFoundError(
             f"{function}: there is no folder {folder.name!r} in `{folder.parent}` ({found}). Wanted is "
             f"`{folder}/<class>/<image>`."

@@ -1,7 +1,7 @@
 """Images with a label at every pixel: digits on a canvas, and folders of images and masks."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from perceptual_at import _check, _random
 from perceptual_at._check import NO_LABEL
 from perceptual_at._extras import extra
-from perceptual_at.data.decoding import to_bytes
+from perceptual_at.data.decoding import opened, to_bytes
 from perceptual_at.data.sklearn_digits import digits
 
 BACKGROUND = 10
@@ -77,7 +77,8 @@ def mask_folder(
 ) -> tuple[Tensor, Tensor]:
     """Images and the masks beside them: `root/split/images/NAME.*` with `root/split/masks/NAME.png`.
 
-    A mask is a PNG of class indices, grey or with a palette, of the size of its image. Everything is read into memory.
+    A mask is a PNG of class indices in up to eight bits, grey or with a palette, of the size of its image; black and
+    white in one bit are 0 and 1. Images are taken or refused as `image_folder` does. Everything is read into memory.
 
     Args:
         root: the folder that holds one folder per split.
@@ -138,25 +139,11 @@ def _by_stem(folder: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _opened(path: Path) -> Any:
-    pillow = extra("mask_folder", "PIL.Image", why="to read images")
-    try:
-        with pillow.open(path) as opened:
-            return extra("mask_folder", "PIL.ImageOps", why="to read images").exif_transpose(opened).copy()
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise ValueError(
-            f"mask_folder: `{path}` cannot be read as an image ({error}). Restore or remove it."
-        ) from error
-
-
 def _image(path: Path, size: int | None) -> Tensor:
     """Float32 `(3, H, W)` in [0, 1]."""
     from PIL import Image
 
-    image = _opened(path)
-    if image.mode not in ("RGB", "L", "P", "1"):
-        raise ValueError(f"mask_folder: `{path}` must be 8-bit grey or colour without alpha, got mode {image.mode!r}.")
-    image = image.convert("RGB")
+    image = opened("mask_folder", path, str(path)).convert("RGB")
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return to_bytes(image).float() / 255
@@ -164,13 +151,21 @@ def _image(path: Path, size: int | None) -> Tensor:
 
 def _mask(path: Path, size: int | None) -> Tensor:
     """Indices `(H, W)`, int64."""
-    from PIL import Image
-
-    mask = _opened(path)
+    image_module = extra("mask_folder", "PIL.Image", why="to read images")
+    try:
+        with image_module.open(path) as file:
+            written = str(file.tile[0][3]) if file.tile else ""
+            mask = extra("mask_folder", "PIL.ImageOps", why="to read images").exif_transpose(file).copy()
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        raise ValueError(
+            f"mask_folder: `{path}` cannot be read as an image ({error}). Restore or remove it."
+        ) from error
     if mask.mode not in ("L", "P", "1"):
         raise ValueError(
             f"mask_folder: `{path}` must be a mask of class indices (grey or with a palette), got mode {mask.mode!r}."
         )
     if size is not None:
-        mask = mask.resize((size, size), Image.Resampling.NEAREST)
-    return to_bytes(mask.convert("L") if mask.mode == "1" else mask)[0].long()
+        mask = mask.resize((size, size), image_module.Resampling.NEAREST)
+    # Pillow spreads grey of fewer bits over all of a byte.
+    step = 255 if mask.mode == "1" else {"L;2": 85, "L;4": 17}.get(written, 1)
+    return to_bytes(mask.convert("L") if mask.mode == "1" else mask)[0].long() // step
