@@ -26,6 +26,7 @@ from perceptual_at.checkpoints import read_weights, save_weights  # noqa: E402
 from perceptual_at.commands import table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
 from perceptual_at.commands.evaluating import targets, wishes  # noqa: E402
+from perceptual_at.commands.evaluating.results import report_at  # noqa: E402
 from perceptual_at.commands.ingredients import networks  # noqa: E402
 from perceptual_at.commands.ingredients.images import images_of  # noqa: E402
 from perceptual_at.commands.ingredients.protocol import described, named_attack  # noqa: E402
@@ -33,7 +34,7 @@ from perceptual_at.commands.main import COMMANDS, main  # noqa: E402
 from perceptual_at.commands.options import trial  # noqa: E402
 from perceptual_at.commands.options.effects import calls_an_attack, starts_itself  # noqa: E402
 from perceptual_at.commands.options.method import OBJECTIVES, beside, keywords  # noqa: E402
-from perceptual_at.commands.options.reading import settings_of  # noqa: E402
+from perceptual_at.commands.options.reading import parse, settings_of  # noqa: E402
 from perceptual_at.commands.options.recipes import RECIPES  # noqa: E402
 from perceptual_at.commands.options.recipes.rows import DATA, NETWORKS, key_of, settings_of_row  # noqa: E402
 from perceptual_at.commands.options.settings import (  # noqa: E402
@@ -197,6 +198,9 @@ MALFORMED = [
     (["train", "pgd_at", "--perceive", "second_to_last"], "--perceive has no effect"),
     (["train", "pgd_at", "--source", "paper"], "--source paper has no effect"),
     (["train", "pgd_at", "--objective", "rpatt"], "did you mean rpat?"),
+    (["train", "rpat", "--base", "tradse"], "did you mean trades?"),
+    (["train", "rpat", "--base", "dicar+nope"], "--base knows adr, "),
+    (["train", "rpat", "--seed", f"{2**64}"], "--seed must be at least 0 and at most"),
     (["train", "raat", "--boundary-perturbation", "clean"], "go with --objective pgd_at"),
     (["train", "rpat", "--options", "alhpa=1"], "takes no 'alhpa'"),
     (["train", "rpat", "--options", "alpha"], "takes name=value"),
@@ -226,6 +230,7 @@ MALFORMED = [
     ([*TRAIN, "--freeze", "*"], "leaves nothing to train"),
     ([*TRAIN, "--weight-decay-of", "nosuch=0"], "no parameter has such a name"),
     ([*TRAIN, "--weight-decay-of", "*.weight=-1"], "--weight-decay-of *.weight=-1 must be at least 0"),
+    ([*TRAIN, "--weight-decay-of", "*.weight=x"], "--weight-decay-of *.weight: 'x' is no number"),
     ([*TRAIN, "--eps", "10"], "--eps: Linf: `eps`=10.0 exceeds the input range"),
     ([*TRAIN, "--strong-attack-from", "9", "--strong-eps", "10"], "--strong-eps: Linf: `eps`=10.0 exceeds"),
     ([*TRAIN, "--out", "mine.py"], "`mine.py` is no folder, or below a file"),
@@ -244,6 +249,8 @@ MALFORMED = [
     (["evaluate", "--model", "mine:build", "--data", "random", "--batch", "0"], "--batch must be at least 1"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--checkpoint", "x.pt"], "there is no file `x.pt`"),
     (["evaluate", "--model", "mine:build", "--data", "folder", "--root", "none"], "there is no folder 'test'"),
+    (["evaluate", "--model", "mine:build", "--data", "folder"], "If they are elsewhere, --root says where."),
+    (["evaluate", "--model", "mine:build", "--data", "folder", "--stream", "--workers", "-1"], "--workers must be at"),
     (["evaluate", "--model", "mine:build", "--run", "a"], "give either --run FOLDER ... or --model"),
     (["evaluate", "--run", "a", "--checkpoint", "b.pt"], "--checkpoint goes with --model"),
     (["evaluate", "--model", "mine:build", "--data", "random", "--against", "none"], "there is no report `none`"),
@@ -297,6 +304,27 @@ def test_a_malformed_call_ends_in_one_line_and_writes_nothing(capsys, tmp_path, 
     assert message in refused(capsys, *words)
     left = {path.name for path in tmp_path.iterdir()} - {"mine.py", "broken.py", "script.py", "__pycache__"}
     assert left == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "path"),
+    [
+        (Settings, ["--out=~/a"], lambda read: read.running.out),
+        (Settings, ["--root", "~/a", "--init=~/b"], lambda read: read.data.root),
+        (Settings, ["--extra=~/a"], lambda read: read.data.extra),
+        (Settings, ["--teacher", "x", "~/a"], lambda read: read.network.teacher[1]),
+        (wishes.Wishes, ["--run", "x", "~/a"], lambda read: read.models.run[1]),
+        (wishes.Wishes, ["--checkpoint=~/a"], lambda read: read.models.checkpoint),
+        (wishes.Wishes, ["--against=~/a"], lambda read: read.running.against),
+        (table.Tabulating, ["--plot=~/a"], lambda read: read.plot),
+    ],
+)
+def test_the_home_folder_is_spelt_out_in_every_path(monkeypatch, tmp_path, kind, words, path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert path(parse(words, kind, kind(), "perceptual-at")) == tmp_path / "a"
+    nobody = [word.replace("~/a", "~nobody-of-that-name/a") for word in words]
+    assert path(parse(nobody, kind, kind(), "perceptual-at")) == Path("~nobody-of-that-name/a")
 
 
 def test_lazy_layers_have_their_shapes_before_the_first_step(tmp_path, monkeypatch):
@@ -845,6 +873,47 @@ def test_random_weights_are_said(model, random):
     assert [str(one.message) for one in caught] == (
         [f"--model {model} without --checkpoint has random weights."] if random else []
     )
+
+
+def test_a_run_finds_its_images_from_another_working_folder(tmp_path, monkeypatch, capsys):
+    pillow = pytest.importorskip("PIL.Image")
+    for place, colour in (("here", 255), ("there", 0)):
+        for part in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / place / "data" / part).mkdir(parents=True)
+            for number in range(8):
+                pillow.new("L", (8, 8), colour).save(tmp_path / place / "data" / part / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "here")
+    words = [
+        "--model",
+        "digits_cnn",
+        "--grey",
+        "--batch",
+        "8",
+        "--steps",
+        "1",
+        "--select-steps",
+        "1",
+        "--test-steps",
+        "1",
+    ]
+    assert call("train", "pgd_at", "--data", "folder", *words, "--epochs", "1", "--cpu", "--out", "run") == 0
+    words = ["evaluate", "--run", tmp_path / "here/run", "--which", "best", "--attacks", "fgsm", "--cpu"]
+
+    def seen():
+        assert call(*words) == 0
+        return report_at(tmp_path / "here/run/evaluation/best").provenance["data"]
+
+    known = seen()
+    monkeypatch.chdir(tmp_path / "there")
+    assert seen() == known  # not those of that name here
+    (tmp_path / "here/data").rename(tmp_path / "here/moved")
+    assert seen() != known  # a project that was moved as a whole has them below the working folder
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert "there is no folder 'test' in `data`" in (text := refused(capsys, *words))
+    assert "If they are elsewhere, --root says where." in text
+    words += ["--root", tmp_path / "here/moved"]
+    assert seen() == known
 
 
 def test_two_reports_are_compared(copied, capsys):

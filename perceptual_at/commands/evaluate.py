@@ -37,7 +37,11 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
     protocol, threat = wishes.evaluation, target.threat
     attacks = {name: named_attack(name, threat, step_size=protocol.step_size) for name in protocol.attacks}
     with processes.leader_first():
-        images = images_of(target.images, wishes.images.split)
+        try:
+            images = images_of(target.images, wishes.images.split)
+        except FileNotFoundError as error:
+            hint = "" if wishes.images.root else " If they are elsewhere, --root says where."
+            raise Stopped(f"{error}{hint}") from error
     present = torch.accelerator.is_available() and not wishes.running.cpu  # a build for CUDA names it without one
     device = (torch.accelerator.current_accelerator() if present else None) or torch.device("cpu")
     model = target.made(images).to(device)

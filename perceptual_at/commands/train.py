@@ -14,6 +14,7 @@ import json
 import math
 import time
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -236,7 +237,7 @@ def finish(run: Run) -> None:
             "weights_of": "average" if run.average is not None else "model",
             "threat": repr(threat_of(settings.threat)), "protocol": report.protocol(settings),
             "images": run.parts.sizes(), "shape": list(run.parts.shape), "classes": run.parts.classes,
-            "settings": settings.flat() | method.effective(settings.method),
+            "settings": settings.flat() | method.effective(settings.method), "folder": str(Path.cwd()),
             "objective_options": _plain(settings), "changes": run.changes,
             "warnings": run.notes, "log": run.log, "seconds": round(run.seconds, 1),
             **report.made_by(run.accelerator, settings),

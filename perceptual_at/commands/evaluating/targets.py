@@ -54,6 +54,8 @@ def _of_run(folder: Path, name: str, wishes: Wishes) -> Target:
         settings = settings_from({key: value for key, value in record["settings"].items() if key not in left_out})
     except ValueError as error:
         raise ValueError(f"`{folder / 'result.json'}`: {error}") from error
+    there = Path(str(record.get("folder", ""))) / settings.data.root  # as it was called where the run ran
+    settings = settings.changed(root=there) if there.exists() else settings
     weights = folder / f"{name}.safetensors"
     if not weights.is_file():
         raise ValueError(f"there is no file `{weights}`; `perceptual-at train ... --resume` writes it again.")

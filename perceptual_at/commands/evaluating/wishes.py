@@ -126,6 +126,8 @@ def check(wishes: Wishes) -> None:
     for name in ("batch", "repeats"):
         if getattr(wishes.evaluation, name) < 1:
             raise ValueError(f"{option(name)} must be at least 1, got {getattr(wishes.evaluation, name)}.")
+    if wishes.images.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {wishes.images.workers}.")
     if not wishes.evaluation.attacks:
         raise ValueError("--attacks must name at least one attack.")
     for name in wishes.evaluation.attacks:

@@ -256,7 +256,10 @@ def parameter_groups(model: nn.Module, chosen: Optimisation) -> list[dict[str, A
     """What the optimiser gets: parameters with their weight decay, a group for each pattern and one for the rest."""
     decays = {}
     for pattern, text in pairs("weight_decay_of", chosen.weight_decay_of).items():
-        decays[pattern] = number_in(text)
+        try:
+            decays[pattern] = number_in(text)
+        except ValueError as error:
+            raise ValueError(f"--weight-decay-of {pattern}: {error}.") from error
         if decays[pattern] < 0:
             raise ValueError(f"--weight-decay-of {pattern}={text} must be at least 0.")
         if not fnmatch.filter([name for name, _ in model.named_parameters()], pattern):

@@ -71,6 +71,8 @@ def asked(method: Method) -> dict[str, inspect.Parameter]:
     """The keywords that the objective takes, those of its base included."""
     known: dict[str, inspect.Parameter] = {}
     for name in parts(method):
+        if name != method.objective and name not in BASES:
+            raise ValueError(f"--base knows {', '.join(BASES)}, not {name!r}{meant(name, BASES)}.")
         known = {**inspect.signature(objective_named(name)).parameters, **known}
     return {name: parameter for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
@@ -191,8 +193,6 @@ def _base(method: Method, known: dict[str, inspect.Parameter]) -> Any:
         return method.base
     if len(below) > 2 or (len(below) == 2 and (own, below[0]) != ("rpat", "dicar")):
         raise ValueError(f"--base is a name, or dicar+NAME with --objective rpat, not {method.base!r}.")
-    if below[-1] not in BASES:
-        raise ValueError(f"--base knows {', '.join(BASES)}, not {below[-1]!r}{meant(below[-1], BASES)}.")
     if "dicar" in (own, *below[:-1]) and "mix" in inspect.signature(objective_named(below[-1])).parameters:
         raise ValueError(f"--base {method.base}: {below[-1]} has DICAR's term already.")
     last: Any = "pgd_at" if below == ["dicar"] else bound_base(below[-1], method.source, parts(method)[:-1])[0]

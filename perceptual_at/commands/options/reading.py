@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 
@@ -100,10 +101,11 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
         if not helping:
             os.environ["COLUMNS"] = "1000"  # so that no line is broken
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
-            return tyro.cli(
+            read = tyro.cli(
                 kind, args=list(words), default=default, prog=program, description=description or None,
                 config=(tyro.conf.OmitArgPrefixes, *flags),
             )  # fmt: skip
+        return _at_home(read)
     except SystemExit as end:
         if end.code in (0, None):
             sys.stdout.flush()
@@ -114,6 +116,18 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = width
+
+
+def _at_home(read: Any) -> Any:
+    """The same with the `~` of its paths spelt out: shells leave that of `--out=~/runs` to the program."""
+    if isinstance(read, Path):
+        return Path(os.path.expanduser(read))  # noqa: PTH111  # leaves a home that nobody has
+    if isinstance(read, tuple):
+        return tuple(map(_at_home, read))
+    if dataclasses.is_dataclass(read) and not isinstance(read, type):
+        parts = {part.name: _at_home(getattr(read, part.name)) for part in dataclasses.fields(read)}
+        return dataclasses.replace(read, **parts)
+    return read
 
 
 def _one_line(box: str) -> str:

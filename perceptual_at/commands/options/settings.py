@@ -318,11 +318,12 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     ),
     **dict.fromkeys(
         ("padding", "average_start", "awp_start", "strong_attack_from", "weight", "beta", "consistency_weight",
-         "weight_decay", "seed", "awp", "workers", "attack_noise", "eps_ramp"), (0, True, math.inf),
+         "weight_decay", "awp", "workers", "attack_noise", "eps_ramp"), (0, True, math.inf),
     ),
     **dict.fromkeys(("momentum", "average_decay", "alpha", "smoothing"), (0, True, 1)),
     **dict.fromkeys(("extra_share", "eta", "peak_at"), (0, False, 1)),
     "factor": (1, True, math.inf),
+    "seed": (0, True, 2**63 - 1),
 }  # fmt: skip
 
 
