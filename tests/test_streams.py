@@ -228,6 +228,19 @@ def test_a_stream_serves_what_memory_holds_also_through_workers(root):
         files[4]
 
 
+@pytest.mark.parametrize("ask", [lambda files, row: files[row], ImageFiles.whole, ImageFiles.name])
+def test_a_stream_is_asked_by_whole_numbers_of_any_kind(root, ask):
+    files = stream_folder(root, size=8)
+    whole = ask(files, 1)
+    for row in (True, np.int64(1), np.uint8(1), torch.tensor(1), -3):
+        assert str(ask(files, row)) == str(whole)
+    for row in (slice(0, 2), "a", [0, 1], None, 1.0, torch.tensor([0, 1])):
+        with pytest.raises(
+            TypeError, match=r"ImageFiles: an index must be an integer, got .*`rows\(...\)` takes several"
+        ):
+            ask(files, row)
+
+
 def test_the_fingerprint_notices_other_files_and_rows_are_taken(root, monkeypatch):
     files = stream_folder(root, size=8)
     assert files.fingerprint() == stream_folder(root, size=8).fingerprint()

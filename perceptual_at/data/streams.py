@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import operator
 import os
 import tarfile
 import warnings
@@ -84,6 +85,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        index = self._row(index)
         source, named = self._source(index)
         return decode("ImageFiles", source, named, size=self.size, grey=self.grey), int(self.labels[index])
 
@@ -128,11 +130,21 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         begin = int(self._ends[row - 1]) if row else 0
         return bytes(self._names[begin : int(self._ends[row])].tolist()).decode("utf-8", "surrogateescape")
 
+    def _row(self, index: Any) -> int:
+        """The number of an image, counted from the first."""
+        try:
+            row = operator.index(index)  # also of NumPy, and tensors without dimensions
+        except TypeError as error:
+            raise TypeError(
+                f"ImageFiles: an index must be an integer, got {type(index).__name__}; `rows(...)` takes several."
+            ) from error
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"ImageFiles: index {index} is out of range for {len(self)} images.")
+        return row % len(self)
+
     def _source(self, index: int, *, opened: bool = True) -> tuple[Path | IO[bytes], str]:
         """What to decode, and what to call it."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"ImageFiles: index {index} is out of range for {len(self)} images.")
-        index %= len(self)
+        index = self._row(index)
         if self._places is None:
             path = self._path(index)
             return Path(path), path

@@ -101,7 +101,7 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
         if not helping:
             os.environ["COLUMNS"] = "1000"  # so that no line is broken
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
-            read = tyro.cli(
+            read: Read = tyro.cli(
                 kind, args=list(words), default=default, prog=program, description=description or None,
                 config=(tyro.conf.OmitArgPrefixes, *flags),
             )  # fmt: skip
@@ -118,16 +118,18 @@ def parse(words: Sequence[str], kind: type[Read], default: Read, program: str, *
             os.environ["COLUMNS"] = width
 
 
-def _at_home(read: Any) -> Any:
+def _at_home(read: Read) -> Read:
     """The same with the `~` of its paths spelt out: shells leave that of `--out=~/runs` to the program."""
+    found: Any = read
     if isinstance(read, Path):
-        return Path(os.path.expanduser(read))  # noqa: PTH111  # leaves a home that nobody has
-    if isinstance(read, tuple):
-        return tuple(map(_at_home, read))
-    if dataclasses.is_dataclass(read) and not isinstance(read, type):
+        found = Path(os.path.expanduser(read))  # noqa: PTH111  # leaves a home that nobody has
+    elif isinstance(read, tuple):
+        found = tuple(map(_at_home, read))
+    elif dataclasses.is_dataclass(read) and not isinstance(read, type):
         parts = {part.name: _at_home(getattr(read, part.name)) for part in dataclasses.fields(read)}
-        return dataclasses.replace(read, **parts)
-    return read
+        found = dataclasses.replace(read, **parts)
+    made: Read = found
+    return made
 
 
 def _one_line(box: str) -> str:
