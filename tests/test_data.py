@@ -494,7 +494,7 @@ def test_missing_empty_and_foreign_folders_are_refused(tmp_path):
     fake_folder(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match=r"no folder 'test' in .*it holds 'train'"):
         image_folder(tmp_path, "test")
-    with pytest.raises(FileNotFoundError, match="it is empty or missing"):
+    with pytest.raises(FileNotFoundError, match="it is empty, missing or no folder"):
         image_folder(tmp_path / "elsewhere")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "0.png").write_bytes(b"")
