@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptual_at import Linf, auto_attack, evaluate, pgd
+from perceptual_at import Lane, Linf, apgd, auto_attack, evaluate, pgd
 from perceptual_at.models import whole_batches
 
 
@@ -50,6 +50,57 @@ def test_attacks_and_evaluations_keep_its_batches_whole():
     )
     assert whole.clean_accuracy == 1.0
     assert all(torch.equal(whole.robust[name], free.robust[name]) for name in attacks)
+
+
+class OnAGraph(nn.Module):
+    """Samples that look at each other: the nodes of a graph."""
+
+    def __init__(self, nodes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.neighbours, self.layer = torch.arange(nodes).roll(1), nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        return self.layer((x + x[self.neighbours]) / 2)
+
+
+def exported(size):
+    return torch.export.export(Fixed(size), (X[:size],)).module()
+
+
+WHOLE = {"asserts": Fixed, "graph": OnAGraph, "export": exported}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_models_that_take_no_part_of_a_batch_are_told_what_to_do(kind):
+    model, attack = WHOLE[kind](12), functools.partial(pgd, threat=Linf(0.1), steps=2)
+    x = X[:12]
+    labels = model(x).argmax(dim=1)
+    assert attack(model, x, labels).shape == x.shape
+    assert attack(model, x, labels, lane=Lane(dtype=torch.bfloat16)).shape == x.shape
+    labels[0] = (labels[0] + 1) % 3
+    advice = "models[.]from_joined.*models[.]whole_batches.*nodes of a graph"
+    with pytest.raises(ValueError, match=f"(?s)^apgd: `model` fails for the 11 of 12 samples .*{advice}"):
+        apgd(model, x, labels, Linf(1e-3), steps=2)
+    with pytest.raises(
+        ValueError, match=f"(?s)^evaluate: `model` fails for a batch of 11 samples, after one of 12: .*{advice}"
+    ):
+        evaluate(model, [(x, labels)], {"pgd": attack}, progress=False)
+    with pytest.raises(
+        ValueError, match=f"(?s)^evaluate: `model` fails for a batch of 5 samples, after one of 12: .*{advice}"
+    ):
+        evaluate(model, [(x, labels), (X[:5], labels[:5])], {}, progress=False)
+
+
+def test_errors_of_attacks_on_a_part_of_a_batch_are_their_own():
+    def attack(model, x, labels):
+        raise IndexError("mine")
+
+    model = Fixed(12).layer
+    labels = model(X).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 3
+    with pytest.raises(IndexError, match=r"^mine$"):
+        evaluate(model, [(X, labels)], {"own": attack}, progress=False)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -197,6 +197,17 @@ def test_modes_of_parts_are_seen():
     assert "1 of 4 modules in train mode or with statistics of the batch: 1" in check.found
 
 
+def test_an_export_is_in_no_mode_that_could_be_switched():
+    model = torch.export.export(nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval(), (torch.rand(3, 2),)).module()
+    assert model.training  # which is how they are made
+    assert checks.check_modes(model).passed
+    check = checks.check_modes(nn.Sequential(model, nn.Dropout()))
+    assert check.value == 2.0
+    assert "2 of 5 modules" in check.found  # the outer two
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    assert not checks.check_modes(traced).passed
+
+
 def test_inputs_out_of_bounds_say_which_way(data):
     x, _ = data
     assert checks.check_inputs(x, THREAT).passed

@@ -585,6 +585,52 @@ def test_modules_that_train_in_a_way_of_their_own_are_switched_back_by_it():
     assert modes(model) == before
 
 
+def rewritten(net):
+    """An export whose graph is rewritten when it is switched, and whose flag stays, as torchao has it."""
+    model = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)).module()
+
+    def train(mode=True):
+        for node in model.graph.nodes:
+            if node.target is torch.ops.aten.dropout.default:
+                node.args = (*node.args[:2], mode)
+        model.recompile()
+
+    model.train, model.eval = train, functools.partial(train, False)
+    return model
+
+
+class Branching(nn.Module):
+    """Chooses a branch when it is switched, and leaves its flag alone."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.branch = net, "train"
+
+    def train(self, mode=True):
+        self.branch = "train" if mode else "eval"
+        return self
+
+    def forward(self, x):
+        assert self.branch == "eval"
+        return self.net(x)
+
+
+@pytest.mark.parametrize("made", [rewritten, Branching])
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_is_switched_by_more_than_flags_comes_back_in_the_mode_it_was_in(made, mode):
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(images()[0].numel(), 6).double())
+    part = made(net.train(mode and made is rewritten))
+    part.train(mode)
+    for model in (part, nn.Sequential(part), lambda x: part(x)):
+        before = part.code if made is rewritten else part.branch
+        found = [attacked("pgd", model) for _ in range(2)]
+        assert torch.equal(*found)  # without dropout
+        with frozen(model), frozen(part):
+            assert "True" not in part.code if made is rewritten else part.branch == "eval"
+        assert (part.code if made is rewritten else part.branch) == before
+        assert part.training
+
+
 def test_a_train_put_on_a_module_is_called_both_ways():
     net, calls = training_net(), []
     net.train = lambda mode=True: calls.append(mode) or nn.Module.train(net, mode)

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from perceptual_at._binomial import rare
 from perceptual_at._rounding import accumulator
@@ -86,7 +86,13 @@ def check_modes(model: Model) -> Check:
         False
     """
     parts = list(bare(model).named_modules()) if isinstance(model, nn.Module) else []
-    names = [name or type(part).__name__ for name, part in parts if part.training or _uses_batch(part)]
+    exports = [part for _, part in parts if isinstance(part, fx.GraphModule) and "train" in vars(part)]
+    fixed = {id(inner) for export in exports for inner in export.modules()}  # they compute what their graphs say
+    names = [
+        name or type(part).__name__
+        for name, part in parts
+        if (part.training and id(part) not in fixed) or _uses_batch(part)
+    ]
     return Check(
         "modes", not names, float(len(names)),
         f"{len(names)} of {len(parts)} modules in train mode or with statistics of the batch"

@@ -20,6 +20,7 @@ from perceptual_at.evaluation.records import Record
 from perceptual_at.metrics import Judged, Score, judge
 from perceptual_at.victims import Model, asked, first_gradients
 from perceptual_at.victims.inspection import TINY, gives_probabilities, lost_gradients
+from perceptual_at.victims.terms import FAILURES, explain_rows
 
 PROBE = "probe"
 """Column of the samples by which a model is known again."""
@@ -285,7 +286,12 @@ class Measurement:
     def _judge_attack(self, plan: Plan, batch: Batch) -> None:
         began = time.perf_counter()
         with first_gradients() as sizes:
-            x_adv, verdict = plan.run(self.fast, batch.x, batch.labels, batch.index, self.settings.seed)
+            try:
+                x_adv, verdict = plan.run(self.fast, batch.x, batch.labels, batch.index, self.settings.seed)
+            except FAILURES:
+                if len(batch.index) < self.size:
+                    self._outputs(batch.x)  # fails too, with the reason, if it is the model that wants whole batches
+                raise
         unmoved = (x_adv == batch.x).reshape(len(batch.index), -1).all(dim=1)
         if plan.moves and bool(unmoved.any()):
             unmoved = unmoved & plan.can_move(batch.x, batch.index)
@@ -316,8 +322,13 @@ class Measurement:
         )  # fmt: skip
 
     def _outputs(self, x: Tensor) -> Any:
-        with torch.no_grad():
-            return asked("evaluate", self.model, x)
+        try:
+            with torch.no_grad():
+                return asked("evaluate", self.model, x)
+        except FAILURES as error:
+            if len(x) < self.size:
+                explain_rows("evaluate", "model", f"a batch of {len(x)} samples, after one of {self.size}", error)
+            raise
 
 
 def _farthest(x_adv: Tensor, x: Tensor) -> dict[str, float]:

@@ -37,7 +37,8 @@ def whole_batches(model: nn.Module, size: int) -> nn.Module:
 
     Exported programs, engines and captured graphs have a fixed batch size, while attacks and `evaluate` go on with
     those samples that are still in play. Smaller batches are filled up with copies of their last sample, whose outputs
-    are dropped; larger ones are cut. Gradients are those of the given samples.
+    are dropped; larger ones are cut. Gradients are those of the given samples. It is not for samples that look at each
+    other, such as the nodes of a graph, which are the places of one sample.
 
     Args:
         model: a network; modes, weights and devices are shared with it.

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from perceptual_at.victims.in_step import InStep, together
 from perceptual_at.victims.lanes import Lane
 from perceptual_at.victims.switching import UNUSUAL, KeptBuffer
 from perceptual_at.victims.terms import (
+    FAILURES,
     OWN,
     Model,
     ModelMode,
@@ -39,6 +39,7 @@ from perceptual_at.victims.terms import (
     check_lane,
     check_logits,
     check_values,
+    explain_rows,
     explain_weights,
     refuse_transforms,
 )
@@ -62,12 +63,13 @@ _HELD: dict[tuple[int, str], "_Held"] = {}
 
 
 class _Held(NamedTuple):
-    """An attribute that is on loan: whose it is, its value before, and to whom it is lent."""
+    """An attribute that is on loan: whose it is, its value before, to whom it is lent, and its owner's look."""
 
     owner: Any
     name: str
     before: Any
     holders: set["Loan"]
+    look: Any
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -175,7 +177,8 @@ class Loan:
                 _HELD[key].holders.add(self)
             else:
                 before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
-                _HELD[key] = _Held(owner, name, before, {self})
+                look = switching.look(owner) if self._switched_by_itself(owner, name) else None
+                _HELD[key] = _Held(owner, name, before, {self}, look)
         if trains:
             try:
                 module.eval()
@@ -184,6 +187,10 @@ class Loan:
         for owner, name, value in changes:
             if value is not None and value is not KeptBuffer:
                 setattr(owner, name, value)
+
+    def _switched_by_itself(self, owner: Any, name: str) -> bool:
+        """Whether what is on loan is the mode of a part with a `train` of its own."""
+        return self.switches and name == "training" and switching.trains_itself(owner)
 
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
@@ -194,7 +201,8 @@ class Loan:
                     continue
                 if len(held.holders) == 1:
                     try:
-                        if self.switches and held.name == "training" and switching.trains_itself(held.owner):
+                        itself = self._switched_by_itself(held.owner, held.name)
+                        if itself and switching.look(held.owner) != held.look:
                             switching.switch_back(held.owner, held.before)
                     finally:
                         if isinstance(held.before, KeptBuffer):
@@ -323,7 +331,7 @@ class Victim:
                 logits = logits.detach().requires_grad_()
         try:
             values = loss(*(self._copies(logits, labels) if self.guarded else (logits, labels)))
-        except (RuntimeError, ValueError) as error:
+        except FAILURES as error:
             self._explain("loss", error, x)
             raise
         if not isinstance(values, Tensor) or values.ndim != 1 or values.shape[0] != x.shape[0]:
@@ -426,7 +434,7 @@ class Victim:
             model = functools.partial(watched, self.function, model, known=self.loan.modules)
         try:
             output = model(x)
-        except RuntimeError as error:
+        except FAILURES as error:
             if self.writes or "leaf Variable that requires grad" not in str(error):
                 self._explain("model", error, x)
                 raise
@@ -448,13 +456,8 @@ class Victim:
             ) from error
         if name == "model":
             explain_weights(self.function, self.loan.modules, x, error)
-        if len(x) == len(self.x) or not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
-            return
-        advice = "a `select(rows)`, as `kl_to` has" if name == "loss" else "to get it with `x` (models.from_joined)"
-        raise ValueError(
-            f"{self.function}: `{name}` fails for the {len(x)} of {len(self.x)} samples that are still in play: "
-            f"{error} If it holds something for each sample, it needs {advice}."
-        ) from error
+        if len(x) < len(self.x):
+            explain_rows(self.function, name, f"the {len(x)} of {len(self.x)} samples that are still in play", error)
 
     def _pulled_back(self, total: Tensor, x: Tensor, weights: Any, *, retain_graph: bool = False) -> Tensor | None:
         """Gradient of the weighted sum of `total`, at least float32; None where it takes another forward pass.

@@ -5,7 +5,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -19,9 +19,19 @@ def ordinary(model: nn.Module) -> nn.Module:
 
 
 def trains_itself(part: nn.Module) -> bool:
-    """Whether a module has a `train` of the user's own, which may do more than to set flags: choose a branch, merge."""
-    own = vars(part).get("train", getattr(type(part), "train", None))
-    return (getattr(own, "__module__", None) or "torch").split(".")[0] != "torch"
+    """Whether a module has a `train` of its own, which may do more than to set flags: choose a branch, merge."""
+    own = getattr(type(part), "train", None)
+    return "train" in vars(part) or (getattr(own, "__module__", None) or "torch").split(".")[0] != "torch"
+
+
+def look(part: nn.Module) -> Any:
+    """What a switch to another mode would change in a module with a `train` of its own, which may leave its flag alone.
+
+    Of a graph its code: the exports that quantization trains are rewritten, and say that they train in either mode.
+    """
+    if isinstance(part, fx.GraphModule):
+        return part.training, part.code
+    return {name: value for name, value in vars(part).items() if isinstance(value, bool | int | float | str)}
 
 
 def switch_back(part: nn.Module, mode: bool) -> None:

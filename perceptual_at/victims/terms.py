@@ -154,6 +154,27 @@ def asked(function: str, model: Model, x: Tensor, *, name: str = "x") -> Any:
         raise
 
 
+FAILURES = (RuntimeError, ValueError, IndexError, AssertionError)
+"""What models and losses raise for tensors that are not as they want them; exports and graph networks the last two."""
+
+
+def explain_rows(function: str, name: str, those: str, error: Exception) -> None:
+    """Say it where a pass failed because a part of the samples came, of whose whole batch another pass did not."""
+    if isinstance(error, RuntimeError | ValueError) and not re.search(r"\b(sizes?|shape)\b", str(error), re.IGNORECASE):
+        return
+    advice = (
+        "it needs a `select(rows)`, as `kl_to` has."
+        if name == "loss"
+        else "it needs to get it with `x` (models.from_joined); if it takes batches of one size only, "
+        "models.whole_batches; if samples look at each other, as the nodes of a graph do, they are the places of one "
+        "sample."
+    )
+    raise ValueError(
+        f"{function}: `{name}` fails for {those}: {str(error).rstrip('.')}. If it holds something for each "
+        f"sample, {advice}"
+    ) from error
+
+
 def explain_weights(
     function: str, modules: Iterable[nn.Module], x: Tensor, error: Exception, *, name: str = "x"
 ) -> None:

@@ -143,10 +143,13 @@ class _Twin:
         foldable = self.lane.fold and any(isinstance(part, _BatchNorm) for part in model.modules())
         if not foldable and self.lane.dtype is None:
             return twin
-        x = x[:8].detach()
+        whole, x = x.detach(), x[:8].detach()
         x = x if len(x) > 1 else torch.cat([x, x])  # which tells samples from what is the same for all
         with without_autocast(x):
-            expected = twin(x)
+            try:
+                expected = twin(x)
+            except Exception:  # the model's own, which may take whole batches only
+                x, expected = whole, twin(whole)
         try:
             graph = _traced(twin)
             self.constants = {str(node.target) for node in graph.graph.nodes if _is_constant(node, model)}
@@ -256,9 +259,10 @@ def _is_users(kind: type) -> bool:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """The model once more, in eval mode."""
-    held = (value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    # What a pass has left in an attribute has a history, which torch refuses to copy and a twin has no use for.
-    plain = {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    held = (value for part in model.modules() for value in (*vars(part).values(), *part._buffers.values()))
+    # What a pass or a switch to eval mode has left there has a history, which torch refuses to copy and a twin has no
+    # use for.
+    plain = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
     try:
         twin = copy.deepcopy(model, plain).eval().requires_grad_(False)
     except Exception as error:  # code of the user's own
