@@ -317,22 +317,29 @@ def test_a_model_that_cannot_run_in_the_dtype_of_a_lane_is_refused(kind, attack)
 
 
 @pytest.mark.filterwarnings("ignore:Lane. batch norm is not folded")
-@pytest.mark.parametrize("way", ["kept", "pruned"])
+@pytest.mark.parametrize("way", ["kept", "pruned", "cached"])
 def test_what_passes_leave_in_attributes_is_no_hindrance(way):
     class Keeps(nn.Module):
         def __init__(self, net):
             super().__init__()
-            self.net = net
+            self.net, self.cached = net, way == "cached"
+
+        def train(self, mode=True):
+            if self.cached and not mode:  # as equivariant layers keep the filters that they are expanded to
+                self.register_buffer("filter", 2 * self.net[-1].weight)
+            return super().train(mode)
 
         def forward(self, x):
-            self.seen = self.net[:2](x)
-            return self.net(x)
+            self.seen = None if self.cached else self.net[:2](x)
+            return self.net(x) + (self.filter.mean() if self.cached else 0)
 
     model, x = Keeps(prepared(upsampling)), images()
     if way == "pruned":
         prune.random_unstructured(model.net[-1], "weight", amount=0.3)
+    model.eval()
     for _ in range(2):
-        model(x).sum().backward()  # after which an attribute has a history
+        if way != "cached":
+            model(x).sum().backward()  # after which an attribute has a history
         with frozen(model, lane=FP32) as f:
             assert_close(f(x), f.exact(x))
 

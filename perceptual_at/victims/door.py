@@ -177,7 +177,7 @@ class Loan:
                 _HELD[key].holders.add(self)
             else:
                 before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
-                look = switching.look(owner) if self._switched_by_itself(owner, name) else None
+                look = switching.look(owner) if self.switches and name == "training" else None
                 _HELD[key] = _Held(owner, name, before, {self}, look)
         if trains:
             try:
@@ -188,10 +188,6 @@ class Loan:
             if value is not None and value is not KeptBuffer:
                 setattr(owner, name, value)
 
-    def _switched_by_itself(self, owner: Any, name: str) -> bool:
-        """Whether what is on loan is the mode of a part with a `train` of its own."""
-        return self.switches and name == "training" and switching.trains_itself(owner)
-
     def give_back(self) -> None:
         """Undo it, unless others still borrow."""
         with _LOCK:
@@ -201,8 +197,8 @@ class Loan:
                     continue
                 if len(held.holders) == 1:
                     try:
-                        itself = self._switched_by_itself(held.owner, held.name)
-                        if itself and switching.look(held.owner) != held.look:
+                        moved = self.switches and held.name == "training" and switching.look(held.owner) != held.look
+                        if moved and switching.trains_itself(held.owner):
                             switching.switch_back(held.owner, held.before)
                     finally:
                         if isinstance(held.before, KeptBuffer):
@@ -454,7 +450,7 @@ class Victim:
                 f"{self.function}: `{name}` holds tensors that were made under torch.inference_mode(), through "
                 "which no gradient can be taken; make or load them outside of it, or under torch.no_grad()."
             ) from error
-        if name == "model":
+        if name == "model" and not isinstance(error, ValueError):  # which says it already
             explain_weights(self.function, self.loan.modules, x, error)
         if len(x) < len(self.x):
             explain_rows(self.function, name, f"the {len(x)} of {len(self.x)} samples that are still in play", error)
