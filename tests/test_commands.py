@@ -884,18 +884,8 @@ def test_a_run_finds_its_images_from_another_working_folder(tmp_path, monkeypatc
                 pillow.new("L", (8, 8), colour).save(tmp_path / place / "data" / part / f"{number}.png")
     monkeypatch.chdir(tmp_path / "here")
     words = [
-        "--model",
-        "digits_cnn",
-        "--grey",
-        "--batch",
-        "8",
-        "--steps",
-        "1",
-        "--select-steps",
-        "1",
-        "--test-steps",
-        "1",
-    ]
+        "--model", "digits_cnn", "--grey", "--batch", "8", "--steps", "1", "--select-steps", "1", "--test-steps", "1",
+    ]  # fmt: skip
     assert call("train", "pgd_at", "--data", "folder", *words, "--epochs", "1", "--cpu", "--out", "run") == 0
     words = ["evaluate", "--run", tmp_path / "here/run", "--which", "best", "--attacks", "fgsm", "--cpu"]
 

@@ -36,6 +36,7 @@ from perceptual_at.attacks.verdict import Verdict
 from perceptual_at.evaluation import Check
 from perceptual_at.plotting import accuracy_bars
 from tests.strategies import clean_inputs, integers
+from tests.tiny import Shelf
 
 quiet = partial(evaluate, progress=False)
 
@@ -644,29 +645,8 @@ def test_what_an_attack_could_not_break_may_come_back_as_it_was_where_that_is_it
     assert int(result.suspicious["not moved"].sum()) == 0
 
 
-class DownOnly:
-    """A threat of one's own: entries go down, by a tenth at most."""
-
-    eps = 0.1
-
-    def project(self, x_adv, x):
-        return torch.minimum(torch.maximum(x_adv, x - 0.1), x)
-
-    def steepest(self, grad):
-        return grad.sign()
-
-    def random_start(self, x, *, generator=None):
-        return x
-
-    def norm(self, delta):
-        return delta.abs().amax(dim=1)
-
-    def scaled(self, factor):
-        return self
-
-
 OWN_THREATS = {
-    "linf": Linf(0.1), "l2": L2(0.1), "l1": L1(0.1), "other bounds": Linf(0.1, bounds=(-1, 2)), "own": DownOnly()
+    "linf": Linf(0.1), "l2": L2(0.1), "l1": L1(0.1), "other bounds": Linf(0.1, bounds=(-1, 2)), "own": Shelf(0.1)
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from perceptual_at import Evaluation, Linf, evaluate, pgd
 from perceptual_at._files import written_whole
 from perceptual_at.evaluation.fingerprints import data_fingerprint, model_fingerprint, sample_fingerprints
 from perceptual_at.evaluation.fingerprints.descriptions import Opaque
+from tests.tiny import Shelf
 
 quiet = functools.partial(evaluate, progress=False)
 THREAT = Linf(0.1)
@@ -419,28 +420,6 @@ class Pushes:
 
     def __call__(self, model, x, labels):
         return (x + self.by).clamp(0, 1)
-
-
-class Shelf:
-    """A threat of one's own."""
-
-    def __init__(self, eps):
-        self.eps = eps
-
-    def project(self, x_adv, x):
-        return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
-
-    def steepest(self, grad):
-        return grad.sign()
-
-    def random_start(self, x, *, generator=None):
-        return x
-
-    def norm(self, delta):
-        return delta.abs().amax(dim=1)
-
-    def scaled(self, factor):
-        return Shelf(factor * self.eps)
 
 
 def of_a_global(model, x, labels):

@@ -1,4 +1,4 @@
-"""The tiny models of the golden file, and a fixed attack."""
+"""The tiny models of the golden file, a fixed attack, and a threat of one's own."""
 
 import torch
 from torch import nn
@@ -27,3 +27,25 @@ def fixed_attack(*x_advs):
     """An attack that returns what it is told, one answer per call."""
     answers = iter(x_advs)
     return lambda model, x, labels, **options: next(answers)
+
+
+class Shelf:
+    """A cube inside [0, 1], as a threat of one's own."""
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def project(self, x_adv, x):
+        return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+
+    def steepest(self, grad):
+        return grad.sign()
+
+    def random_start(self, x, *, generator=None):
+        return x
+
+    def norm(self, delta):
+        return delta.abs().amax(dim=1)
+
+    def scaled(self, factor):
+        return Shelf(factor * self.eps)

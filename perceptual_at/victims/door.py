@@ -63,13 +63,14 @@ _HELD: dict[tuple[int, str], "_Held"] = {}
 
 
 class _Held(NamedTuple):
-    """An attribute that is on loan: whose it is, its value before, to whom it is lent, and its owner's look."""
+    """An attribute that is on loan: whose it is, its value before, and to whom it is lent."""
 
     owner: Any
     name: str
     before: Any
     holders: set["Loan"]
     look: Any
+    """Of a mode whose owner switches in a way of its own, what the owner looked like; else None."""
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -177,7 +178,8 @@ class Loan:
                 _HELD[key].holders.add(self)
             else:
                 before = KeptBuffer(owner, name) if value is KeptBuffer else getattr(owner, name)
-                look = switching.look(owner) if self.switches and name == "training" else None
+                own = self.switches and name == "training" and switching.trains_itself(owner)
+                look = switching.look(owner) if own else None
                 _HELD[key] = _Held(owner, name, before, {self}, look)
         if trains:
             try:
@@ -197,8 +199,7 @@ class Loan:
                     continue
                 if len(held.holders) == 1:
                     try:
-                        moved = self.switches and held.name == "training" and switching.look(held.owner) != held.look
-                        if moved and switching.trains_itself(held.owner):
+                        if held.look is not None and switching.look(held.owner) != held.look:
                             switching.switch_back(held.owner, held.before)
                     finally:
                         if isinstance(held.before, KeptBuffer):
