@@ -21,7 +21,7 @@ from torch import nn
 for needed in ("accelerate", "tyro", "safetensors", "tensorboard"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; the extra `train` brings it")
 
-from perceptual_at import Evaluation, Linf, objectives, pgd  # noqa: E402
+from perceptual_at import Evaluation, Linf, compare, objectives, pgd  # noqa: E402
 from perceptual_at.checkpoints import read_weights, save_weights  # noqa: E402
 from perceptual_at.commands import table  # noqa: E402
 from perceptual_at.commands.endings import Stopped, locked  # noqa: E402
@@ -913,6 +913,20 @@ def test_two_reports_are_compared(copied, capsys):
     reports = [copied / name / "evaluation/best" for name in ("pgd_at-0", "rebat-0")]
     assert call("compare", *reports, "--names", "a", "b") == 0
     assert "|  | a, % | b, % | difference | 95 % interval | p |" in capsys.readouterr().out
+
+
+def test_a_report_is_compared_with_the_one_that_it_takes_the_place_of(copied, capsys):
+    def evaluated(name, *more):
+        words = ["--attacks", "pgd1", "--which", "best", "--cpu", "--out", copied / "shared"]
+        assert call("evaluate", "--run", copied / name, *words, *more) == 0
+        return Evaluation.from_json(copied / "shared/best/report.json")
+
+    first = evaluated("pgd_at-0")
+    second = evaluated("rebat-0", "--against", copied / "shared/best")
+    capsys.readouterr()
+    assert compare(second, first)["clean"] != compare(second, second)["clean"]
+    expected = compare(second, first, names=("this", "the other")).to_markdown()
+    assert expected in (copied / "shared/best/report.md").read_text(encoding="utf-8")
 
 
 def test_an_attack_that_was_called_in_two_ways_is_said_beside_the_comparison(tmp_path, capsys):

@@ -286,10 +286,6 @@ def test_every_run_comes_once_and_seeds_before_regimes_before_further_arms(scrip
 
 def test_intervals_agree_with_scipy(scripts):
     numbers, stats = scripts["numbers"], pytest.importorskip("scipy.stats")
-    for degrees in range(1, 12):
-        for confidence in (0.6, 0.95, 0.99):
-            expected = stats.t.ppf((1 + confidence) / 2, degrees)
-            assert numbers.t_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-9)
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem(values))
     assert numbers.t_interval(values) == pytest.approx((7 / 3, low, high))

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from scipy import stats
+
 from evidence.books import Entry, unpacked
 from evidence.design import SEEDS, Job
 from evidence.hypotheses import MARGIN, Hypothesis
@@ -97,26 +99,7 @@ def found_with(power: float, seeds: int) -> float:
 
 def t_quantile(confidence: float, degrees: int) -> float:
     """How far Student's t stays from zero, on either side, with this probability."""
-    low, high = 0.0, 1.0
-    while within(high, degrees) < confidence:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle, degrees) < confidence else (low, middle)
-    return high
-
-
-def within(t: float, degrees: int) -> float:
-    """Probability that Student's t is at most `t` away from zero: the finite sums of Abramowitz and Stegun, 26.7."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cosine, odd = math.cos(angle), degrees % 2
-    term = total = cosine if odd else 1.0
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    if not odd:
-        return math.sin(angle) * total
-    return 2 / math.pi * (angle + (math.sin(angle) * total if degrees > 1 else 0.0))
+    return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
 class Pair(NamedTuple):

@@ -42,6 +42,7 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
         except FileNotFoundError as error:
             hint = "" if wishes.images.root else " If they are elsewhere, --root says where."
             raise Stopped(f"{error}{hint}") from error
+    other = None if wishes.running.against is None else report_at(wishes.running.against)  # which this may write over
     present = torch.accelerator.is_available() and not wishes.running.cpu  # a build for CUDA names it without one
     device = (torch.accelerator.current_accelerator() if present else None) or torch.device("cpu")
     model = target.made(images).to(device)
@@ -69,7 +70,7 @@ def evaluated(target: Target, wishes: Wishes, processes: Processes) -> pat.Evalu
         result = judged(rows, whole, checks=protocol.checks)
         said = {"weights": weights, "images": f"{target.images.data}, {wishes.images.split}"}
         result = dataclasses.replace(result, provenance={**result.provenance, **said})
-        write_result(result, target, wishes)
+        write_result(result, target, wishes, other)
     return result
 
 
@@ -78,15 +79,14 @@ def _decisive(protocol: Measures) -> Measures:
     return dataclasses.replace(protocol, batch=Measures.batch, checks=False)
 
 
-def write_result(result: pat.Evaluation, target: Target, wishes: Wishes) -> None:
-    """report.json and report.md."""
+def write_result(result: pat.Evaluation, target: Target, wishes: Wishes, other: pat.Evaluation | None) -> None:
+    """report.json and report.md, with a comparison where there is another evaluation."""
     names = wishes.evaluation.attacks
     meant = {name: described(name, target.threat, step_size=wishes.evaluation.step_size) for name in names}
     lines = [f"# {target.name}", "", f"{target.images.data}, {target.threat!r}", "", result.to_markdown()]
     lines += ["", "What the columns mean:", "", *(f"- {name}: {text}" for name, text in meant.items()), ""]
     result.to_json(target.out / "report.json")  # before what else may be wrong
-    if wishes.running.against is not None:
-        other = report_at(wishes.running.against)
+    if other is not None:
         comparison = pat.compare(result, other, names=("this", "the other"))
         lines += [f"Against {wishes.running.against}:", "", comparison.to_markdown(), ""]
     text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files need not be text

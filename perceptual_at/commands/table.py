@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from scipy import stats
 
 from perceptual_at import Evaluation, metrics, plotting
 from perceptual_at.checkpoints import written_whole
@@ -258,13 +259,8 @@ def paired_t(differences: Sequence[float]) -> float:
     spread = statistics.stdev(differences)
     if spread == 0:
         return 0.0 if differences[0] else 1.0
-    t, degrees = abs(statistics.fmean(differences)) / (spread / math.sqrt(count)), count - 1
-    # With t = sqrt(degrees) tan(angle) the density becomes a power of the cosine, integrated over a finite range.
-    limit, steps = math.atan(t / math.sqrt(degrees)), 2000
-    heights = [math.cos(limit * place / steps) ** (degrees - 1) for place in range(steps + 1)]
-    inside = limit / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
-    factor = math.gamma(count / 2) / (math.sqrt(math.pi) * math.gamma(degrees / 2))
-    return max(0.0, 1 - 2 * factor * inside)
+    t = statistics.fmean(differences) / (spread / math.sqrt(count))
+    return float(2 * stats.t.sf(abs(t), count - 1))
 
 
 def compared(first: Group, other: Group, column: str) -> tuple[float, float] | None:
