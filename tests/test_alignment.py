@@ -18,6 +18,26 @@ def test_what_the_mean_of_dicar_runs_over_is_checked_at_once(name):
         )
 
 
+@pytest.mark.parametrize("name", ["raat", "raat_plus_plus", "dicar"])
+def test_a_single_pair_that_batch_norm_cannot_take_is_left_out_of_the_step(name):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 4))
+    views, labels = (torch.rand(6, 3), torch.rand(6, 3)), torch.arange(6) % 4
+
+    def terms_of(kept, **more):
+        mask = torch.arange(6) < kept
+        attack = lambda model, x, labels, **options: x + 0.1  # noqa: E731
+        return getattr(objectives, name)(net, views, labels, attack, mix=0.5, mask=mask, **more)[1]
+
+    assert terms_of(1)["dicar"] == 0
+    assert terms_of(2)["dicar"] > 0
+    net.eval()
+    assert terms_of(1)["dicar"] > 0  # running statistics are no matter of the batch
+    net[1].register_forward_hook(lambda layer, inputs, output: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        terms_of(1)
+
+
 SHARED = """
 import sys, torch
 import torch.distributed as dist

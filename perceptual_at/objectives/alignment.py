@@ -159,7 +159,12 @@ def dicar_term(
     if not pairs.shape[0]:
         return x.new_zeros(()), clean
     # Only these pairs enter the mixed pass, so that batch norm does not see the others (as released).
-    mixed = forward(model, interpolate(adv_2, adv_1, mix)[pairs])
+    try:
+        mixed = forward(model, interpolate(adv_2, adv_1, mix)[pairs])
+    except (ValueError, RuntimeError) as error:
+        if len(pairs) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        return x.new_zeros(()), clean  # a single pair where batch norm has nothing to take a variance of
     clean = forward(model, x) if clean is None else clean
     clean_1, clean_2 = (half[pairs] for half in clean.chunk(2))
     term = dicar_loss(

@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
+    beta_on,
     check_indices,
     finish,
     forward,
@@ -75,10 +76,7 @@ def hypersphere(
         ['margin_cross_entropy', 'kl']
     """
     _check.choice("hypersphere", "base", base, ("pgd_at", "trades"))
-    if base == "pgd_at" and beta is not None:
-        raise ValueError(f"hypersphere: `beta`={beta!r} has no effect with base='pgd_at'.")
-    beta = 6.0 if beta is None else beta
-    _check.number("hypersphere", "beta", beta, at_least=0.0)
+    beta = beta_on("hypersphere", base, beta, usual=6.0)
     _check.number("hypersphere", "scale", scale, above=0.0)
     _check.number("hypersphere", "margin", margin, at_least=0.0)
     x, labels = one_batch("hypersphere", model, views, labels)

@@ -48,6 +48,15 @@ def check_views(function: str, model: Any, views: Any, labels: Any, *, expected:
     _check.row_labels(function, labels, **{"views[0]": views[0]})
 
 
+def beta_on(function: str, base: str, beta: float | None, *, usual: float) -> float:
+    """The weight of a base's KL, the usual one if left out; refused on bases that have no KL."""
+    if beta is not None and base not in ("trades", "mart"):
+        raise ValueError(f"{function}: `beta`={beta!r} has no effect with base={base!r}.")
+    beta = usual if beta is None else beta
+    _check.number(function, "beta", beta, at_least=0.0)
+    return beta
+
+
 def check_indices(function: str, labels: Tensor) -> None:
     """Refuse class probabilities where a single right class is needed."""
     if labels.is_floating_point():

@@ -15,6 +15,7 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
+    beta_on,
     finish,
     forward,
     gaussian_start,
@@ -79,9 +80,7 @@ def score(
     """
     _check.flag("score", adv_first=adv_first)
     _check.choice("score", "base", base, ("trades", "pgd_at"))
-    if base == "pgd_at" and beta is not None:
-        raise ValueError(f"score: `beta`={beta!r} has no effect with base='pgd_at'.")
-    beta = 4.0 if beta is None else beta
+    beta = beta_on("score", base, beta, usual=4.0)
     check_score("score", beta, slack, slack_on)
     x, labels = one_batch("score", model, views, labels)
     if base == "pgd_at":
