@@ -22,3 +22,8 @@ def places(mask: Tensor) -> Tensor:
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
     """Values `(n,)` shaped to broadcast along the first dimension of `like`, such as one per sample."""
     return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def lacks_variance(error: Exception) -> bool:
+    """Whether a batch norm in train mode refused a batch that gives it a single value per channel."""
+    return "more than 1 value per channel" in str(error)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from perceptual_at import _check
+from perceptual_at._shapes import lacks_variance
 from perceptual_at.victims.finding import bare
 from perceptual_at.victims.switching import computed, put_back_cache, take_cache
 
@@ -194,7 +195,7 @@ def refresh_batch_norm(model: nn.Module, weights: Weights, batches: Iterable[Ten
                 with torch.no_grad():
                     call_with(own, refreshed, x)
             except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
+                if not lacks_variance(error):
                     raise
                 raise ValueError(
                     f"{function}: `batches` has one of shape {tuple(x.shape)}, in which a batch norm sees a single "

@@ -249,6 +249,19 @@ def test_nobody_right_is_no_search():
     assert model.seen == []
 
 
+def test_one_right_sample_that_batch_norm_cannot_take_stays_where_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    x = torch.rand(4, 3)
+    labels = torch.tensor([0, 1, 2, 0])
+    given = {"ball": Linf, "before": torch.full((4,), 0.1), "largest": 0.5}
+    for sure in (1, 2):
+        logits = torch.where(torch.arange(4) < sure, 9.0, -9.0).unsqueeze(1) * nn.functional.one_hot(labels)
+        found = find_margins(model, x, logits, labels, functools.partial(pgd, steps=2), **given)
+        assert found.right.sum() == sure
+        assert torch.equal(found.x_adv, x) == bool((found.margins == 0).all()) == (sure == 1)
+
+
 def test_an_attack_with_a_threat_of_its_own_is_refused():
     model, x, labels = problem()
     with pytest.raises(TypeError, match="find_margins: `attack` has a `threat` of its own"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import per_sample
+from perceptual_at._shapes import lacks_variance, per_sample, places
 from perceptual_at.attacks.pgd import REACH, Climb, climbed
 from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
@@ -251,7 +251,8 @@ def find_margins(
     changes its sign. Nothing has a gradient. Waits for the device once, to count who is right.
 
     Passes, of the samples that are right: the attack, one forward and `search_steps` of the bisection, in the mode the
-    model is in: in train mode they move batch norm, as in the released code.
+    model is in: in train mode they move batch norm, as in the released code. A single right sample that batch norm
+    then has no variance of stays where it is, with a margin of 0.
 
     Args:
         model: maps inputs to logits.
@@ -304,7 +305,7 @@ def find_margins(
     _check.count(name, "search_steps", search_steps)
     _check.flag(name, clip=clip)
     right = soft_logit_margin(clean_logits.detach(), labels) < 0
-    rows = right.nonzero().squeeze(1)
+    rows = places(right)
     margins = torch.zeros_like(before)
     if not rows.shape[0]:
         return Margins(x, margins, right)
@@ -313,8 +314,13 @@ def find_margins(
     found = attack(model, some, their_labels, threat=threat, loss=soft_logit_margin).detach()
     directions = (found - some) / per_sample(budget.to(x.dtype), x)
     bounds = getattr(threat, "bounds", (0.0, 1.0))
-    with torch.no_grad():
-        at_found = soft_logit_margin(model(found), their_labels)
+    try:
+        with torch.no_grad():
+            at_found = soft_logit_margin(model(found), their_labels)
+    except (ValueError, RuntimeError) as error:
+        if len(rows) > 1 or not lacks_variance(error):
+            raise
+        return Margins(x, margins, right)
     reached = bisect_margins(
         model, some, their_labels, directions=directions, before=budget, before_margin=at_found, largest=largest,
         steps=search_steps, bounds=bounds,

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from perceptual_at import _check
 from perceptual_at._places import labelled, over_places, wrong
-from perceptual_at._shapes import per_sample, rows
+from perceptual_at._shapes import lacks_variance, per_sample, places, rows
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
 from perceptual_at.objectives.passes import Attack, attacked, forward, predictions
@@ -154,7 +154,7 @@ def dicar_term(
         right = ~wrong if counted is None else counted & ~wrong
         mask = torch.stack(right.chunk(2)).all(dim=0)
     used = rows(mask).any(dim=1)
-    pairs = used.nonzero().squeeze(1)
+    pairs = places(used)
     share = _share(settings.average_over, used)
     if not pairs.shape[0]:
         return x.new_zeros(()), clean
@@ -162,7 +162,7 @@ def dicar_term(
     try:
         mixed = forward(model, interpolate(adv_2, adv_1, mix)[pairs])
     except (ValueError, RuntimeError) as error:
-        if len(pairs) > 1 or "more than 1 value per channel" not in str(error):
+        if len(pairs) > 1 or not lacks_variance(error):
             raise
         return x.new_zeros(()), clean  # a single pair where batch norm has nothing to take a variance of
     clean = forward(model, x) if clean is None else clean
