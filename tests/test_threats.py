@@ -306,6 +306,13 @@ def test_a_zero_gradient_gives_a_zero_step(threat, dtype):
 
 
 @every_threat
+@every_dtype
+def test_an_infinite_gradient_decides_and_an_undefined_one_is_none(threat, dtype):
+    grad = torch.tensor([[math.inf, 0.0], [0.0, -math.inf], [math.nan, math.nan]], dtype=dtype)
+    assert torch.equal(threat.steepest(grad), torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 0.0]], dtype=dtype))
+
+
+@every_threat
 @pytest.mark.parametrize(
     ("dtype", "tiny"),
     [(torch.float64, 5e-324), (torch.float32, 1.5e-45), (torch.float16, 6e-8), (torch.bfloat16, 1e-40)],

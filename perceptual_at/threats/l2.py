@@ -84,7 +84,7 @@ class L2(Ball):
         return project
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """The gradient divided by its Euclidean length; zero where it is zero."""
+        """The gradient divided by its Euclidean length; zero where it is zero. Infinity decides, NaN counts as 0."""
         units = self.units(grad)
         if units is None:
             return _unit("L2.steepest", grad)
@@ -126,7 +126,7 @@ def _lengths(vectors: Tensor) -> Tensor:
 
 def _unit(function: str, grad: Tensor) -> Tensor:
     """A vector divided by its length; zero where it is zero."""
-    vector = flat(function, grad)
+    vector = flat(function, grad).nan_to_num()
     # The largest entry is divided out first: squares of small gradients would underflow.
     largest = vector.abs().amax(dim=1, keepdim=True) if vector.shape[1] else vector
     vector = vector / divisor(largest)
