@@ -44,7 +44,8 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
 
     Args:
         sums: `(K, K)`, zeros at the start of an epoch; left as they are.
-        logits: shape `(B, K)`, the clean ones of the training step; taken without their history.
+        logits: shape `(B, K)`, the clean ones of the training step; taken without their history. Samples with NaN
+            predict nothing and are left out.
         labels: class indices `(B,)`.
         temperature: divides the logits; 4 in the first version of the released code, 1 with `gamma` below 1.
 
@@ -74,7 +75,7 @@ def add_class_predictions(sums: Tensor, logits: Tensor, labels: Tensor, *, tempe
             f"torch.zeros({logits.shape[1]}, {logits.shape[1]})."
         )
     _check.labels(name, labels, classes=logits.shape[1], logits=logits)
-    predictions = log_distribution(logits.detach().to(sums.dtype), temperature).exp()
+    predictions = log_distribution(logits.detach().to(sums.dtype), temperature).exp().nan_to_num(nan=0.0)
     of_class = torch.zeros_like(predictions).scatter(1, labels.long()[:, None], 1.0)
     with without_autocast(sums):
         return sums + of_class.T @ predictions  # unlike `index_add` the same bits every time, on GPUs too

@@ -25,7 +25,7 @@ def ensemble_update(ensemble: Tensor, index: Tensor, logits: Tensor, *, momentum
         ensemble: $s$, shape `(N, K)`, or dense `(N, K, *S)`; left untouched.
         index: numbers of the batch's samples in the data set, integers `(B,)`. Rows with the same number count with
             their mean.
-        logits: shape `(B, K)`, or dense `(B, K, *S)`.
+        logits: shape `(B, K)`, or dense `(B, K, *S)`. Where they are NaN nothing is updated.
         momentum: $\mu$ in [0, 1).
 
     Returns:
@@ -53,7 +53,7 @@ def ensemble_update(ensemble: Tensor, index: Tensor, logits: Tensor, *, momentum
     _check.number(name, "momentum", momentum, at_least=0.0, below=1.0)
     present = logits.detach().to(wide(logits)).softmax(dim=1).to(ensemble.dtype)
     mean, seen = _rows(name, "ensemble", ensemble, index, "logits", present)
-    return torch.where(seen, momentum * ensemble + (1 - momentum) * mean, ensemble)
+    return torch.where(seen & ~mean.isnan(), momentum * ensemble + (1 - momentum) * mean, ensemble)
 
 
 def ensemble_targets(ensemble: Tensor, index: Tensor) -> Tensor:

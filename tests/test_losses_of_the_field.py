@@ -3,6 +3,8 @@
 The constants are values of the released codes, computed in float64 on the inputs below.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -149,6 +151,14 @@ def test_the_table_of_class_predictions_is_the_mean_of_each_class():
     assert_close(table[3], torch.full((4,), 0.25, dtype=torch.float64))
     before = torch.eye(4, dtype=torch.float64)
     assert torch.equal(class_table(sums, before)[3], before[3])
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_sample_without_a_prediction_leaves_the_table_to_the_others(odd):
+    logits, labels = normal(0, 6, 4), integers(1, 6, below=4)
+    expected = add_class_predictions(torch.zeros(4, 4, dtype=torch.float64), logits[:5], labels[:5])
+    logits[5, 1] = odd
+    assert_close(add_class_predictions(torch.zeros(4, 4, dtype=torch.float64), logits, labels), expected)
 
 
 def test_the_table_keeps_its_digits_under_autocast():

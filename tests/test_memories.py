@@ -1,5 +1,6 @@
 """Tables with one row per sample: found by number, pure, resumable, the same on every process."""
 
+import math
 import multiprocessing
 import socket
 
@@ -52,6 +53,15 @@ def test_a_sample_that_comes_twice_counts_with_its_mean():
     logits = normal(0, 2, 5)
     table = ensemble_update(torch.zeros(3, 5, dtype=torch.float64), torch.tensor([1, 1]), logits)
     assert_close(table[1], 0.1 * logits.softmax(dim=1).mean(dim=0))
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_predictions_that_are_undefined_once_are_not_remembered(odd):
+    logits, index, table = normal(0, 3, 5), torch.tensor([0, 1, 2]), torch.full((4, 5), 0.2, dtype=torch.float64)
+    expected = ensemble_update(table, index, logits)
+    expected[1] = table[1]
+    logits[1, 2] = odd
+    assert torch.equal(ensemble_update(table, index, logits), expected)
 
 
 def test_a_run_that_is_killed_goes_on_as_it_was(tmp_path):

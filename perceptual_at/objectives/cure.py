@@ -148,6 +148,8 @@ def cure_gradients(
     options |= {"again": True, "noise": noise, "generator": generator}
     loss, terms = _terms("cure_gradients", model, views, labels, attack, **options)
     trained = {name: value for name, value in bare(model).named_parameters() if value.requires_grad}
+    if not trained:
+        raise ValueError("cure_gradients: `model` has no parameter that requires a gradient.")
     natural, robust, total = (
         _by_name(value, trained, keep=value is not loss) for value in (terms["cross_entropy"], terms["kl"], loss)
     )
