@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -237,6 +238,19 @@ def test_swa_is_the_mean_of_the_epochs_with_its_own_statistics(tmp_path):
         torch.testing.assert_close(run.average[name], (ends[0][name] + ends[1][name]) / 2)
     fresh = refresh_batch_norm(run.bare, run.average, run.parts.train[:][0].split(500))
     assert all(torch.allclose(run.average[name], value) for name, value in fresh.items() if value.is_floating_point())
+
+
+def test_swa_leaves_no_image_alone_in_a_batch(tmp_path):
+    settings = parsed("pgd_at", "--averaging", "swa", "--average-start", "0", "--out", tmp_path)
+    run = train.prepare(settings)
+    many = len(run.parts.train)
+    for size in (many - 1, (many - 1) // 2, many, many + 1, 300):
+        run.settings = settings.changed(eval_batch=size)
+        with mock.patch.object(train.pat, "refresh_batch_norm", lambda model, average, seen: [len(x) for x in seen]):
+            sizes = train._averaged_over_epochs(run, run.average)
+        assert sum(sizes) == many
+        assert min(sizes) > 1
+        assert set(sizes[:-1]) <= {size}
 
 
 def test_dummies_are_folded_for_everybody_but_the_loss(tmp_path):

@@ -134,10 +134,11 @@ def _averaged_over_epochs(run: Run, average: Weights) -> Weights:
     count = run.epoch - run.settings.optimisation.average_start
     if count < 0:
         return average
-    rows = torch.split(torch.arange(len(run.parts.train)), run.settings.evaluation.eval_batch)
+    images, size = len(run.parts.train), run.settings.evaluation.eval_batch
+    rows = torch.arange(images).tensor_split(tuple(range(size, images - 1, size)))  # a lone last one has no variance
     served = batches(run.parts.train, rows, workers=run.settings.data.workers)
-    images = (x.to(run.accelerator.device) for x, _ in served)
-    return pat.refresh_batch_norm(run.bare, pat.swa_update(average, run.bare, count=count), images)
+    seen = (x.to(run.accelerator.device) for x, _ in served)
+    return pat.refresh_batch_norm(run.bare, pat.swa_update(average, run.bare, count=count), seen)
 
 
 def show(run: Run, bar: Any, scalars: logs.Scalars | None, terms: dict[str, Tensor], rate: float) -> None:
