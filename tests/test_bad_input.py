@@ -670,6 +670,28 @@ def test_so_it_is_wherever_else_a_model_is_asked():
             call()
 
 
+def test_a_batch_of_one_that_batch_norm_cannot_take_is_named():
+    w = World()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 5))
+    attack = partial(pgd, threat=THREAT)
+    for rows, calls in {
+        1: {
+            **{f.__name__: partial(f, model_mode="as_is") for f in (pgd, fgsm, apgd, square, attacks.n_fgsm)},
+            "standard": lambda m, x, y, _: objectives.standard(m, (x,), y, None),
+            "trades": lambda m, x, y, _: objectives.trades(m, (x,), y, attack),
+            "raat_sharp": lambda m, x, y, _: objectives.raat_sharp(m, (x, x), y, attack, average=snapshot(m), mix=0.5),
+            "rpat": lambda m, x, y, _: objectives.rpat(m, (x,), y, attack, base="mart"),
+        },
+        2: {"apgd": partial(apgd, model_mode="as_is")},  # one is broken, one is left
+    }.items():
+        x, labels = w.x[:rows], torch.arange(rows)
+        if rows == 2:
+            model[3].bias.data[:] = torch.tensor([1e4, 0, -1e4, -1e4, -1e4])
+        for name, call in calls.items():
+            with pytest.raises(ValueError, match=rf"^{name}: a batch norm in train mode sees .* \(1, .*drop_last"):
+                call(model, x, labels, THREAT)
+
+
 @pytest.mark.parametrize("name", ["segment_residual", "norm_defect", "directional_second_derivative", "peano_identity"])
 def test_what_theory_looks_at_is_a_function_at_places(name):
     x, function = torch.rand(2, 3), getattr(theory, name)

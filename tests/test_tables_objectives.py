@@ -5,6 +5,7 @@ Values of the released codes are in test_golden_tables.py, passes in test_passes
 
 import copy
 import functools
+import itertools
 import math
 
 import pytest
@@ -255,11 +256,19 @@ def test_one_right_sample_that_batch_norm_cannot_take_stays_where_it_is():
     x = torch.rand(4, 3)
     labels = torch.tensor([0, 1, 2, 0])
     given = {"ball": Linf, "before": torch.full((4,), 0.1), "largest": 0.5}
-    for sure in (1, 2):
+    for sure, mode in itertools.product((1, 2), ("eval", "as_is")):
         logits = torch.where(torch.arange(4) < sure, 9.0, -9.0).unsqueeze(1) * nn.functional.one_hot(labels)
-        found = find_margins(model, x, logits, labels, functools.partial(pgd, steps=2), **given)
+        attack = functools.partial(pgd, steps=2, model_mode=mode)
+        found = find_margins(model, x, logits, labels, attack, **given)
         assert found.right.sum() == sure
         assert torch.equal(found.x_adv, x) == bool((found.margins == 0).all()) == (sure == 1)
+
+
+def test_a_network_in_which_nothing_learns_has_no_gradients_to_revise():
+    model, x, labels = problem()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="cure_gradients: `model` has no parameter that requires a gradient"):
+        cure_gradients(model, (x,), labels, functools.partial(pgd, threat=Linf(0.1)), average=None)
 
 
 def test_an_attack_with_a_threat_of_its_own_is_refused():

@@ -311,16 +311,16 @@ def find_margins(
         return Margins(x, margins, right)
     some, their_labels, budget = x[rows], labels[rows], before[rows].clamp(smallest, largest)
     threat = ball(budget)
-    found = attack(model, some, their_labels, threat=threat, loss=soft_logit_margin).detach()
-    directions = (found - some) / per_sample(budget.to(x.dtype), x)
     bounds = getattr(threat, "bounds", (0.0, 1.0))
     try:
+        found = attack(model, some, their_labels, threat=threat, loss=soft_logit_margin).detach()
         with torch.no_grad():
             at_found = soft_logit_margin(model(found), their_labels)
     except (ValueError, RuntimeError) as error:
         if len(rows) > 1 or not lacks_variance(error):
             raise
         return Margins(x, margins, right)
+    directions = (found - some) / per_sample(budget.to(x.dtype), x)
     reached = bisect_margins(
         model, some, their_labels, directions=directions, before=budget, before_margin=at_found, largest=largest,
         steps=search_steps, bounds=bounds,

@@ -13,7 +13,7 @@ from perceptual_at import _check, _random
 from perceptual_at._rounding import common
 from perceptual_at.attacks import kl_to
 from perceptual_at.averaging import Weights, call_with
-from perceptual_at.victims import explain_weights, lent, modules_of
+from perceptual_at.victims import explain_pass, lent, modules_of
 
 Attack = Callable[..., Tensor]
 """`(model, x, labels) -> x_adv`; some objectives also pass `start=` and `loss=`."""
@@ -138,8 +138,8 @@ def _logits(run: Callable[[Tensor], Any], x: Tensor, name: str) -> Tensor:
     """Logits at a copy of inputs. Only where there are none does it matter who was called."""
     try:
         output = run(x)
-    except RuntimeError as error:
-        explain_weights(_called(), modules_of(run), x, error, name="views[0]")
+    except (RuntimeError, ValueError) as error:
+        explain_pass(_called(), modules_of(run), x, error, name="views[0]")
         raise
     try:
         _check_logits("", name, output, x)

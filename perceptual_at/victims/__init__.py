@@ -43,7 +43,7 @@ from perceptual_at.victims.terms import (
     check_lane,
     check_logits,
     check_values,
-    explain_weights,
+    explain_pass,
     is_own,
 )
 from perceptual_at.victims.twins import FastModel
@@ -63,7 +63,7 @@ __all__ = [
     "check_logits",
     "check_values",
     "classified",
-    "explain_weights",
+    "explain_pass",
     "first_gradients",
     "frozen",
     "in_step",

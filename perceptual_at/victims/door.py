@@ -39,8 +39,8 @@ from perceptual_at.victims.terms import (
     check_lane,
     check_logits,
     check_values,
+    explain_pass,
     explain_rows,
-    explain_weights,
     refuse_transforms,
 )
 from perceptual_at.victims.twins import FastModel
@@ -444,15 +444,15 @@ class Victim:
     def _explain(self, name: str, error: Exception, x: Tensor) -> None:
         """Say it where sizes do not meet because samples have left that what was given still holds something for.
 
-        Or where model and inputs are of two dtypes, or something was made in inference mode.
+        Or where model and inputs are of two dtypes, something was made in inference mode, or a sample is alone.
         """
         if "Inference tensors" in str(error):
             raise ValueError(
                 f"{self.function}: `{name}` holds tensors that were made under torch.inference_mode(), through "
                 "which no gradient can be taken; make or load them outside of it, or under torch.no_grad()."
             ) from error
-        if name == "model" and not isinstance(error, ValueError):  # which says it already
-            explain_weights(self.function, self.loan.modules, x, error)
+        if name == "model":
+            explain_pass(self.function, self.loan.modules, x, error)
         if len(x) < len(self.x):
             explain_rows(self.function, name, f"the {len(x)} of {len(self.x)} samples that are still in play", error)
 

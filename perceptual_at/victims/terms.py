@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from torch import Tensor, nn
 
 from perceptual_at import _check
+from perceptual_at._shapes import lacks_variance
 from perceptual_at.divergences import PerSampleLoss
 from perceptual_at.threats import check_threat
 from perceptual_at.victims.finding import modules_of
@@ -149,8 +150,8 @@ def asked(function: str, model: Model, x: Tensor, *, name: str = "x") -> Any:
     """What a model gives for a copy of the inputs, which it may write to."""
     try:
         return model(x.clone())
-    except RuntimeError as error:
-        explain_weights(function, modules_of(model), x, error, name=name)
+    except (RuntimeError, ValueError) as error:
+        explain_pass(function, modules_of(model), x, error, name=name)
         raise
 
 
@@ -175,10 +176,16 @@ def explain_rows(function: str, name: str, those: str, error: Exception) -> None
     ) from error
 
 
-def explain_weights(
-    function: str, modules: Iterable[nn.Module], x: Tensor, error: Exception, *, name: str = "x"
-) -> None:
-    """Say it where a pass failed because model and inputs are of two dtypes, or on two devices."""
+def explain_pass(function: str, modules: Iterable[nn.Module], x: Tensor, error: Exception, *, name: str = "x") -> None:
+    """Say it where a pass failed because model and inputs are of two dtypes, or on two devices; or of a lone sample."""
+    if lacks_variance(error):
+        raise ValueError(
+            f"{function}: a batch norm in train mode sees a single value per channel in a batch of shape "
+            f"{tuple(x.shape)}, which has no variance. Leave out batches of one (`drop_last=True`), or run the model "
+            f"in eval mode: {error}"
+        ) from error
+    if isinstance(error, ValueError):  # which says it already
+        return
     weights = [parameter for module in modules for parameter in module.parameters()]
     for place, came, found, words in (
         ("", x.dtype, {weight.dtype for weight in weights}, r"\b(d?types?|float|double|half)\b"),
