@@ -799,6 +799,32 @@ def test_runs_of_one_seed_or_under_other_budgets_are_no_seeds_of_one_method():
         table_of(("a", 0, own), ("b", 1, other))
 
 
+@pytest.mark.parametrize(("name", "value"), [("extra", "some/1m.npz"), ("init", "w.safetensors"), ("teacher", ["t"])])
+def test_runs_with_files_that_others_have_not_are_another_method(name, value):
+    plain, given = settings_of(["pgd_at"]).flat(), settings_of(["pgd_at"]).flat() | {name: value}
+
+    def runs(*chosen):
+        scores = {"clean": 80.0, "pgd20": 50.0}
+        return [table.Scored(Path(str(seed)), one | {"seed": seed}, scores) for seed, one in chosen]
+
+    first, second = table.grouped(runs((0, plain), (0, given), (1, plain), (1, given)))
+    assert [len(group.runs) for group in (first, second)] == [2, 2]
+    shown = "1m.npz" if name == "extra" else "given"
+    assert (first.name, second.name) == (f"pgd_at ({name} None)", f"pgd_at ({name} {shown})")
+    elsewhere = {"extra": "/other/1m.npz", "init": "w1.safetensors", "teacher": ["t1"]}[name]
+    (group,) = table.grouped(runs((0, given), (1, given | {name: elsewhere})))
+    assert len(group.runs) == 2
+
+
+def test_runs_with_other_generated_images_are_another_method():
+    settings = settings_of(["pgd_at"]).flat()
+    runs = [
+        table.Scored(Path(name), settings | {"extra": name, "seed": seed}, {"clean": 80.0})
+        for seed, name in enumerate(("1m.npz", "50m.npz"))
+    ]
+    assert [group.name for group in table.grouped(runs)] == ["pgd_at (extra 1m.npz)", "pgd_at (extra 50m.npz)"]
+
+
 def test_a_budget_of_zero_is_one():
     words = {"models": wishes.Models(model="mine:build"), "images": wishes.Samples(data="random")}
     for eps, expected in ((0.0, 0.0), (None, 8 / 255), (0.1, 0.1)):

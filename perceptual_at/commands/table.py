@@ -195,8 +195,7 @@ def grouped(runs: Sequence[Scored]) -> list[Group]:
     """Runs by method, in the order in which they came; a method's name says in what it differs from its namesakes."""
     held: dict[str, list[Scored]] = {}
     for run in runs:
-        fixed = {name: value for name, value in run.settings.items() if name not in (*FREE, "seed")}
-        alike = held.setdefault(repr(sorted(fixed.items())), [])
+        alike = held.setdefault(repr(sorted(_fixed(run.settings).items())), [])
         for other in alike:
             if other.settings["seed"] == run.settings["seed"]:
                 raise ValueError(
@@ -207,15 +206,20 @@ def grouped(runs: Sequence[Scored]) -> list[Group]:
     groups = []
     for key, group in held.items():
         namesakes = [other for other in held if other != key and short[other] == short[key]]
-        differing = sorted({
-            name for other in namesakes for name in {**held[other][0].settings, **group[0].settings}
-            if name not in (*FREE, "seed") and held[other][0].settings.get(name) != group[0].settings.get(name)
-        })  # fmt: skip
-        more = ", ".join(f"{name} {group[0].settings.get(name)}" for name in differing[:4])
+        own, others = _fixed(group[0].settings), [_fixed(held[other][0].settings) for other in namesakes]
+        differing = sorted({name for one in others for name in own | one if one.get(name) != own.get(name)})
+        more = ", ".join(f"{name} {own.get(name)}" for name in differing[:4])
         groups.append(
             Group(f"{short[key]} ({more})" if more else short[key], tuple(group), _printed(group[0].settings))
         )
     return groups
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run's method; of weights to begin with and teachers, which each seed may have its own, if any."""
+    fixed = {name: value for name, value in settings.items() if name not in (*FREE, "seed")}
+    fixed |= {name: "given" if settings.get(name) else None for name in ("init", "teacher")}
+    return fixed | {"extra": Path(settings["extra"]).name if settings.get("extra") else None}
 
 
 def _short(settings: dict[str, Any]) -> str:
