@@ -107,6 +107,20 @@ def test_shares_are_those_of_the_points_in_the_ball_for_each_sample():
         assert_close(gates.open[0], shares[1:2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_points_are_counted_beyond_what_a_half_counts_to(dtype):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)).to(dtype)
+    with torch.no_grad():
+        net[1].bias.copy_(torch.tensor([9.0, -9.0]))
+    x, labels = torch.full((1, 4), 0.5, dtype=dtype), torch.zeros(1, dtype=torch.long)
+    with opened("surrogate_pgd", net, x, labels, Linf(0.1), Terms()) as victim:
+        gates = surrogate._Gates(victim.model)
+        gates.count(victim, victim.x, Linf(0.1), surrogate._random.SampleGenerator(0, torch.arange(1)), 2100)
+        assert_close(gates.open[0].float(), torch.tensor([[2100.5, 0.5]]) / 2101)
+    found = surrogate_pgd(net, x, net(x).argmax(dim=1), Linf(0.1), steps=2, restarts=1, probes=2)
+    assert found.dtype == dtype
+
+
 def test_without_blend_it_follows_the_gradients_of_the_model():
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     x, labels = torch.rand(6, 1, 4, 4, generator=generator(0)), torch.arange(6) % 4

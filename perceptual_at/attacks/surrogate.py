@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from perceptual_at import _check, _random
+from perceptual_at._rounding import wide
 from perceptual_at._shapes import places
 from perceptual_at.attacks.pgd import accelerated, visible
 from perceptual_at.attacks.targets import likely_targets
@@ -269,7 +270,7 @@ class _Gates(TorchFunctionMode):
         units, site = args[0] if args else kwargs["input"], self.site
         self.site += 1
         if self.counting:
-            opened_here = (units.detach() > 0).to(units.dtype)
+            opened_here = (units.detach() > 0).to(wide(units))  # bfloat16 counts to 256
             if site == len(self.open):
                 self.open.append(opened_here)
             elif self.open[site].shape == opened_here.shape:
