@@ -227,6 +227,8 @@ def test_a_step_takes_exactly_the_documented_passes(name, options, rows, no_grad
 REFUSED = [
     ("lbgat", {"teacher": None}, TypeError, "lbgat: `teacher` must be a second model"),
     ("score", {"base": "pgd_at", "beta": 2.0}, ValueError, "score: `beta`=2.0 has no effect with base='pgd_at'"),
+    ("score", {"base": "pgd_at", "adv_first": True}, ValueError, "score: `adv_first`=True has no effect with base="),
+    ("score", {"base": "pgd_at", "slack": 0.1, "slack_on": "robust"}, ValueError, "`slack_on`='robust' has no effect"),
     ("score", {"base": "mart"}, ValueError, "score: `base` must be one of"),
     ("score", {"slack": -1.0}, ValueError, "`slack` must lie in"),
     ("hypersphere", {"beta": 2.0}, ValueError, "hypersphere: `beta`=2.0 has no effect with base='pgd_at'"),

@@ -462,6 +462,8 @@ def test_a_killed_run_with_memories_goes_on_to_the_same_bits(tmp_path):
         ("sovr", {"share": 40}, ValueError, "sovr: `share`"),
         ("ducat", {}, ValueError, r"dummy_class_loss: `logits` .*two outputs per class"),
         ("ducat", {"base": "trades", "adv_weight": 2.0}, ValueError, "ducat: `adv_weight`=2.0 has no effect"),
+        ("ducat", {"consistency_weight": 2.0}, ValueError, "ducat: `consistency_weight`=2.0 has no effect"),
+        ("ducat", {"consistency_temperature": 1.0, "base": "mart"}, ValueError, "`consistency_temperature`=1.0 has no"),
         ("ducat", {"base": "consistency_at"}, ValueError, "ducat: `views`"),
         ("cure", {"teacher_mode": "train"}, ValueError, "cure: `teacher_mode`"),
         ("ewat", {"form": "both"}, ValueError, "ewat: `form`"),

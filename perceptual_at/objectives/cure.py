@@ -122,7 +122,8 @@ def cure_gradients(
             The code's option is a fraction too, though its README writes 30.
         natural_weight: $a$, how much the clean gradient counts: 0.1, 0.3 for the paper's WideResNet-34-10.
         robust_weight: $b$, how much the other counts: $1 - a$ in the paper.
-        layers: which tensors are revised, `(position, name) -> bool`; None takes those of the form.
+        layers: which tensors are revised, `(position, name) -> bool`; None takes those with "conv1" in their names, the
+            network's first parameter excepted. Where no name has it nothing is revised.
 
     Returns:
         `(loss, terms)` as `cure`, both detached; the gradients are where the optimiser looks for them.

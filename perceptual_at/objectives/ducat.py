@@ -67,7 +67,7 @@ def ducat(
         adv_weight: $a$, on PGD-AT only: the released code has it nowhere else.
         dummies: False before epoch 105 of 130: cross entropy of `x_adv` and the right classes, on TRADES too.
         beta: weight of the KL on TRADES and MART, 6 if left out; refused on the other bases.
-        consistency_weight: weight of the consistency term.
+        consistency_weight: weight of the consistency term, on Consistency-AT only.
         consistency_temperature: its temperature.
         noise: standard deviation of the Gaussian start around `x`, on TRADES and MART.
         generator: source of the start noise.
@@ -96,11 +96,16 @@ def ducat(
     beta = beta_on("ducat", base, beta, usual=6.0)
     for name, value in (("consistency_weight", consistency_weight), ("adv_weight", adv_weight)):
         _check.number("ducat", name, value, at_least=0.0)
-    if adv_weight != 1.0 and base != "pgd_at":
-        raise ValueError(f"ducat: `adv_weight`={adv_weight!r} has no effect with base={base!r}; only 'pgd_at' has it.")
     for name, value in (("clean_share", clean_share), ("adv_share", adv_share)):
         _check.number("ducat", name, value, at_least=0.0, at_most=1.0)
     _check.number("ducat", "consistency_temperature", consistency_temperature, above=0.0)
+    for name, value, usual, owner in (
+        ("adv_weight", adv_weight, 1.0, "pgd_at"),
+        ("consistency_weight", consistency_weight, 1.0, "consistency_at"),
+        ("consistency_temperature", consistency_temperature, 0.5, "consistency_at"),
+    ):
+        if value != usual and base != owner:
+            raise ValueError(f"ducat: `{name}`={value!r} has no effect with base={base!r}; only {owner!r} has it.")
     x, labels = one_batch("ducat", model, views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
     check_indices("ducat", labels)
     source_of_noise("ducat", noise, generator, x)
