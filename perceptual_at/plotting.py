@@ -259,7 +259,7 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
         The axes.
 
     Raises:
-        ValueError: if a path does not have one row per alpha.
+        ValueError: if the last of `alphas` is not 1, or a path is not of shape `(len(alphas), B)`.
         ImportError: if matplotlib is not installed.
 
     Source:
@@ -272,11 +272,16 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
     """
     _check_mapping("perception_paths", "paths", paths, Tensor)
     alphas = _check.numbers_of("perception_paths", "alphas", alphas)
+    if not alphas or alphas[-1] != 1:
+        raise ValueError(
+            f"perception_paths: `alphas` must end with 1, where the movement is the whole, got {list(alphas)}."
+        )
     ax = _axes("perception_paths", ax)
     for name, path in paths.items():
-        if path.ndim < 2 or path.shape[0] != len(alphas):
+        if path.ndim != 2 or path.shape[0] != len(alphas):
             raise ValueError(
-                f"perception_paths: {name!r} must have {len(alphas)} rows, one per alpha, got {tuple(path.shape)}."
+                f"perception_paths: {name!r} must be of shape ({len(alphas)}, B), one row per alpha, got "
+                f"{tuple(path.shape)}."
             )
         mean = path.detach().double().mean(dim=1).cpu()
         ax.plot(list(alphas), (mean / mean[-1].clamp_min(1e-12)).numpy(), marker=".", label=name)

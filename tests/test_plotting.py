@@ -175,6 +175,24 @@ def test_points_and_places_are_numbers_of_every_kind():
             plotting.trade_off({"PGD-AT": wrong})
 
 
+@pytest.mark.parametrize("alphas", [[], [0.0, 0.5], [1.0, 0.0], [0.0, 1.5]])
+def test_a_path_that_does_not_end_with_the_whole_is_refused(alphas):
+    with pytest.raises(ValueError, match=r"^perception_paths: `alphas` must end with 1"):
+        plotting.perception_paths(alphas, {"linear": torch.ones(len(alphas), 3)})
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4), (2, 3, 4)])
+def test_a_path_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"^perception_paths: 'linear' must be of shape \(2, B\)"):
+        plotting.perception_paths([0.0, 1.0], {"linear": torch.ones(shape)})
+
+
+def test_the_axes_say_what_was_asked_for():
+    runs = {"PGD-AT": [(0.8, 0.5), (0.7, 0.55)]}
+    ax = plotting.trade_off(runs, unit="fraction", robust_name="AutoAttack")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("clean accuracy (fraction)", "AutoAttack accuracy (fraction)")
+
+
 def test_drawing_on_given_axes_returns_them():
     ax = plotting.trade_off(RUNS)
     assert plotting.trade_off({"RAAT": [(80.0, 50.0)]}, ax=ax) is ax
