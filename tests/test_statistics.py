@@ -56,6 +56,15 @@ def test_wilsons_interval_stays_inside_and_never_shrinks_to_a_point():
     assert wilson_interval(5, 5).high == 1.0
 
 
+@pytest.mark.parametrize("confidence", [1e-300, 1 - 2**-53])
+def test_intervals_are_of_any_confidence_inside_0_and_1(confidence):
+    ends = wilson_interval(3, 20, confidence=confidence), paired_interval(3, 0, 20, confidence=confidence)
+    for (low, high), share in zip(ends, (3 / 20, 3 / 22), strict=True):
+        assert low <= share + 1e-12
+        assert high >= share - 1e-12
+        assert (high - low > 0.5) == (confidence > 0.5)
+
+
 def test_wilsons_interval_is_mirrored_and_grows_with_confidence():
     low, high = wilson_interval(3, 20)
     assert wilson_interval(17, 20) == pytest.approx((1 - high, 1 - low))

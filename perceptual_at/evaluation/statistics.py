@@ -243,4 +243,4 @@ def _scalar(function: str, value: Any) -> Tensor:
 
 def _quantile(function: str, confidence: float) -> float:
     _check.number(function, "confidence", confidence, above=0.0, below=1.0)
-    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    return -statistics.NormalDist().inv_cdf((1 - confidence) / 2)  # 1 + confidence may round to 2
