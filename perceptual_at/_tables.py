@@ -31,7 +31,7 @@ def latex_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         <BLANKLINE>
     """
     lines = [r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}", r"\hline", " & ".join(head) + r" \\", r"\hline"]
-    lines += [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in rows]
+    lines += [" & ".join(escaped(cell) for cell in row) + r" \\" for row in rows]
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
@@ -39,7 +39,8 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text as LaTeX."""
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {sign: "\\" + sign for sign in "&%$#_{}"}
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(sign, sign) for sign in text)

@@ -1,5 +1,6 @@
 """Intervals and tests of counts against exact sums over all outcomes, and evaluations beside each other."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -244,6 +245,8 @@ def test_a_comparison_prints_and_saves():
     assert table[3].startswith("| a | 75.00 | 25.00 | +50.00 | ")
     assert table[4].startswith("| worst case | ")
     assert r"mine, \% & theirs, \%" in found.to_latex()
+    named = dataclasses.replace(found, names=("runs/pgd_at-0", "50% {a & b}"))
+    assert r" & runs/pgd\_at-0, \% & 50\% \{a \& b\}, \% & difference & 95 \% interval & p \\" in named.to_latex()
     saved = json.loads(json.dumps(found.to_dict()))
     assert saved["a"]["p"] == 0.5
     assert saved["clean"]["difference"] == 0.25

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perceptual_at import _check
-from perceptual_at._tables import latex_table, markdown_table
+from perceptual_at._tables import escaped, latex_table, markdown_table
 from perceptual_at.evaluation.report import Evaluation
 from perceptual_at.evaluation.statistics import Interval, mcnemar, paired_interval
 from perceptual_at.published import METRICS, PublishedRow
@@ -95,20 +95,20 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The rows as a table, in percent."""
-        return markdown_table(self._head("%"), self._cells())
+        return markdown_table(self._head(), self._cells())
 
     def to_latex(self) -> str:
         """The rows as a `tabular`, in percent."""
-        return latex_table(self._head(r"\%"), self._cells())
+        return latex_table([escaped(cell) for cell in self._head()], self._cells())
 
     def to_dict(self) -> dict[str, Any]:
         """The rows by name, for JSON."""
         more = ("difference", "p", "interval")
         return {row.name: {**dataclasses.asdict(row), **{key: getattr(row, key) for key in more}} for row in self.rows}
 
-    def _head(self, percent: str) -> tuple[str, ...]:
+    def _head(self) -> tuple[str, ...]:
         a, b = self.names
-        return ("", f"{a}, {percent}", f"{b}, {percent}", "difference", f"95 {percent} interval", "p")
+        return ("", f"{a}, %", f"{b}, %", "difference", "95 % interval", "p")
 
     def _cells(self) -> list[tuple[str, ...]]:
         return [
@@ -215,7 +215,7 @@ class Aggregate:
 
     def to_latex(self, *, method: str = "") -> str:
         """The same as a `tabular`."""
-        head = ("method", *(name.replace("_", " ") for name in self.numbers))
+        head = ("method", *(escaped(name.replace("_", " ")) for name in self.numbers))
         return latex_table(head, [(method, *(str(number) for number in self.numbers.values()))])
 
     def to_dict(self) -> dict[str, Any]:
