@@ -1,6 +1,7 @@
 """Pictures of results. Needs matplotlib, loaded when a plot is made."""
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -272,7 +273,7 @@ def perception_paths(alphas: Sequence[float], paths: Mapping[str, Tensor], *, ax
     """
     _check_mapping("perception_paths", "paths", paths, Tensor)
     alphas = _check.numbers_of("perception_paths", "alphas", alphas)
-    if not alphas or alphas[-1] != 1:
+    if not alphas or not math.isclose(alphas[-1], 1, abs_tol=1e-6):
         raise ValueError(
             f"perception_paths: `alphas` must end with 1, where the movement is the whole, got {list(alphas)}."
         )

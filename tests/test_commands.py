@@ -1,6 +1,7 @@
 """The command line in this process: runs that become reports and tables, and calls that end in one line."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -852,6 +853,9 @@ def test_printed_rows_stand_beside_the_methods_they_are_of():
     text = table.table_text(table.cells([group], printed=True), "markdown")
     (row,) = published(paper="RAAT", table=1, dataset="CIFAR-10", model="ResNet-18", method="RAAT")
     assert f"printed: RAAT Table 1, RAAT |  | {row.printed['clean']} ± {row.printed_std['clean']}" in text
+    for more in ("extra", "init"):
+        (group,) = table.grouped([dataclasses.replace(run, settings={**settings, more: "some"})])
+        assert not group.rows
 
 
 def test_images_that_the_network_of_a_run_cannot_take_are_refused(copied, capsys):

@@ -22,6 +22,7 @@ import tyro
 from scipy import stats
 
 from perceptual_at import Evaluation, metrics, plotting
+from perceptual_at._tables import escaped, latex_table, markdown_table
 from perceptual_at.checkpoints import written_whole
 from perceptual_at.commands.endings import collected, said
 from perceptual_at.commands.evaluating.results import read_result, report_at
@@ -242,6 +243,8 @@ def _printed(settings: dict[str, Any]) -> tuple[PublishedRow, ...]:
     ]  # fmt: skip
     if not alike or settings["data"] not in sets or settings["model"] not in models:
         return ()
+    if settings.get("extra") or settings.get("init"):  # the papers' networks had neither
+        return ()
     names = {name for printed in alike for name in printed}
     rows = published(dataset=sets[settings["data"]], norm=settings["norm"]) if settings["norm"] != "l1" else ()
     return tuple(row for row in rows if row.method in names and row.model == models[settings["model"]])
@@ -324,20 +327,8 @@ def table_text(rows: Sequence[Sequence[str]], kind: str) -> str:
         return file.getvalue()
     head, *body = rows
     if kind == "markdown":
-        lines = [head, ["---", *("---:" for _ in head[1:])], *body]
-        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    bodies = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in body]
-    return "\n".join([
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
-        " & ".join(_latex(cell) for cell in head) + r" \\", r"\midrule", *bodies, r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("#", r"\#"), ("&", r"\&"),
-                           ("±", r"$\pm$"), ("$$", "$")):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+        return markdown_table(head, body) + "\n"
+    return latex_table([escaped(cell) for cell in head], body)
 
 
 def command(arguments: list[str]) -> None:
