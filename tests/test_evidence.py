@@ -286,6 +286,8 @@ def test_every_run_comes_once_and_seeds_before_regimes_before_further_arms(scrip
 
 def test_intervals_agree_with_scipy(scripts):
     numbers, stats = scripts["numbers"], pytest.importorskip("scipy.stats")
+    assert numbers.t_quantile(0.95, 1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)  # Cauchy's distribution
+    assert numbers.t_quantile(0.9, 2) == pytest.approx(math.sqrt(2 * 0.81 / 0.19), rel=1e-9)
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem(values))
     assert numbers.t_interval(values) == pytest.approx((7 / 3, low, high))

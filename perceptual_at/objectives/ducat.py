@@ -21,6 +21,7 @@ from perceptual_at.objectives.passes import (
     gaussian_start,
     kl_attacked,
     one_batch,
+    only_on,
     source_of_noise,
 )
 
@@ -99,13 +100,11 @@ def ducat(
     for name, value in (("clean_share", clean_share), ("adv_share", adv_share)):
         _check.number("ducat", name, value, at_least=0.0, at_most=1.0)
     _check.number("ducat", "consistency_temperature", consistency_temperature, above=0.0)
-    for name, value, usual, owner in (
-        ("adv_weight", adv_weight, 1.0, "pgd_at"),
-        ("consistency_weight", consistency_weight, 1.0, "consistency_at"),
-        ("consistency_temperature", consistency_temperature, 0.5, "consistency_at"),
-    ):
-        if value != usual and base != owner:
-            raise ValueError(f"ducat: `{name}`={value!r} has no effect with base={base!r}; only {owner!r} has it.")
+    only_on("ducat", "pgd_at", base, adv_weight=(adv_weight, 1.0))
+    only_on(
+        "ducat", "consistency_at", base,
+        consistency_weight=(consistency_weight, 1.0), consistency_temperature=(consistency_temperature, 0.5),
+    )  # fmt: skip
     x, labels = one_batch("ducat", model, views, labels, expected=(2,) if base == "consistency_at" else (1, 2))
     check_indices("ducat", labels)
     source_of_noise("ducat", noise, generator, x)

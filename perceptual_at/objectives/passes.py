@@ -57,6 +57,13 @@ def beta_on(function: str, base: str, beta: float | None, *, usual: float) -> fl
     return beta
 
 
+def only_on(function: str, owner: str, base: str, **options: tuple[object, object]) -> None:
+    """Refuse options, each with its value and its default, that only one base has; on another they have no effect."""
+    for name, (value, usual) in options.items():
+        if value != usual and base != owner:
+            raise ValueError(f"{function}: `{name}`={value!r} has no effect with base={base!r}; only {owner!r} has it.")
+
+
 def check_indices(function: str, labels: Tensor) -> None:
     """Refuse class probabilities where a single right class is needed."""
     if labels.is_floating_point():

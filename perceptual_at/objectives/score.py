@@ -20,6 +20,7 @@ from perceptual_at.objectives.passes import (
     forward,
     gaussian_start,
     one_batch,
+    only_on,
     predictions,
 )
 
@@ -82,9 +83,7 @@ def score(
     _check.choice("score", "base", base, ("trades", "pgd_at"))
     beta = beta_on("score", base, beta, usual=4.0)
     check_score("score", beta, slack, slack_on)
-    for name, value, usual in (("slack_on", slack_on, "sum"), ("adv_first", adv_first, False)):
-        if value != usual and base != "trades":
-            raise ValueError(f"score: `{name}`={value!r} has no effect with base={base!r}; only 'trades' has it.")
+    only_on("score", "trades", base, slack_on=(slack_on, "sum"), adv_first=(adv_first, False))
     x, labels = one_batch("score", model, views, labels)
     if base == "pgd_at":
         x_adv = attacked("score", attack, model, x, labels, loss=_error)
