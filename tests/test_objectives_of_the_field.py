@@ -232,7 +232,6 @@ REFUSED = [
     ("score", {"base": "mart"}, ValueError, "score: `base` must be one of"),
     ("score", {"slack": -1.0}, ValueError, "`slack` must lie in"),
     ("hypersphere", {"beta": 2.0}, ValueError, "hypersphere: `beta`=2.0 has no effect with base='pgd_at'"),
-    ("mail", {"beta": 5.0}, ValueError, "mail: `beta`=5.0 has no effect with base='pgd_at'"),
     ("ikl", {"table": torch.zeros(3, 2).double()}, ValueError, "ikl: `table` must hold the predictions of each class"),
     ("ikl", {"table": None, "sums": torch.zeros(2, 2)}, ValueError, "`sums` is of 2 classes but `logits` has 3"),
     ("clp", {"pairs": "halves"}, ValueError, "clp: `pairs` must be one of"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceptual_at import _check, _random
 from perceptual_at._random import Generator, SampleGenerator
 from perceptual_at._rounding import wide
-from perceptual_at._shapes import lacks_variance, per_sample, places
+from perceptual_at._shapes import lacks_variance, per_sample
 from perceptual_at.attacks.pgd import REACH, Climb, climbed
 from perceptual_at.attacks.targets import ascended
 from perceptual_at.divergences import PerSampleLoss, cross_entropy, soft_logit_margin
@@ -305,7 +305,7 @@ def find_margins(
     _check.count(name, "search_steps", search_steps)
     _check.flag(name, clip=clip)
     right = soft_logit_margin(clean_logits.detach(), labels) < 0
-    rows = places(right)
+    rows = right.nonzero().squeeze(1)
     margins = torch.zeros_like(before)
     if not rows.shape[0]:
         return Margins(x, margins, right)

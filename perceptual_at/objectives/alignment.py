@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from perceptual_at import _check
 from perceptual_at._places import labelled, over_places, wrong
-from perceptual_at._shapes import lacks_variance, per_sample, places, rows
+from perceptual_at._shapes import lacks_variance, per_sample, rows
 from perceptual_at.averaging import Weights
 from perceptual_at.losses import dicar_loss
 from perceptual_at.objectives.passes import Attack, attacked, forward, predictions
@@ -154,7 +154,7 @@ def dicar_term(
         right = ~wrong if counted is None else counted & ~wrong
         mask = torch.stack(right.chunk(2)).all(dim=0)
     used = rows(mask).any(dim=1)
-    pairs = places(used)
+    pairs = used.nonzero().squeeze(1)
     share = _share(settings.average_over, used)
     if not pairs.shape[0]:
         return x.new_zeros(()), clean

@@ -14,7 +14,6 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
-    beta_on,
     check_indices,
     finish,
     forward,
@@ -37,7 +36,7 @@ def ducat(
     adv_share: float = 1.0,
     adv_weight: float = 1.0,
     dummies: bool = True,
-    beta: float | None = None,
+    beta: float = 6.0,
     consistency_weight: float = 1.0,
     consistency_temperature: float = 0.5,
     noise: float = 0.001,
@@ -67,7 +66,7 @@ def ducat(
         adv_share: $w'$, the dummy's share at adversarial inputs.
         adv_weight: $a$, on PGD-AT only: the released code has it nowhere else.
         dummies: False before epoch 105 of 130: cross entropy of `x_adv` and the right classes, on TRADES too.
-        beta: weight of the KL on TRADES and MART, 6 if left out; refused on the other bases.
+        beta: weight of the KL, on TRADES and MART.
         consistency_weight: weight of the consistency term, on Consistency-AT only.
         consistency_temperature: its temperature.
         noise: standard deviation of the Gaussian start around `x`, on TRADES and MART.
@@ -94,8 +93,7 @@ def ducat(
     """
     _check.flag("ducat", dummies=dummies)
     _check.choice("ducat", "base", base, ("pgd_at", "trades", "mart", "consistency_at"))
-    beta = beta_on("ducat", base, beta, usual=6.0)
-    for name, value in (("consistency_weight", consistency_weight), ("adv_weight", adv_weight)):
+    for name, value in (("beta", beta), ("consistency_weight", consistency_weight), ("adv_weight", adv_weight)):
         _check.number("ducat", name, value, at_least=0.0)
     for name, value in (("clean_share", clean_share), ("adv_share", adv_share)):
         _check.number("ducat", name, value, at_least=0.0, at_most=1.0)

@@ -49,8 +49,8 @@ def check_views(function: str, model: Any, views: Any, labels: Any, *, expected:
 
 
 def beta_on(function: str, base: str, beta: float | None, *, usual: float) -> float:
-    """The weight of a base's KL, the usual one if left out; refused on bases that have no KL."""
-    if beta is not None and base not in ("trades", "mart"):
+    """The weight of a base's KL, the usual one if left out; refused on PGD-AT, which has none."""
+    if beta is not None and base != "trades":
         raise ValueError(f"{function}: `beta`={beta!r} has no effect with base={base!r}.")
     beta = usual if beta is None else beta
     _check.number(function, "beta", beta, at_least=0.0)

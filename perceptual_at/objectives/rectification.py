@@ -14,7 +14,6 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
-    beta_on,
     check_indices,
     finish,
     forward,
@@ -35,7 +34,7 @@ def adr(
     temperature: float = 2.5,
     trust: float = 0.7,
     base: Literal["pgd_at", "trades"] = "pgd_at",
-    beta: float | None = None,
+    beta: float = 6.0,
     joint: bool = True,
     start: Literal["one_sided", "gaussian"] = "one_sided",
     reference_mode: Literal["eval", "as_is"] = "as_is",
@@ -64,7 +63,7 @@ def adr(
         temperature: $T$, 2.5 falling to 2 on CIFAR-10.
         trust: $\lambda$, 0.7 rising to 0.95 on CIFAR-10.
         base: whose labels are rectified.
-        beta: weight of the KL on TRADES, 6 if left out; refused on PGD-AT.
+        beta: weight of the KL, on TRADES.
         joint: run `x` and `x_adv` as one batch, as released, which mixes batch norm's statistics; on TRADES.
         start: of the attack, on TRADES: `"one_sided"` adds `noise` times uniform numbers in [0, 1), as released;
             `"gaussian"` is TRADES' own.
@@ -96,7 +95,7 @@ def adr(
     _check.choice("adr", "base", base, ("pgd_at", "trades"))
     _check.choice("adr", "start", start, ("one_sided", "gaussian"))
     _check.choice("adr", "reference_mode", reference_mode, ("eval", "as_is"))
-    beta = beta_on("adr", base, beta, usual=6.0)
+    _check.number("adr", "beta", beta, at_least=0.0)
     _check.number("adr", "temperature", temperature, above=0.0)
     _check.number("adr", "trust", trust, at_least=0.0, at_most=1.0)
     if average is None:

@@ -15,7 +15,6 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
-    beta_on,
     check_indices,
     finish,
     forward,
@@ -129,7 +128,7 @@ def mail(
     margin: Literal["adversarial", "clean", "difference"] = "adversarial",
     scale: Literal["code", "batch"] = "code",
     weighted: bool = True,
-    beta: float | None = None,
+    beta: float = 5.0,
     noise: float = 0.001,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -155,7 +154,7 @@ def mail(
         scale: `"code"` multiplies by 3, whatever the batch; `"batch"` divides by the batch's mean, so that the weights
             sum to its size, as the paper is remembered to do (unverified).
         weighted: False leaves the weights out, as before epoch 76 of 120 in the released code.
-        beta: weight of the KL term on TRADES and MART, 5 if left out; refused on PGD-AT.
+        beta: weight of the KL term, on TRADES and MART.
         noise: standard deviation of the Gaussian start around `x`.
         generator: source of the start noise.
 
@@ -180,7 +179,7 @@ def mail(
     _check.flag("mail", weighted=weighted)
     _check.choice("mail", "base", base, ("pgd_at", "trades", "mart"))
     _check.choice("mail", "margin", margin, ("adversarial", "clean", "difference"))
-    beta = beta_on("mail", base, beta, usual=5.0)
+    _check.number("mail", "beta", beta, at_least=0.0)
     recommended = (10.0, -0.5) if base == "pgd_at" else (2.0, 0.0)
     slope, bias = recommended[0] if slope is None else slope, recommended[1] if bias is None else bias
     check_sigmoid("mail", slope, bias, scale)

@@ -15,7 +15,6 @@ from perceptual_at.objectives.passes import (
     Attack,
     Result,
     attacked,
-    beta_on,
     check_indices,
     check_views,
     finish,
@@ -35,7 +34,7 @@ def te(
     targets: Tensor | None,
     weight: float = 300.0,
     base: Literal["pgd_at", "trades"] = "pgd_at",
-    beta: float | None = None,
+    beta: float = 6.0,
     noise: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -57,7 +56,7 @@ def te(
             in the released code.
         weight: $w$, which grows with the epochs: `schedules.te_weight`.
         base: what the term is added to.
-        beta: weight of the KL on TRADES, 6 if left out; refused on PGD-AT.
+        beta: weight of the KL, on TRADES.
         noise: standard deviation of a Gaussian start around `x`. None takes 0.001 on TRADES and leaves PGD-AT's start
             to the attack; the released code has 0.001 on PGD-AT in L2 too.
         generator: source of the start noise.
@@ -83,7 +82,7 @@ def te(
     """
     _check.choice("te", "base", base, ("pgd_at", "trades"))
     _check.number("te", "weight", weight, at_least=0.0)
-    beta = beta_on("te", base, beta, usual=6.0)
+    _check.number("te", "beta", beta, at_least=0.0)
     check_views("te", model, views, labels, expected=(1,))
     check_indices("te", labels)
     (x,) = views
